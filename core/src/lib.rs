@@ -1,0 +1,1 @@
+//! Placement, replication, formats: all of Trefoil's rules, and no I/O.

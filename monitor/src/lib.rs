@@ -1,0 +1,1 @@
+//! The monitors: the cluster map on Raft.

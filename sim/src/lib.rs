@@ -1,0 +1,1 @@
+//! The simulator: whole clusters on one thread, under one seed.

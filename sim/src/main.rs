@@ -1,0 +1,2 @@
+//! `trefoil-sim`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The storage node: a log-structured store and its daemon.

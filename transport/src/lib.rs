@@ -1,0 +1,1 @@
+//! Framed, batched connections between Trefoil's daemons.
