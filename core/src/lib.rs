@@ -1,1 +1,32 @@
-//! Placement, replication, formats: all of Trefoil's rules, and no I/O.
+//! The rules of Trefoil, and no I/O.
+//!
+//! Everything that decides anything lives here: placement ([`crush`]), the replication protocol
+//! ([`node`], [`leader`]), the cluster map ([`map`]), the wire format ([`wire`]) and the records that a
+//! storage node makes durable ([`record`]). The daemons and the simulator drive the same code.
+//!
+//! # Contract
+//!
+//! Nothing in this crate reads a clock, opens a file or a socket, starts a task or a thread, or draws a
+//! random number. Time comes in as a [`Time`], other events as inputs; what is to be done goes out
+//! as outputs. The same inputs give the same outputs, on every machine, in every run: maps that are
+//! iterated are ordered or hashed with a fixed hasher.
+//!
+//! # Layout
+//!
+//! | module | what |
+//! |---|---|
+//! | [`ids`] | volume, node, group, ballot, head: the nouns of the protocol |
+//! | [`message`] | what leaders and nodes say to each other |
+//! | [`record`] | what a node makes durable, one record per step |
+//! | [`client`] | what a leader is asked and answers |
+//! | [`checksum`] | the 64-bit checksum of a block, which also names the block |
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+pub mod client;
+pub mod ids;
+pub mod limits;
+pub mod message;
+pub mod record;
+
+pub use ids::*;

@@ -1,0 +1,249 @@
+//! What a node makes durable: section 2 of `docs/protocol.md`.
+//!
+//! Each [`Record`] is one step of the node, durable as a whole or not at all, in the order in which the
+//! node gave them. [`Durable`] is what a sequence of records adds up to, less the blocks themselves:
+//! the node's machine, the store's recovery and the simulator's disk all fold records with the same
+//! [`Durable::apply`], so that what is true after a crash cannot differ from what was true before.
+
+use crate::ids::*;
+use crate::message::{Line, WriteOp};
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A ballot and the epoch that its Open named.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Promise {
+    /// The ballot.
+    pub ballot: Ballot,
+    /// The epoch under which it was opened.
+    pub epoch: Epoch,
+}
+
+/// Blocks that a repair brought: only those which differ from the old copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patch<P> {
+    /// `(block, checksum)` in ascending order of blocks; [`crate::checksum::HOLE`] makes a hole.
+    pub blocks: Vec<(u32, u64)>,
+    /// The bytes of those that are no holes, in order.
+    pub data: P,
+    /// `(block, checksum)` of blocks whose bytes no source had: bad until they are written or found.
+    pub bad: Vec<(u32, u64)>,
+}
+
+/// One durable step of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record<P> {
+    /// The volume's fence (answer: Fenced).
+    Fence {
+        /// The volume.
+        volume: VolumeId,
+        /// The fence.
+        generation: Generation,
+    },
+    /// A promise (answer: Opened).
+    Open {
+        /// The group.
+        group: GroupId,
+        /// The promise.
+        promised: Promise,
+        /// The epoch of the group's PG from now on; `left` is cleared.
+        epoch: Epoch,
+    },
+    /// A line (answer: Settled). `settled` becomes `promised`.
+    Settle {
+        /// The group.
+        group: GroupId,
+        /// The line.
+        settled: Promise,
+        /// Objects that are behind from now on, with their lines.
+        add: Vec<(ObjectIndex, Line)>,
+        /// Objects that are not behind any more.
+        remove: Vec<ObjectIndex>,
+    },
+    /// A write (answer: Have).
+    Write {
+        /// The object.
+        object: ObjectId,
+        /// The head that it gives.
+        head: Head,
+        /// The newest snapshot that its leader knew.
+        snap: u64,
+        /// What changes.
+        op: WriteOp<P>,
+    },
+    /// A finished repair (answer: Have): pieces, then writes in order, the head that this gives, out of
+    /// `behind`, in one step.
+    Install {
+        /// The object.
+        object: ObjectId,
+        /// The head.
+        head: Head,
+        /// What the sources had.
+        patches: Vec<Patch<P>>,
+        /// What was kept on top, in order.
+        writes: Vec<WriteOp<P>>,
+    },
+    /// The bytes of a block that had gone bad, found again by the checksum in the node's own table.
+    /// Content and head stay as they were.
+    Heal {
+        /// The object.
+        object: ObjectId,
+        /// The block.
+        block: u32,
+        /// Its checksum; if the table has another one by now, nothing changes.
+        checksum: u64,
+        /// The bytes.
+        data: P,
+    },
+    /// The volume is deleted: its groups, objects and fence go.
+    DeleteVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The node knows that it has lost state (N8): every group that it still knows has lost its votes,
+    /// and leaders below these generations are refused.
+    LostState {
+        /// The generation that the monitors have granted last, for each volume.
+        fences: Vec<(VolumeId, Generation)>,
+    },
+}
+
+impl<P> Record<P> {
+    /// Blocks of data that it carries.
+    pub fn data_blocks(&self) -> u32 {
+        let patch = |p: &Patch<P>| {
+            p.blocks
+                .iter()
+                .filter(|b| b.1 != crate::checksum::HOLE)
+                .count() as u32
+        };
+        match self {
+            Record::Write { op, .. } => op.data_blocks(),
+            Record::Install {
+                patches, writes, ..
+            } => {
+                patches.iter().map(patch).sum::<u32>()
+                    + writes.iter().map(WriteOp::data_blocks).sum::<u32>()
+            }
+            Record::Heal { .. } => 1,
+            _ => 0,
+        }
+    }
+}
+
+/// Durable state of a placement group at a node.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PgState {
+    /// The highest epoch under which this node has answered Open, List or Compare.
+    pub epoch: Epoch,
+    /// Set when the node has left the PG.
+    pub left: Option<Epoch>,
+}
+
+/// Durable state of a group at a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupState {
+    /// The highest ballot promised.
+    pub promised: Promise,
+    /// The ballot in whose line the node last was brought. Never above `promised`.
+    pub settled: Promise,
+    /// The node has lost what it knew of the group, and has not been settled since: no vote (N8).
+    pub lost: bool,
+    /// The head of every object that has one.
+    pub objects: FxHashMap<ObjectIndex, Head>,
+    /// Objects that are behind, with their lines. May name objects that the node does not have.
+    pub behind: FxHashMap<ObjectIndex, Line>,
+}
+
+/// What a node's records add up to, less the blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// Per volume.
+    pub fences: BTreeMap<VolumeId, Generation>,
+    /// Per placement group.
+    pub pgs: BTreeMap<PgId, PgState>,
+    /// Per group.
+    pub groups: BTreeMap<GroupId, GroupState>,
+    /// The node has lost state at some time: a group that it does not know is a lost one, not an empty
+    /// one.
+    pub amnesia: bool,
+}
+
+impl Durable {
+    /// The group's state, made if need be: a group that a node with [`Durable::amnesia`] does not know
+    /// is lost.
+    pub fn group_mut(&mut self, group: GroupId) -> &mut GroupState {
+        let lost = self.amnesia;
+        self.groups.entry(group).or_insert_with(|| GroupState {
+            lost,
+            ..GroupState::default()
+        })
+    }
+
+    /// Takes one step. Records come from the node's own machine or its own log, both of which have been
+    /// checked; a record about a group that is not there makes it.
+    pub fn apply<P>(&mut self, record: &Record<P>) {
+        match record {
+            Record::Fence { volume, generation } => {
+                let fence = self.fences.entry(*volume).or_default();
+                *fence = (*fence).max(*generation);
+            }
+            Record::Open {
+                group,
+                promised,
+                epoch,
+            } => {
+                let pg = self.pgs.entry(group.pg).or_default();
+                pg.epoch = pg.epoch.max(*epoch);
+                pg.left = None;
+                self.group_mut(*group).promised = *promised;
+            }
+            Record::Settle {
+                group,
+                settled,
+                add,
+                remove,
+            } => {
+                let state = self.group_mut(*group);
+                state.settled = *settled;
+                state.lost = false;
+                for index in remove {
+                    state.behind.remove(index);
+                }
+                for (index, line) in add {
+                    state.behind.insert(*index, *line);
+                }
+            }
+            Record::Write { object, head, .. } => {
+                self.group_mut(object.group)
+                    .objects
+                    .insert(object.index, *head);
+            }
+            Record::Install { object, head, .. } => {
+                let state = self.group_mut(object.group);
+                state.behind.remove(&object.index);
+                if *head != Head::ZERO {
+                    state.objects.insert(object.index, *head);
+                } else {
+                    state.objects.remove(&object.index);
+                }
+            }
+            Record::Heal { .. } => {}
+            Record::DeleteVolume { volume } => {
+                self.fences.remove(volume);
+                self.groups.retain(|group, _| group.volume != *volume);
+            }
+            Record::LostState { fences } => {
+                self.amnesia = true;
+                for group in self.groups.values_mut() {
+                    group.lost = true;
+                }
+                for (volume, generation) in fences {
+                    let fence = self.fences.entry(*volume).or_default();
+                    *fence = (*fence).max(*generation);
+                }
+            }
+        }
+    }
+}
