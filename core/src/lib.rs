@@ -25,8 +25,11 @@
 pub mod checksum;
 pub mod client;
 pub mod ids;
+pub mod leader;
 pub mod limits;
 pub mod message;
+pub mod node;
+pub mod placement;
 pub mod record;
 
 pub use ids::*;

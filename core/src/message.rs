@@ -212,6 +212,8 @@ pub enum FromNode<P> {
         ballot: Ballot,
         /// The copy's head.
         head: Head,
+        /// True where this ends a Repair that was ordered; false where it refuses a write.
+        repair: bool,
     },
     /// No room; nothing was applied.
     NoSpace {

@@ -1,0 +1,134 @@
+//! What goes into the node's machine and what comes out.
+
+use crate::ids::*;
+use crate::message::{FromNode, PeerMsg, ToNode};
+use crate::placement::PgConfig;
+use crate::record::Record;
+
+/// A connection from a leader. A later connection has a greater number; none is used twice in one run.
+pub type ConnId = u64;
+
+/// Numbers the records that the machine gives out, from 1, without gaps. A ticket is durable when its
+/// record and all before it are.
+pub type Ticket = u64;
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Input<P> {
+    /// A leader said something. Messages of one connection come in their order.
+    Leader {
+        /// The connection.
+        conn: ConnId,
+        /// What it said.
+        msg: ToNode<P>,
+    },
+    /// A leader's connection is gone. What it asked for and waits for is dropped.
+    LeaderGone {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// Another node said something.
+    Peer {
+        /// Which node.
+        node: NodeId,
+        /// What it said.
+        msg: PeerMsg<P>,
+    },
+    /// The connection to another node is gone, or could not be made. Answers that were to come will not.
+    PeerGone {
+        /// Which node.
+        node: NodeId,
+    },
+    /// All records up to this ticket are durable.
+    Durable {
+        /// The ticket.
+        ticket: Ticket,
+    },
+    /// The store's answer to [`Output::Read`].
+    Read {
+        /// The Read's.
+        token: u64,
+        /// What it found.
+        found: ReadResult<P>,
+    },
+    /// Placement groups have these configurations now. A PG that is not named is as before.
+    Config(Vec<(PgId, PgConfig)>),
+    /// The committed map shows these volumes as deleted, or as issued and gone.
+    VolumesDeleted(Vec<VolumeId>),
+    /// Time has passed. Wanted about ten times in a second.
+    Tick,
+}
+
+/// What a read of the store found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadResult<P> {
+    /// The table's checksums, one for each block; [`crate::checksum::HOLE`] for a hole.
+    pub checksums: Box<[u64]>,
+    /// The bytes of the blocks asked for that are neither holes nor bad (nor, for
+    /// [`ReadMode::Differing`], equal), in order.
+    pub data: P,
+    /// Blocks asked for whose bytes are not good: they failed their checksum or could not be read.
+    pub bad: Vec<u32>,
+}
+
+/// Which bytes a read wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadMode {
+    /// Of every block that is no hole.
+    All,
+    /// Of blocks whose checksum in the table is another than the one given (one for each block).
+    Differing(Box<[u64]>),
+    /// None: the checksums only.
+    ChecksumsOnly,
+}
+
+/// Something is to be done. Outputs are carried out in their order.
+#[derive(Clone, Debug)]
+pub enum Output<P> {
+    /// Make this durable, behind all that was given before; then say [`Input::Durable`].
+    Persist {
+        /// Its number.
+        ticket: Ticket,
+        /// The record.
+        record: Record<P>,
+    },
+    /// Send to a leader. What the message claims is durable already.
+    ToLeader {
+        /// The connection.
+        conn: ConnId,
+        /// The message.
+        msg: FromNode<P>,
+    },
+    /// Send to another node; connect if need be. If that fails, say [`Input::PeerGone`].
+    ToPeer {
+        /// Which node.
+        node: NodeId,
+        /// The message.
+        msg: PeerMsg<P>,
+    },
+    /// Read blocks as they are after all records given so far and before all later ones; then say
+    /// [`Input::Read`].
+    Read {
+        /// Names the answer.
+        token: u64,
+        /// The object.
+        object: ObjectId,
+        /// Which blocks.
+        blocks: BlockRange,
+        /// Which bytes.
+        mode: ReadMode,
+    },
+    /// Close a leader's connection: it broke the protocol, or was replaced by a newer one.
+    CloseLeader {
+        /// The connection.
+        conn: ConnId,
+        /// Why, for the log.
+        why: &'static str,
+    },
+    /// A group here differs from a peer's and no leader is connected that could be told: the monitors
+    /// are to have it healed (section 8).
+    Differs {
+        /// The group.
+        group: GroupId,
+    },
+}
