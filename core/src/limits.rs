@@ -47,3 +47,14 @@ pub const LEADER_REPAIRS_PER_NODE: usize = 8;
 pub const REPAIR_OVERLAY_BYTES_MAX: usize = 4 << 20;
 /// Writes that one repair keeps on top of the old copy; see [`REPAIR_OVERLAY_BYTES_MAX`].
 pub const REPAIR_OVERLAY_OPS_MAX: usize = 4096;
+/// Bytes that all repairs of a node keep on top together; see [`REPAIR_OVERLAY_BYTES_MAX`].
+pub const NODE_OVERLAY_BYTES_MAX: usize = 64 << 20;
+/// Ticks that a repair waits for a source that is not ready, or for an answer, before it is given up and
+/// the leader is told.
+pub const REPAIR_WAIT_TICKS_MAX: u32 = 30;
+/// Bad blocks that a node looks for at its peers at once. Others are found again by the next read.
+pub const NODE_HEALS_MAX: usize = 256;
+/// Groups without a leader that a node compares with its peers at each tick.
+pub const DIGESTS_PER_TICK: usize = 8;
+/// Blocks in an object of the largest size.
+pub const OBJECT_BLOCKS_MAX: u32 = (OBJECT_SIZE_MAX / crate::ids::BLOCK_SIZE as u64) as u32;

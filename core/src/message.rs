@@ -92,6 +92,8 @@ pub enum ToNode<P> {
         from: NodeId,
         /// The last number issued; the source must have it, the writes behind it are on their way here.
         upto: u64,
+        /// Blocks in an object of this volume.
+        object_blocks: u32,
         /// A client waits for it.
         urgent: bool,
     },
@@ -342,6 +344,10 @@ pub enum PeerMsg<P> {
         object: ObjectId,
         /// The FetchBlock's.
         request: u64,
+        /// The FetchBlock's.
+        block: u32,
+        /// The FetchBlock's. The receiver's shell verifies the bytes against it.
+        checksum: u64,
         /// The bytes, if the node has them under that checksum.
         data: Option<P>,
     },

@@ -51,6 +51,21 @@ pub enum Input<P> {
         /// What it found.
         found: ReadResult<P>,
     },
+    /// The store has found that a block's bytes are not good (while reading, or in a scrub).
+    BadBlock {
+        /// The object.
+        object: ObjectId,
+        /// The block.
+        block: u32,
+        /// Its checksum in the table.
+        checksum: u64,
+    },
+    /// The store has lost state that this node had reported as durable (N8). Said at most once, before
+    /// anything else; `fences` has the generation that the monitors have granted last, for every volume.
+    StateLost {
+        /// Per volume.
+        fences: Vec<(VolumeId, Generation)>,
+    },
     /// Placement groups have these configurations now. A PG that is not named is as before.
     Config(Vec<(PgId, PgConfig)>),
     /// The committed map shows these volumes as deleted, or as issued and gone.
