@@ -45,9 +45,6 @@ mod tests {
     #[test]
     fn golden_value() {
         // Frozen: stored blocks carry it.
-        assert_eq!(
-            block_checksum(VolumeId(1), 2, 3, &[7u8; 4096]),
-            17116262374082137695
-        );
+        assert_eq!(block_checksum(VolumeId(1), 2, 3, &[7u8; 4096]), 17116262374082137695);
     }
 }

@@ -192,10 +192,7 @@ pub struct Head {
 
 impl Head {
     /// No write yet.
-    pub const ZERO: Head = Head {
-        ballot: Ballot::ZERO,
-        seq: 0,
-    };
+    pub const ZERO: Head = Head { ballot: Ballot::ZERO, seq: 0 };
 }
 
 impl fmt::Debug for Head {

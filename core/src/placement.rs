@@ -23,12 +23,7 @@ pub struct PgConfig {
 impl PgConfig {
     /// A configuration with one set and no learners.
     pub fn simple(epoch: Epoch, set: Vec<NodeId>) -> PgConfig {
-        PgConfig {
-            epoch,
-            old: set.clone(),
-            new: set,
-            learners: Vec::new(),
-        }
+        PgConfig { epoch, old: set.clone(), new: set, learners: Vec::new() }
     }
 
     /// Every node that takes part, each once: the members, then the learners.
@@ -102,10 +97,6 @@ mod tests {
         assert!(!q(&[3, 4, 5]));
         assert_eq!(joint.problem(), None);
         assert!(!PgConfig::simple(Epoch(1), nodes(&[1])).is_quorum(|_| false));
-        assert!(
-            PgConfig::simple(Epoch(1), nodes(&[1, 1, 2]))
-                .problem()
-                .is_some()
-        );
+        assert!(PgConfig::simple(Epoch(1), nodes(&[1, 1, 2])).problem().is_some());
     }
 }

@@ -112,19 +112,11 @@ pub enum Record<P> {
 impl<P> Record<P> {
     /// Blocks of data that it carries.
     pub fn data_blocks(&self) -> u32 {
-        let patch = |p: &Patch<P>| {
-            p.blocks
-                .iter()
-                .filter(|b| b.1 != crate::checksum::HOLE)
-                .count() as u32
-        };
+        let patch = |p: &Patch<P>| p.blocks.iter().filter(|b| b.1 != crate::checksum::HOLE).count() as u32;
         match self {
             Record::Write { op, .. } => op.data_blocks(),
-            Record::Install {
-                patches, writes, ..
-            } => {
-                patches.iter().map(patch).sum::<u32>()
-                    + writes.iter().map(WriteOp::data_blocks).sum::<u32>()
+            Record::Install { patches, writes, .. } => {
+                patches.iter().map(patch).sum::<u32>() + writes.iter().map(WriteOp::data_blocks).sum::<u32>()
             }
             Record::Heal { .. } => 1,
             _ => 0,
@@ -175,10 +167,7 @@ impl Durable {
     /// is lost.
     pub fn group_mut(&mut self, group: GroupId) -> &mut GroupState {
         let lost = self.amnesia;
-        self.groups.entry(group).or_insert_with(|| GroupState {
-            lost,
-            ..GroupState::default()
-        })
+        self.groups.entry(group).or_insert_with(|| GroupState { lost, ..GroupState::default() })
     }
 
     /// Takes one step. Records come from the node's own machine or its own log, both of which have been
@@ -189,22 +178,13 @@ impl Durable {
                 let fence = self.fences.entry(*volume).or_default();
                 *fence = (*fence).max(*generation);
             }
-            Record::Open {
-                group,
-                promised,
-                epoch,
-            } => {
+            Record::Open { group, promised, epoch } => {
                 let pg = self.pgs.entry(group.pg).or_default();
                 pg.epoch = pg.epoch.max(*epoch);
                 pg.left = None;
                 self.group_mut(*group).promised = *promised;
             }
-            Record::Settle {
-                group,
-                settled,
-                add,
-                remove,
-            } => {
+            Record::Settle { group, settled, add, remove } => {
                 let state = self.group_mut(*group);
                 state.settled = *settled;
                 state.lost = false;
@@ -216,9 +196,7 @@ impl Durable {
                 }
             }
             Record::Write { object, head, .. } => {
-                self.group_mut(object.group)
-                    .objects
-                    .insert(object.index, *head);
+                self.group_mut(object.group).objects.insert(object.index, *head);
             }
             Record::Install { object, head, .. } => {
                 let state = self.group_mut(object.group);

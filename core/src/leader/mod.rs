@@ -12,9 +12,7 @@ pub struct Leader<P> {
 impl<P: Clone> Leader<P> {
     /// A leader with a generation of its own.
     pub fn new(_now: Time, _spec: VolumeSpec, _options: Options) -> Leader<P> {
-        Leader {
-            p: Default::default(),
-        }
+        Leader { p: Default::default() }
     }
     /// Takes one input, in the order in which things happened; adds what is to be done to `out`.
     pub fn handle(&mut self, _now: Time, _input: Input<P>, _out: &mut Vec<Output<P>>) {}

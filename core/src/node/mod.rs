@@ -1,9 +1,37 @@
-//! The node's machine: rules N1 to N8 of `docs/protocol.md`.
-#![allow(missing_docs)]
+//! The node's machine: rules N1 to N8 of `docs/protocol.md`, and nothing else.
+//!
+//! ```text
+//!  Leader messages ─┐                      ┌─► Persist(record), Read(blocks)   to the store
+//!  Peer messages   ─┼─► Node::handle(..) ──┼─► ToLeader(answer)                to front ends
+//!  Durable, Read   ─┘                      └─► ToPeer(fetch, piece, ..)        to other nodes
+//! ```
+//!
+//! The machine holds the node's state *as of the last record that it gave out*. An answer that claims
+//! something is held back, in order, until the store has said that everything the claim rests on is
+//! durable: [`Node::hold`] is the only way out for such an answer, and the one place where the rule
+//! "durable before answered" lives.
+//!
+//! The machine owns no socket, file, clock or random source. What it may not do: change a copy without
+//! a leader's word. The one exception, [`Record::Heal`], puts back the bytes that the node's own table
+//! names by checksum.
+
 mod api;
-use crate::ids::*;
-use crate::record::Durable;
+mod leaders;
+mod peers;
+mod repair;
+#[cfg(test)]
+mod tests;
+
 pub use api::*;
+
+use crate::ids::*;
+use crate::message::FromNode;
+use crate::placement::PgConfig;
+use crate::record::{Durable, GroupState, Record};
+use peers::Heal;
+use repair::Repair;
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Who a node is.
 #[derive(Clone, Debug)]
@@ -12,25 +40,265 @@ pub struct NodeConfig {
     pub id: NodeId,
 }
 
+/// What a read of the store was for.
+#[derive(Debug)]
+enum Reading {
+    /// A leader's Read.
+    Leader { conn: ConnId, group: GroupId, id: u64 },
+    /// The table of a copy that is to be repaired.
+    Table { object: ObjectId },
+    /// A peer's Fetch. `after`: what was given out when the blocks were read.
+    Fetch {
+        node: NodeId,
+        object: ObjectId,
+        ballot: Ballot,
+        request: u64,
+        head: Head,
+        blocks: BlockRange,
+        after: Ticket,
+    },
+    /// A peer's FetchBlock.
+    Block { node: NodeId, object: ObjectId, request: u64, block: u32, checksum: u64 },
+}
+
+/// Counters, for metrics. They start at 0 with the process.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeCounters {
+    /// Repairs that were completed.
+    pub repairs_done: u64,
+    /// Repairs that were given up; their leader was told.
+    pub repairs_failed: u64,
+    /// Blocks of data that repairs brought.
+    pub repair_blocks: u64,
+    /// Bad blocks that were seen.
+    pub bad_blocks: u64,
+    /// Bad blocks whose bytes were found again.
+    pub healed_blocks: u64,
+    /// Writes that were refused for want of room.
+    pub no_space: u64,
+    /// Opens and writes of leaders that a newer one has replaced.
+    pub refused: u64,
+}
+
 /// The machine.
 pub struct Node<P> {
-    p: std::marker::PhantomData<P>,
+    id: NodeId,
+    state: Durable,
+    configs: FxHashMap<PgId, PgConfig>,
+    /// The last ticket given out, and the last that is durable.
+    given: Ticket,
+    durable: Ticket,
+    /// Answers that wait for their ticket, in the order of tickets.
+    held: VecDeque<(Ticket, Output<P>)>,
+    /// The newest connection that opened the group, and is still there.
+    conns: FxHashMap<GroupId, ConnId>,
+    reads: FxHashMap<u64, Reading>,
+    next_token: u64,
+    repairs: BTreeMap<ObjectId, Repair<P>>,
+    repair_queue: VecDeque<ObjectId>,
+    overlay_bytes: usize,
+    heals: BTreeMap<(ObjectId, u32), Heal>,
+    /// The group that was compared with the peers last.
+    digest_cursor: Option<GroupId>,
+    room: u64,
+    full: bool,
+    counters: NodeCounters,
 }
 
 impl<P: Clone> Node<P> {
     /// A node that has recovered this state.
-    pub fn new(_config: NodeConfig, _durable: Durable) -> Node<P> {
+    pub fn new(config: NodeConfig, durable: Durable) -> Node<P> {
         Node {
-            p: Default::default(),
+            id: config.id,
+            state: durable,
+            configs: FxHashMap::default(),
+            given: 0,
+            durable: 0,
+            held: VecDeque::new(),
+            conns: FxHashMap::default(),
+            reads: FxHashMap::default(),
+            next_token: 1,
+            repairs: BTreeMap::new(),
+            repair_queue: VecDeque::new(),
+            overlay_bytes: 0,
+            heals: BTreeMap::new(),
+            digest_cursor: None,
+            room: u64::MAX,
+            full: false,
+            counters: NodeCounters::default(),
         }
     }
+
     /// Takes one input, in the order in which things happened; adds what is to be done to `out`.
-    pub fn handle(&mut self, _now: Time, _input: Input<P>, _out: &mut Vec<Output<P>>) {}
-    /// Blocks of data that the store has room for. Said before each batch of inputs; writes that need
-    /// more are refused before anything is applied.
-    pub fn set_room(&mut self, _blocks: u64, _full: bool) {}
+    pub fn handle(&mut self, _now: Time, input: Input<P>, out: &mut Vec<Output<P>>) {
+        match input {
+            Input::Leader { conn, msg } => self.leader_message(conn, msg, out),
+            Input::LeaderGone { conn } => self.leader_gone(conn),
+            Input::Peer { node, msg } => self.peer_message(node, msg, out),
+            Input::PeerGone { node } => self.peer_gone(node, out),
+            Input::Durable { ticket } => self.durable(ticket, out),
+            Input::Read { token, found } => self.read_done(token, found, out),
+            Input::BadBlock { object, block, checksum } => self.bad_block(object, block, checksum, out),
+            Input::StateLost { fences } => {
+                self.persist(Record::LostState { fences }, out);
+            }
+            Input::Config(configs) => {
+                for (pg, config) in configs {
+                    let newer = self.configs.get(&pg).is_none_or(|old| old.epoch <= config.epoch);
+                    if newer && config.problem().is_none() {
+                        self.configs.insert(pg, config);
+                    }
+                }
+            }
+            Input::VolumesDeleted(volumes) => {
+                for volume in volumes {
+                    self.delete_volume(volume, out);
+                }
+            }
+            Input::Tick => {
+                self.tick_repairs(out);
+                self.tick_heals(out);
+                self.tick_digests(out);
+            }
+        }
+    }
+
+    /// Blocks of data that the store has room for, and whether leaders are to be told that it is nearly
+    /// full. Said before each batch of inputs; what needs more is refused before anything is applied.
+    pub fn set_room(&mut self, blocks: u64, full: bool) {
+        self.room = blocks;
+        self.full = full;
+    }
+
     /// The state as of the last record given out.
     pub fn state(&self) -> &Durable {
-        unreachable!()
+        &self.state
+    }
+
+    /// Counters, for metrics.
+    pub fn counters(&self) -> NodeCounters {
+        self.counters
+    }
+
+    /// Repairs that are running or waiting here.
+    pub fn repairs_open(&self) -> usize {
+        self.repairs.len()
+    }
+
+    /// Gives out a record and takes it into the state.
+    fn persist(&mut self, record: Record<P>, out: &mut Vec<Output<P>>) -> Ticket {
+        self.state.apply(&record);
+        self.room = self.room.saturating_sub(u64::from(record.data_blocks()));
+        self.given += 1;
+        out.push(Output::Persist { ticket: self.given, record });
+        self.given
+    }
+
+    /// Sends `output` when everything that has been given out so far is durable. What it claims can rest
+    /// on nothing later.
+    fn hold(&mut self, output: Output<P>, out: &mut Vec<Output<P>>) {
+        self.hold_after(self.given, output, out);
+    }
+
+    fn hold_after(&mut self, ticket: Ticket, output: Output<P>, out: &mut Vec<Output<P>>) {
+        if ticket <= self.durable && self.held.is_empty() {
+            out.push(output);
+            return;
+        }
+        // A claim that was held back before this one must not be overtaken by it.
+        let ticket = ticket.max(self.held.back().map_or(0, |(t, _)| *t));
+        self.held.push_back((ticket, output));
+    }
+
+    fn hold_leader(&mut self, conn: ConnId, msg: FromNode<P>, out: &mut Vec<Output<P>>) {
+        self.hold(Output::ToLeader { conn, msg }, out);
+    }
+
+    fn durable(&mut self, ticket: Ticket, out: &mut Vec<Output<P>>) {
+        self.durable = self.durable.max(ticket.min(self.given));
+        while self.held.front().is_some_and(|(t, _)| *t <= self.durable) {
+            if let Some((_, output)) = self.held.pop_front() {
+                // Durable: the store has said so of every record up to the ticket it waited for.
+                out.push(output);
+            }
+        }
+    }
+
+    fn read(
+        &mut self,
+        what: Reading,
+        object: ObjectId,
+        blocks: BlockRange,
+        mode: ReadMode,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.reads.insert(token, what);
+        out.push(Output::Read { token, object, blocks, mode });
+    }
+
+    fn read_done(&mut self, token: u64, found: ReadResult<P>, out: &mut Vec<Output<P>>) {
+        match self.reads.remove(&token) {
+            None => {}
+            Some(Reading::Leader { conn, group, id }) => {
+                // A read claims nothing about durability: the leader asks for blocks only whose writes
+                // a majority has made durable.
+                let msg = if found.bad.is_empty() {
+                    FromNode::Data { group, id, checksums: found.checksums, data: found.data }
+                } else {
+                    FromNode::Bad { group, id, blocks: found.bad }
+                };
+                out.push(Output::ToLeader { conn, msg });
+            }
+            Some(Reading::Table { object }) => self.table_read(object, token, found, out),
+            Some(Reading::Fetch { node, object, ballot, request, head, blocks, after }) => {
+                self.piece_read(node, (object, ballot, request, head, blocks, after), found, out);
+            }
+            Some(Reading::Block { node, object, request, block, checksum }) => {
+                self.block_read(node, (object, request, block, checksum), found, out);
+            }
+        }
+    }
+
+    fn group(&self, group: GroupId) -> Option<&GroupState> {
+        self.state.groups.get(&group)
+    }
+
+    fn fence(&self, volume: VolumeId) -> Generation {
+        self.state.fences.get(&volume).copied().unwrap_or_default()
+    }
+
+    /// `b == promised == settled`, and the volume is not fenced against the ballot. The fence has to be
+    /// looked at here too: an older front end may have opened the group before a newer one fenced the
+    /// volume, and must not finish a write from then on (6.4).
+    fn leads(&self, group: GroupId, ballot: Ballot) -> bool {
+        self.group(group).is_some_and(|state| {
+            state.promised.ballot == ballot && state.settled.ballot == ballot && !state.lost
+        }) && ballot.generation() >= self.fence(group.volume)
+    }
+
+    fn leader_gone(&mut self, conn: ConnId) {
+        let gone: Vec<GroupId> = self.conns.iter().filter(|(_, c)| **c == conn).map(|(g, _)| *g).collect();
+        for group in gone {
+            self.conns.remove(&group);
+            // What was kept on top would have a gap: the writes that were under way are lost.
+            self.cancel_repairs(group);
+        }
+    }
+
+    fn delete_volume(&mut self, volume: VolumeId, out: &mut Vec<Output<P>>) {
+        let known = self.state.fences.contains_key(&volume)
+            || self.state.groups.keys().any(|group| group.volume == volume);
+        if !known {
+            return;
+        }
+        let groups: Vec<GroupId> = self.conns.keys().filter(|g| g.volume == volume).copied().collect();
+        for group in groups {
+            self.conns.remove(&group);
+            self.cancel_repairs(group);
+        }
+        self.heals.retain(|(object, _), _| object.group.volume != volume);
+        self.persist(Record::DeleteVolume { volume }, out);
     }
 }

@@ -1,0 +1,235 @@
+//! What nodes ask of each other: Fetch (N5), a block by its checksum (section 9), digests (section 8).
+//!
+//! None of it changes what a copy holds.
+
+use super::{Node, Output, ReadMode, ReadResult, Reading, Ticket};
+use crate::checksum::HOLE;
+use crate::ids::*;
+use crate::limits::{DIGESTS_PER_TICK, NODE_HEALS_MAX, PIECE_BLOCKS_MAX, REPAIR_WAIT_TICKS_MAX};
+use crate::message::{FromNode, Line, PeerMsg};
+use crate::record::{GroupState, Record};
+use std::ops::Bound;
+
+/// A bad block whose bytes are being looked for.
+#[derive(Debug)]
+pub(super) struct Heal {
+    checksum: u64,
+    /// Peers not asked yet.
+    left: Vec<NodeId>,
+    /// The peer and the request that an answer is awaited of.
+    asked: (NodeId, u64),
+    waited: u32,
+}
+
+impl<P: Clone> Node<P> {
+    pub(super) fn peer_message(&mut self, node: NodeId, msg: PeerMsg<P>, out: &mut Vec<Output<P>>) {
+        match msg {
+            PeerMsg::Fetch { object, ballot, request, min, blocks, have } => {
+                let fits = blocks.count <= PIECE_BLOCKS_MAX && have.len() == blocks.count as usize;
+                match self.fetchable(object, ballot, min).filter(|_| fits) {
+                    Some(head) => {
+                        let after = self.given;
+                        let what = Reading::Fetch { node, object, ballot, request, head, blocks, after };
+                        self.read(what, object, blocks, ReadMode::Differing(have), out);
+                    }
+                    None => {
+                        out.push(Output::ToPeer { node, msg: PeerMsg::NotYet { object, ballot, request } })
+                    }
+                }
+            }
+            PeerMsg::Piece { object, ballot, request, head, blocks, checksums, bad, data } => {
+                self.piece(node, object, (ballot, request, head), blocks, &checksums, &bad, data, out);
+            }
+            PeerMsg::NotYet { object, request, .. } => self.not_yet(node, object, request),
+            PeerMsg::FetchBlock { object, request, block, checksum } => {
+                let what = Reading::Block { node, object, request, block, checksum };
+                self.read(what, object, BlockRange::new(block, 1), ReadMode::All, out);
+            }
+            PeerMsg::Block { object, request, block, data, .. } => {
+                self.heal_answer(node, object, request, block, data, out)
+            }
+            PeerMsg::Digest { group, settled, digest } => {
+                let mine =
+                    self.group(group).map_or((Ballot::ZERO, digest_of(&GroupState::default())), |state| {
+                        (state.settled.ballot, digest_of(state))
+                    });
+                // A group that is being led here changes all the time; its leader knows this copy.
+                if !self.conns.contains_key(&group) && mine != (settled, digest) {
+                    out.push(Output::ToPeer { node, msg: PeerMsg::DigestDiffers { group } });
+                }
+            }
+            PeerMsg::DigestDiffers { group } => match self.conns.get(&group) {
+                Some(conn) => out.push(Output::ToLeader { conn: *conn, msg: FromNode::Differs { group } }),
+                None if self.state.groups.contains_key(&group) => out.push(Output::Differs { group }),
+                None => {}
+            },
+        }
+    }
+
+    /// N5: the head of a copy that a Fetch may be served from.
+    fn fetchable(&self, object: ObjectId, ballot: Ballot, min: u64) -> Option<Head> {
+        if !self.leads(object.group, ballot) {
+            return None;
+        }
+        let state = self.group(object.group)?;
+        if state.behind.contains_key(&object.index) {
+            return None;
+        }
+        let head = state.objects.get(&object.index).copied().unwrap_or_default();
+        (head.seq >= min).then_some(head)
+    }
+
+    pub(super) fn piece_read(
+        &mut self,
+        node: NodeId,
+        (object, ballot, request, head, blocks, after): (ObjectId, Ballot, u64, Head, BlockRange, Ticket),
+        found: ReadResult<P>,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let msg = PeerMsg::Piece {
+            object,
+            ballot,
+            request,
+            head,
+            blocks,
+            checksums: found.checksums,
+            bad: found.bad,
+            data: found.data,
+        };
+        // Held until the head that it names is durable here: the asker will report it as its own.
+        self.hold_after(after, Output::ToPeer { node, msg }, out);
+    }
+
+    pub(super) fn block_read(
+        &mut self,
+        node: NodeId,
+        (object, request, block, checksum): (ObjectId, u64, u32, u64),
+        found: ReadResult<P>,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let good = checksum != HOLE && found.bad.is_empty() && *found.checksums == [checksum];
+        let data = good.then_some(found.data);
+        out.push(Output::ToPeer { node, msg: PeerMsg::Block { object, request, block, checksum, data } });
+    }
+
+    /// The store has found a bad block: look for its bytes at the PG's other nodes, one after the other.
+    pub(super) fn bad_block(
+        &mut self,
+        object: ObjectId,
+        block: u32,
+        checksum: u64,
+        out: &mut Vec<Output<P>>,
+    ) {
+        self.counters.bad_blocks += 1;
+        if checksum == HOLE || self.heals.len() >= NODE_HEALS_MAX || self.heals.contains_key(&(object, block))
+        {
+            return;
+        }
+        let Some(config) = self.configs.get(&object.group.pg) else { return };
+        let left: Vec<NodeId> = config.everyone().into_iter().filter(|node| *node != self.id).collect();
+        self.heals.insert((object, block), Heal { checksum, left, asked: (self.id, 0), waited: 0 });
+        self.heal_next(object, block, out);
+    }
+
+    fn heal_next(&mut self, object: ObjectId, block: u32, out: &mut Vec<Output<P>>) {
+        let request = self.next_token;
+        let Some(heal) = self.heals.get_mut(&(object, block)) else { return };
+        let Some(node) = heal.left.pop() else {
+            // Nobody has it. It stays bad; a write over it clears it, and the next read looks again.
+            self.heals.remove(&(object, block));
+            return;
+        };
+        self.next_token += 1;
+        heal.asked = (node, request);
+        heal.waited = 0;
+        let checksum = heal.checksum;
+        out.push(Output::ToPeer { node, msg: PeerMsg::FetchBlock { object, request, block, checksum } });
+    }
+
+    fn heal_answer(
+        &mut self,
+        node: NodeId,
+        object: ObjectId,
+        request: u64,
+        block: u32,
+        data: Option<P>,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(heal) = self.heals.get(&(object, block)).filter(|heal| heal.asked == (node, request)) else {
+            return;
+        };
+        let checksum = heal.checksum;
+        match data {
+            Some(data) if self.room > 0 => {
+                self.heals.remove(&(object, block));
+                self.counters.healed_blocks += 1;
+                self.persist(Record::Heal { object, block, checksum, data }, out);
+            }
+            Some(_) => {
+                self.heals.remove(&(object, block));
+            }
+            None => self.heal_next(object, block, out),
+        }
+    }
+
+    pub(super) fn tick_heals(&mut self, out: &mut Vec<Output<P>>) {
+        let mut late = Vec::new();
+        for (key, heal) in &mut self.heals {
+            heal.waited += 1;
+            if heal.waited > REPAIR_WAIT_TICKS_MAX {
+                late.push(*key);
+            }
+        }
+        for (object, block) in late {
+            self.heal_next(object, block, out);
+        }
+    }
+
+    pub(super) fn peer_gone(&mut self, node: NodeId, out: &mut Vec<Output<P>>) {
+        self.repairs_lose_source(node, out);
+        let lost: Vec<(ObjectId, u32)> =
+            self.heals.iter().filter(|(_, heal)| heal.asked.0 == node).map(|(key, _)| *key).collect();
+        for (object, block) in lost {
+            self.heal_next(object, block, out);
+        }
+    }
+
+    /// Compares some groups that nobody leads here with the PG's other nodes.
+    pub(super) fn tick_digests(&mut self, out: &mut Vec<Output<P>>) {
+        let from = self.digest_cursor.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut last = None;
+        for (group, state) in self.state.groups.range((from, Bound::Unbounded)).take(DIGESTS_PER_TICK) {
+            last = Some(*group);
+            if self.conns.contains_key(group) {
+                continue;
+            }
+            let Some(config) = self.configs.get(&group.pg) else { continue };
+            let digest = digest_of(state);
+            for node in config.everyone().into_iter().filter(|node| *node != self.id) {
+                let msg = PeerMsg::Digest { group: *group, settled: state.settled.ballot, digest };
+                out.push(Output::ToPeer { node, msg });
+            }
+        }
+        self.digest_cursor = last; // None at the end: begin again
+    }
+}
+
+/// A sum over what a copy of a group would vote. Not a proof of equality: a difference that it misses is
+/// found by the next Open.
+fn digest_of(state: &GroupState) -> u64 {
+    let mix = |a: u64, b: u64| (a ^ b.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31);
+    let object =
+        |index: &ObjectIndex, a: u64, b: u64, kind: u64| mix(mix(mix(u64::from(*index), kind), a), b);
+    let mut sum = u64::from(state.lost);
+    for (index, head) in &state.objects {
+        sum = sum.wrapping_add(object(index, head.ballot.0, head.seq, 1));
+    }
+    for (index, line) in &state.behind {
+        let line = match line {
+            Line::At(ballot) => ballot.0,
+            Line::Lost => u64::MAX,
+        };
+        sum = sum.wrapping_add(object(index, line, 0, 2));
+    }
+    sum
+}

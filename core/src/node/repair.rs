@@ -1,0 +1,330 @@
+//! N4: a copy pulls what differs, on a leader's word.
+//!
+//! The old copy stays as it is until the end: the pieces, and the writes that came meanwhile, are
+//! installed in one durable record. A repair that cannot go on is given up, and the leader is told
+//! with a Gap; it orders another one, from another source if need be.
+
+use super::{ConnId, Node, Output, ReadMode, ReadResult, Reading};
+use crate::checksum::HOLE;
+use crate::ids::*;
+use crate::limits::*;
+use crate::message::{FromNode, PeerMsg, WriteOp};
+use crate::record::{Patch, Record};
+use std::collections::BTreeMap;
+
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waits for one of the [`NODE_REPAIRS_MAX`] places.
+    Queued,
+    /// Reads its own table.
+    Table { token: u64 },
+    /// Has asked the source for the piece from `next` on.
+    Fetching { request: u64 },
+    /// The source was not ready; asks again at the next tick.
+    Again,
+    /// Has all pieces; waits for the writes up to the greatest head that it has seen.
+    Catching,
+}
+
+/// One repair.
+#[derive(Debug)]
+pub(super) struct Repair<P> {
+    conn: ConnId,
+    ballot: Ballot,
+    from: NodeId,
+    upto: u64,
+    object_blocks: u32,
+    phase: Phase,
+    /// Ticks since the last progress.
+    waited: u32,
+    /// Checksums of the old copy, one for each block of the object.
+    have: Box<[u64]>,
+    /// The first block that has not been fetched.
+    next: u32,
+    /// The least and the greatest head among the pieces.
+    heads: Option<(Head, Head)>,
+    patches: Vec<Patch<P>>,
+    /// Writes kept on top, by number.
+    overlay: BTreeMap<u64, WriteOp<P>>,
+    overlay_bytes: usize,
+}
+
+impl<P: Clone> Node<P> {
+    pub(super) fn order_repair(
+        &mut self,
+        conn: ConnId,
+        object: ObjectId,
+        ballot: Ballot,
+        (from, upto, object_blocks, urgent): (NodeId, u64, u32, bool),
+        out: &mut Vec<Output<P>>,
+    ) {
+        self.drop_repair(object);
+        if self.repairs.len() >= NODE_REPAIR_QUEUE_MAX {
+            return self.tell_given_up(conn, object, ballot, out);
+        }
+        let repair = Repair {
+            conn,
+            ballot,
+            from,
+            upto,
+            object_blocks,
+            phase: Phase::Queued,
+            waited: 0,
+            have: Box::default(),
+            next: 0,
+            heads: None,
+            patches: Vec::new(),
+            overlay: BTreeMap::new(),
+            overlay_bytes: 0,
+        };
+        self.repairs.insert(object, repair);
+        if urgent {
+            self.repair_queue.push_front(object);
+        } else {
+            self.repair_queue.push_back(object);
+        }
+        self.start_repairs(out);
+    }
+
+    fn start_repairs(&mut self, out: &mut Vec<Output<P>>) {
+        while self.repairs.len() - self.repair_queue.len() < NODE_REPAIRS_MAX {
+            let Some(object) = self.repair_queue.pop_front() else { return };
+            let Some(repair) = self.repairs.get_mut(&object) else { continue };
+            repair.phase = Phase::Table { token: self.next_token };
+            let blocks = BlockRange::new(0, repair.object_blocks);
+            self.read(Reading::Table { object }, object, blocks, ReadMode::ChecksumsOnly, out);
+        }
+    }
+
+    pub(super) fn table_read(
+        &mut self,
+        object: ObjectId,
+        token: u64,
+        found: ReadResult<P>,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(repair) = self.repairs.get_mut(&object) else { return };
+        // The answer for a repair that was dropped and ordered anew may be older than the copy is now:
+        // what differs must be worked out against the copy that the pieces will be laid on.
+        if repair.phase != (Phase::Table { token }) || found.checksums.len() != repair.object_blocks as usize
+        {
+            return;
+        }
+        repair.have = found.checksums;
+        self.fetch_next(object, out);
+    }
+
+    fn fetch_next(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
+        let request = self.next_token;
+        let Some(repair) = self.repairs.get_mut(&object) else { return };
+        if repair.next >= repair.object_blocks {
+            repair.phase = Phase::Catching;
+            return self.finish_if_level(object, out);
+        }
+        self.next_token += 1;
+        let blocks = BlockRange::new(repair.next, PIECE_BLOCKS_MAX.min(repair.object_blocks - repair.next));
+        repair.phase = Phase::Fetching { request };
+        repair.waited = 0;
+        let have = repair.have[blocks.first as usize..blocks.end() as usize].into();
+        let (ballot, min) = (repair.ballot, repair.upto);
+        let msg = PeerMsg::Fetch { object, ballot, request, min, blocks, have };
+        out.push(Output::ToPeer { node: repair.from, msg });
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn piece(
+        &mut self,
+        node: NodeId,
+        object: ObjectId,
+        (ballot, request, head): (Ballot, u64, Head),
+        blocks: BlockRange,
+        checksums: &[u64],
+        bad: &[u32],
+        data: P,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(repair) = self.repairs.get_mut(&object) else { return };
+        let want = BlockRange::new(repair.next, PIECE_BLOCKS_MAX.min(repair.object_blocks - repair.next));
+        let fits = repair.phase == Phase::Fetching { request }
+            && (repair.from, repair.ballot) == (node, ballot)
+            && blocks == want
+            && checksums.len() == blocks.count as usize
+            && head.seq >= repair.upto;
+        if !fits {
+            return;
+        }
+        let mut patch = Patch { blocks: Vec::new(), data, bad: Vec::new() };
+        for (i, sum) in checksums.iter().enumerate() {
+            let block = blocks.first + i as u32;
+            if repair.have[block as usize] == *sum {
+                continue;
+            }
+            if bad.contains(&block) && *sum != HOLE {
+                patch.bad.push((block, *sum));
+            } else {
+                patch.blocks.push((block, *sum));
+            }
+        }
+        self.counters.repair_blocks += patch.blocks.iter().filter(|b| b.1 != HOLE).count() as u64;
+        if !patch.blocks.is_empty() || !patch.bad.is_empty() {
+            repair.patches.push(patch);
+        }
+        repair.heads = Some(match repair.heads {
+            None => (head, head),
+            Some((least, greatest)) => (least.min(head), greatest.max(head)),
+        });
+        repair.next = blocks.end();
+        self.fetch_next(object, out);
+    }
+
+    pub(super) fn not_yet(&mut self, node: NodeId, object: ObjectId, request: u64) {
+        if let Some(repair) = self.repairs.get_mut(&object)
+            && repair.from == node
+            && repair.phase == (Phase::Fetching { request })
+        {
+            repair.phase = Phase::Again;
+        }
+    }
+
+    /// A write to a copy under repair: kept on top, within limits. At the limit the repair is given up.
+    pub(super) fn keep_on_top(
+        &mut self,
+        object: ObjectId,
+        seq: u64,
+        op: WriteOp<P>,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(repair) = self.repairs.get_mut(&object) else { return };
+        if seq <= repair.upto {
+            return;
+        }
+        let bytes = op.data_blocks() as usize * BLOCK_SIZE;
+        if repair.overlay_bytes + bytes > REPAIR_OVERLAY_BYTES_MAX
+            || repair.overlay.len() >= REPAIR_OVERLAY_OPS_MAX
+            || self.overlay_bytes + bytes > NODE_OVERLAY_BYTES_MAX
+        {
+            return self.give_up(object, out);
+        }
+        if repair.overlay.insert(seq, op).is_none() {
+            repair.overlay_bytes += bytes;
+            self.overlay_bytes += bytes;
+        }
+        self.finish_if_level(object, out);
+    }
+
+    /// The end of N4: complete when what was kept on top goes from m + 1 to at least M without a gap.
+    fn finish_if_level(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
+        let Some(repair) = self.repairs.get(&object).filter(|repair| repair.phase == Phase::Catching) else {
+            return;
+        };
+        let Some((least, greatest)) = repair.heads else { return };
+        let last =
+            (least.seq + 1..).take_while(|seq| repair.overlay.contains_key(seq)).last().unwrap_or(least.seq);
+        if last < greatest.seq {
+            return;
+        }
+        // `b == promised` still: every Open cancels the group's repairs, so that one which is here is of
+        // the promised ballot. Looked at all the same: this is the line between a repair and a lost write.
+        if !self.leads(object.group, repair.ballot) {
+            return self.drop_repair(object);
+        }
+        let head = if last > least.seq { Head { ballot: repair.ballot, seq: last } } else { greatest };
+        let Some(mut repair) = self.take_repair(object) else { return };
+        let mut rest = repair.overlay.split_off(&(least.seq + 1));
+        rest.retain(|seq, _| *seq <= last);
+        let record = Record::Install {
+            object,
+            head,
+            patches: std::mem::take(&mut repair.patches),
+            writes: rest.into_values().collect(),
+        };
+        let (conn, ballot) = (repair.conn, repair.ballot);
+        if u64::from(record.data_blocks()) > self.room {
+            self.counters.no_space += 1;
+            self.counters.repairs_failed += 1;
+            self.hold_leader(conn, FromNode::NoSpace { object, ballot, seq: head.seq }, out);
+        } else {
+            self.counters.repairs_done += 1;
+            self.persist(record, out);
+            // Held until the whole repair is durable, in its one record.
+            self.hold_leader(conn, FromNode::Have { object, ballot, seq: head.seq, full: self.full }, out);
+        }
+        self.start_repairs(out);
+    }
+
+    pub(super) fn tick_repairs(&mut self, out: &mut Vec<Output<P>>) {
+        let mut again = Vec::new();
+        let mut late = Vec::new();
+        for (object, repair) in &mut self.repairs {
+            if repair.phase == Phase::Queued {
+                continue;
+            }
+            repair.waited += 1;
+            if repair.waited > REPAIR_WAIT_TICKS_MAX {
+                late.push(*object);
+            } else if repair.phase == Phase::Again {
+                again.push(*object);
+            }
+        }
+        for object in late {
+            self.give_up(object, out);
+        }
+        for object in again {
+            let waited = self.repairs.get(&object).map_or(0, |repair| repair.waited);
+            self.fetch_next(object, out);
+            if let Some(repair) = self.repairs.get_mut(&object) {
+                repair.waited = waited; // asking again is no progress
+            }
+        }
+    }
+
+    /// The source of repairs is gone.
+    pub(super) fn repairs_lose_source(&mut self, node: NodeId, out: &mut Vec<Output<P>>) {
+        let lost: Vec<ObjectId> = self
+            .repairs
+            .iter()
+            .filter(|(_, r)| r.from == node && matches!(r.phase, Phase::Fetching { .. } | Phase::Again))
+            .map(|(object, _)| *object)
+            .collect();
+        for object in lost {
+            self.give_up(object, out);
+        }
+    }
+
+    fn give_up(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
+        if let Some(repair) = self.take_repair(object) {
+            self.tell_given_up(repair.conn, object, repair.ballot, out);
+            self.start_repairs(out);
+        }
+    }
+
+    fn tell_given_up(&mut self, conn: ConnId, object: ObjectId, ballot: Ballot, out: &mut Vec<Output<P>>) {
+        self.counters.repairs_failed += 1;
+        let head =
+            self.group(object.group).and_then(|g| g.objects.get(&object.index)).copied().unwrap_or_default();
+        self.hold_leader(conn, FromNode::Gap { object, ballot, head, repair: true }, out);
+    }
+
+    /// Drops a group's repairs and what they kept on top, without a word: its leader opens it anew.
+    pub(super) fn cancel_repairs(&mut self, group: GroupId) {
+        let first = ObjectId { group, index: 0 };
+        let last = ObjectId { group, index: ObjectIndex::MAX };
+        let objects: Vec<ObjectId> = self.repairs.range(first..=last).map(|(object, _)| *object).collect();
+        for object in objects {
+            self.drop_repair(object);
+        }
+    }
+
+    fn drop_repair(&mut self, object: ObjectId) {
+        self.take_repair(object);
+    }
+
+    fn take_repair(&mut self, object: ObjectId) -> Option<Repair<P>> {
+        let repair = self.repairs.remove(&object)?;
+        self.overlay_bytes -= repair.overlay_bytes;
+        if repair.phase == Phase::Queued {
+            self.repair_queue.retain(|queued| *queued != object);
+        }
+        Some(repair)
+    }
+}
