@@ -25,6 +25,7 @@
 
 pub mod checksum;
 pub mod client;
+pub mod crush;
 pub mod ids;
 pub mod limits;
 pub mod message;
