@@ -19,6 +19,7 @@
 //! | [`message`] | what leaders and nodes say to each other |
 //! | [`record`] | what a node makes durable, one record per step |
 //! | [`client`] | what a leader is asked and answers |
+//! | [`map`] | the cluster map, leases, liveness: what the monitors agree on |
 //! | [`wire`] | frames: what travels between daemons |
 //! | [`checksum`] | the 64-bit checksum of a block, which also names the block |
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ pub mod client;
 pub mod crush;
 pub mod ids;
 pub mod limits;
+pub mod map;
 pub mod message;
 pub mod record;
 pub mod wire;
