@@ -1,2 +1,3 @@
 //! `trefoil`: every daemon and the administrator's command line in one binary.
+mod cmd;
 fn main() {}

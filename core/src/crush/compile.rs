@@ -121,7 +121,7 @@ pub enum BuildError {
         name: String,
     },
     /// A bucket contains itself, directly or through others.
-    #[error("{subject} (`{name}`) contains itself through its items; take one of them out")]
+    #[error("bucket `{name}` contains itself through its items; take one of them out")]
     Cycle {
         /// The bucket where the cycle was noticed.
         subject: Subject,
@@ -147,6 +147,17 @@ pub enum BuildError {
         subject: Subject,
         /// The weight.
         weight: u32,
+    },
+    /// A rule takes a device class of a tree bucket, for which Ceph's answers are not defined.
+    #[error(
+        "{subject} takes a device class from tree bucket `{bucket}`, where Ceph's answers depend \
+         on uninitialised memory; change the bucket to straw2 or take it without a class"
+    )]
+    TreeWithClass {
+        /// The rule.
+        subject: Subject,
+        /// The name of the bucket.
+        bucket: String,
     },
     /// Weights or ids of choose_args do not match the bucket's items in number.
     #[error(
@@ -179,6 +190,7 @@ impl BuildError {
             | Self::UnequalWeights { subject }
             | Self::WeightOverflow { subject }
             | Self::WeightTooFine { subject, .. }
+            | Self::TreeWithClass { subject, .. }
             | Self::ChooseArgsShape { subject, .. } => *subject,
         }
     }
@@ -226,7 +238,7 @@ impl CrushMap {
             index[slot(node.id)] = i as u32;
         }
         let max_devices = def.devices.last().map_or(0, |device| device.id + 1);
-        let rules = compile_rules(&mut def, &shadows)?;
+        let rules = compile_rules(&mut def, &shadows, &nodes)?;
         let mut map = Self {
             def,
             nodes,
@@ -811,6 +823,7 @@ fn children_first(
 fn compile_rules(
     def: &mut MapDef,
     shadows: &Shadows,
+    nodes: &[Node],
 ) -> Result<Vec<Option<Vec<Step>>>, BuildError> {
     def.rules.sort_by_key(|rule| rule.id);
     let items: HashSet<i32> = def
@@ -820,6 +833,7 @@ fn compile_rules(
         .chain(def.buckets.iter().map(|bucket| bucket.id))
         .collect();
     let types: HashSet<i32> = def.types.iter().map(|entry| entry.id).collect();
+    let undefined_in_ceph = unpredictable(def, shadows, nodes);
     let mut names = HashSet::new();
     let mut rules: Vec<Option<Vec<Step>>> = Vec::new();
     for rule in &def.rules {
@@ -850,9 +864,55 @@ fn compile_rules(
             1,
             steps_max,
         )?;
-        rules[number] = Some(compile_steps(rule, &items, &types, shadows)?);
+        let steps = compile_steps(rule, &items, &types, shadows)?;
+        for step in &steps {
+            let Step::Take { item, .. } = step else {
+                continue;
+            };
+            if let Some(bucket) = undefined_in_ceph.get(item) {
+                return Err(BuildError::TreeWithClass {
+                    subject,
+                    bucket: bucket.clone(),
+                });
+            }
+        }
+        rules[number] = Some(steps);
     }
     Ok(rules)
+}
+
+/// The shadow buckets whose choices are not defined, each with the name of the tree bucket to
+/// blame: Ceph grows the shadow of a tree bucket item by item without clearing the weights of new
+/// inner nodes, so from three items on its choices depend on what the memory held before.
+fn unpredictable(def: &MapDef, shadows: &Shadows, nodes: &[Node]) -> HashMap<i32, String> {
+    let originals: HashMap<i32, i32> = shadows
+        .ids
+        .iter()
+        .map(|((original, _), id)| (*id, *original))
+        .collect();
+    let names: HashMap<i32, &String> = def
+        .buckets
+        .iter()
+        .map(|bucket| (bucket.id, &bucket.name))
+        .collect();
+    let mut blame: HashMap<i32, String> = HashMap::new();
+    // Items come before their bucket.
+    for node in nodes {
+        let Some(original) = originals.get(&node.id) else {
+            continue;
+        };
+        let inherited = node.items.iter().find_map(|item| blame.get(item).cloned());
+        let own = node.alg == BucketAlg::Tree && node.items.len() > 2;
+        let name = if own {
+            names.get(original).map(|name| (*name).clone())
+        } else {
+            inherited
+        };
+        if let Some(name) = name {
+            blame.insert(node.id, name);
+        }
+    }
+    blame
 }
 
 fn compile_steps(
