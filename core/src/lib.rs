@@ -19,6 +19,7 @@
 //! | [`message`] | what leaders and nodes say to each other |
 //! | [`record`] | what a node makes durable, one record per step |
 //! | [`client`] | what a leader is asked and answers |
+//! | [`wire`] | frames: what travels between daemons |
 //! | [`checksum`] | the 64-bit checksum of a block, which also names the block |
 #![forbid(unsafe_code)]
 
@@ -31,5 +32,6 @@ pub mod message;
 pub mod node;
 pub mod placement;
 pub mod record;
+pub mod wire;
 
 pub use ids::*;
