@@ -1,1 +1,3 @@
-//! The storage node: a log-structured store and its daemon.
+//! The storage node.
+
+mod daemon;
