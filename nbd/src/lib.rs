@@ -1,1 +1,6 @@
 //! The NBD front end.
+
+pub mod blocks;
+pub mod disk;
+pub mod proto;
+pub mod server;
