@@ -22,6 +22,7 @@
 //! | [`leader`] | the leader's rules, 5.1 to 6.5 |
 //! | [`placement`] | configurations of a placement group, quorums |
 //! | [`client`] | what a leader is asked and answers |
+//! | [`map`] | the cluster map, leases, liveness: what the monitors agree on |
 //! | [`wire`] | frames: what travels between daemons |
 //! | [`checksum`] | the 64-bit checksum of a block, which also names the block |
 #![forbid(unsafe_code)]
@@ -30,9 +31,11 @@
 pub mod bugs;
 pub mod checksum;
 pub mod client;
+pub mod crush;
 pub mod ids;
 pub mod leader;
 pub mod limits;
+pub mod map;
 pub mod message;
 pub mod node;
 pub mod placement;
