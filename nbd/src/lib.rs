@@ -4,3 +4,4 @@ pub mod blocks;
 pub mod disk;
 pub mod proto;
 pub mod server;
+pub mod session;
