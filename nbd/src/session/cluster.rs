@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind};
-use trefoil_core::{Generation, NodeId, VolumeId};
+use trefoil_core::{Generation, GroupId, VolumeId};
 
 /// The monitors do not answer. What is attached goes on without them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,12 +43,21 @@ pub enum AttachError {
     Unreachable(#[from] Unreachable),
 }
 
+/// The answer to a renewal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Renewals {
+    /// Volume by volume.
+    pub volumes: Vec<(VolumeId, Renewal)>,
+    /// Groups that nodes say differ: to be opened in the background.
+    pub differing: Vec<GroupId>,
+}
+
 /// The monitors.
 pub trait Cluster {
     /// The newest map that is known here.
     fn map(&self) -> Rc<ClusterMap>;
-    /// Resolves when a map is known whose version is above `seen`.
-    fn map_above(&self, seen: u64) -> LocalFuture<()>;
+    /// Resolves when a map is known whose layout is another than `seen`.
+    fn map_changed(&self, seen: u64) -> LocalFuture<()>;
     /// A node knows a newer map: ask for it soon.
     fn refresh(&self);
     /// Who has the volume now; asks the monitors, takes nothing.
@@ -60,14 +69,12 @@ pub trait Cluster {
         kind: HolderKind,
         above: Generation,
     ) -> LocalFuture<Result<Granted, AttachError>>;
-    /// Renews leases; an answer for each, in order.
-    fn renew(&self, volumes: Vec<(VolumeId, Generation)>) -> LocalFuture<Result<Vec<Renewal>, Unreachable>>;
+    /// Renews leases.
+    fn renew(&self, volumes: Vec<(VolumeId, Generation)>) -> LocalFuture<Result<Renewals, Unreachable>>;
     /// Gives generations back; the last says whether every copy is whole.
     fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> LocalFuture<Result<(), Unreachable>>;
     /// Volumes that need a healer, each granted to this process as one; at most `max`.
     fn heal(&self, max: usize) -> LocalFuture<Result<Vec<(VolumeId, Granted)>, Unreachable>>;
-    /// A node has lost what it had reported as durable (5.9).
-    fn lost_data(&self, node: NodeId) -> LocalFuture<Result<(), Unreachable>>;
     /// The name of this process and its boot, as the monitors know it.
     fn me(&self) -> Holder;
 }

@@ -7,7 +7,7 @@
 //! | renewals | every [`RENEW_INTERVAL`], one for all volumes |
 //! | ticks | what the leaders ask for |
 //! | map | a newer map |
-//! | healer (see [`super::healer`]) | work from the monitors |
+//! | healer | work from the monitors, every [`HEAL_INTERVAL`] |
 //!
 //! A task borrows the core for one batch and never over an await.
 
@@ -39,6 +39,12 @@ const UNREACHABLE_RETRY: Duration = Duration::from_millis(250);
 pub const HOLD_DOWN: Duration = Duration::from_secs(10);
 /// A volume without clients for this long is released.
 pub const IDLE_RELEASE: Duration = Duration::from_secs(10);
+/// How often the monitors are asked for volumes to heal.
+pub const HEAL_INTERVAL: Duration = Duration::from_secs(5);
+/// Volumes that this process heals at once.
+pub const HEALERS_MAX: usize = 2;
+/// A healer that is not done by then (a node is away, say) gives its place to the next volume.
+pub const HEAL_TIME_MAX: Duration = Duration::from_secs(120);
 /// Tries to give a generation back. After that its lease has to run out.
 const RELEASE_TRIES: usize = 5;
 /// Longest sleep of the ticker, and the shortest.
@@ -56,8 +62,8 @@ pub struct FrontEnd {
     above: RefCell<FxHashMap<VolumeId, Generation>>,
     /// Sessions without clients, and since when.
     idle: RefCell<FxHashMap<SessionKey, Instant>>,
-    /// Sessions of healers.
-    healers: RefCell<BTreeSet<SessionKey>>,
+    /// Sessions of healers, and since when.
+    healers: RefCell<FxHashMap<SessionKey, Instant>>,
     /// Releases that are on their way to the monitors, and who waits for them.
     releasing: Cell<usize>,
     released: Notify,
@@ -138,12 +144,6 @@ impl FrontEnd {
             }
             Notice::LostData(node) => {
                 tracing::error!(%node, "the node has lost writes that it had reported as durable; it is not counted any more");
-                let report = self.cluster.lost_data(node);
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = report.await {
-                        tracing::warn!(%node, %error, "could not report that the node has lost data");
-                    }
-                });
             }
             Notice::MapStale => self.cluster.refresh(),
         }
@@ -151,13 +151,17 @@ impl FrontEnd {
 
     fn ended(self: &Rc<Self>, key: SessionKey, (volume, end): (VolumeId, End)) {
         self.idle.borrow_mut().remove(&key);
-        self.healers.borrow_mut().remove(&key);
+        let healer = self.healers.borrow_mut().remove(&key).is_some();
         match end {
             End::Released { generation, clean } => {
                 tracing::info!(%volume, %generation, clean, "a volume is released");
                 self.give_back(volume, generation, clean);
             }
             End::Deposed { by } => {
+                if healer {
+                    tracing::info!(%volume, "the healer has made way for another leader");
+                    return;
+                }
                 tracing::warn!(%volume, %by, "another front end has taken the volume over");
                 let mut above = self.above.borrow_mut();
                 let known = above.entry(volume).or_default();
@@ -257,7 +261,7 @@ impl FrontEnd {
     }
 
     /// A generation has come for a session.
-    pub(super) fn lead(
+    fn lead(
         self: &Rc<Self>,
         key: SessionKey,
         volume: VolumeId,
@@ -306,7 +310,10 @@ impl FrontEnd {
     /// Makes a node's connection, reads from it, and makes it again, while the map has the node.
     async fn link(self: Rc<Self>, node: NodeId) {
         let mut backoff = Backoff::new();
-        while let Some(address) = self.core.borrow_mut().links().address(node) {
+        loop {
+            // In a statement of its own: the borrow must end before the first await.
+            let address = self.core.borrow_mut().links().address(node);
+            let Some(address) = address else { break };
             let expect = Expect {
                 role: Role::StorageNode,
                 identity: Some((u64::from(node.0), address.incarnation.0)),
@@ -373,9 +380,13 @@ impl FrontEnd {
                 let sent = Instant::now();
                 match timeout(RENEW_INTERVAL, self.cluster.renew(volumes)).await {
                     Ok(Ok(answers)) => {
-                        for ((key, volume, _), answer) in leading.into_iter().zip(answers) {
-                            self.renewed(key, volume, sent, answer);
+                        for (volume, answer) in answers.volumes {
+                            let key = leading.iter().find(|(_, v, _)| *v == volume);
+                            if let Some((key, volume, _)) = key {
+                                self.renewed(*key, *volume, sent, answer);
+                            }
                         }
+                        self.batch(|core| answers.differing.iter().for_each(|group| core.differs(*group)));
                     }
                     Ok(Err(error)) => {
                         tracing::warn!(%error, "leases are not renewed; reads go on by majority");
@@ -407,18 +418,54 @@ impl FrontEnd {
     fn release_idle(self: &Rc<Self>) {
         let now = Instant::now();
         let without: BTreeSet<SessionKey> = self.look(Core::without_clients);
-        let mut idle = self.idle.borrow_mut();
-        idle.retain(|key, _| without.contains(key));
-        let healers = self.healers.borrow();
         let mut over = Vec::new();
-        for key in without.difference(&healers) {
-            if now.duration_since(*idle.entry(*key).or_insert(now)) >= IDLE_RELEASE {
-                over.push(*key);
+        {
+            let healers = self.healers.borrow();
+            let mut idle = self.idle.borrow_mut();
+            idle.retain(|key, _| without.contains(key));
+            for key in without {
+                let (since, limit) = match healers.get(&key) {
+                    Some(since) => (*since, HEAL_TIME_MAX),
+                    None => (*idle.entry(key).or_insert(now), IDLE_RELEASE),
+                };
+                if now.duration_since(since) >= limit {
+                    over.push(key);
+                }
             }
         }
-        drop((idle, healers));
         for key in over {
             self.batch(|core| core.release(key));
+        }
+    }
+
+    /// Heals volumes that nobody has attached (section 8), for ever.
+    pub async fn heal(self: Rc<Self>) {
+        loop {
+            sleep(HEAL_INTERVAL).await;
+            let room = HEALERS_MAX.saturating_sub(self.healers.borrow().len());
+            if room == 0 || self.stopping.get() {
+                continue;
+            }
+            let sent = Instant::now();
+            let work = match self.cluster.heal(room).await {
+                Ok(work) => work,
+                Err(error) => {
+                    tracing::debug!(%error, "no work for healers");
+                    continue;
+                }
+            };
+            for (volume, granted) in work {
+                let pool = self.cluster.map().volumes.get(&volume).map(|it| it.pool);
+                let taken = self.look(|core| core.session_of(volume)).is_some();
+                let Some(pool) = pool.filter(|_| !taken) else {
+                    // A client has come meanwhile; or the volume has gone.
+                    self.give_back(volume, granted.generation, false);
+                    continue;
+                };
+                let key = self.batch(|core| core.open(volume, pool, None));
+                self.healers.borrow_mut().insert(key, Instant::now());
+                self.lead(key, volume, granted, sent, true);
+            }
         }
     }
 
@@ -435,7 +482,7 @@ impl FrontEnd {
     pub async fn follow_map(self: Rc<Self>) {
         let mut seen = self.cluster.map();
         loop {
-            self.cluster.map_above(seen.version).await;
+            self.cluster.map_changed(seen.layout).await;
             let map = self.cluster.map();
             self.set_addresses(&map);
             let gone: Vec<SessionKey> = seen
@@ -466,17 +513,9 @@ impl FrontEnd {
     pub fn is_stopping(&self) -> bool {
         self.stopping.get()
     }
-    /// A session that heals.
-    pub(super) fn note_healer(&self, key: SessionKey) {
-        self.healers.borrow_mut().insert(key);
-    }
-    /// How many sessions heal.
-    pub(super) fn healer_count(&self) -> usize {
-        self.healers.borrow().len()
-    }
     /// True for a session that heals.
     pub fn is_healer(&self, key: SessionKey) -> bool {
-        self.healers.borrow().contains(&key)
+        self.healers.borrow().contains_key(&key)
     }
 
     /// Releases everything, and waits until the monitors know, at most `within`.

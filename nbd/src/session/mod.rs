@@ -13,3 +13,7 @@ pub mod core;
 pub mod exports;
 pub mod front;
 pub mod links;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
