@@ -38,3 +38,5 @@ pub mod placement;
 pub mod record;
 
 pub use ids::*;
+//! Placement, replication, formats: all of Trefoil's rules, and no I/O.
+pub mod crush;
