@@ -270,7 +270,7 @@ fn a_node_that_lost_its_state_has_no_vote_and_is_brought_back() {
     // Node 0 lost everything; it says so.
     w.boot(NodeId(0), world::Disk::default());
     let lost = node::Input::StateLost { fences: vec![(world::VOLUME, Generation(1))] };
-    w.to_node(NodeId(0), lost);
+    w.tell_node(NodeId(0), lost);
     w.restart(NodeId(2));
     for node in 0..3 {
         w.disconnect(f, NodeId(node));
@@ -308,7 +308,7 @@ fn a_clean_release_says_so() {
     let f = w.front(1, Options::default());
     w.write(f, 0, 0, 1);
     w.pass(100_000);
-    w.to_leader(f, Input::Release);
+    w.tell_leader(f, Input::Release);
     w.pass(50_000);
     assert!(w.fronts[f].events.contains(&"released clean"));
     let late = w.write(f, 0, 0, 2);

@@ -165,7 +165,7 @@ impl World {
 
     pub fn lease(&mut self, f: usize, micros: u64) {
         let until = self.now.after(micros);
-        self.to_leader(f, leader::Input::Lease { until });
+        self.tell_leader(f, leader::Input::Lease { until });
     }
 
     pub fn connect(&mut self, f: usize, node: NodeId) {
@@ -176,15 +176,15 @@ impl World {
         self.next_conn += 1;
         self.conns.insert(conn, (f, node));
         self.fronts[f].conns.insert(node, conn);
-        self.to_leader(f, leader::Input::NodeUp { node });
+        self.tell_leader(f, leader::Input::NodeUp { node });
     }
 
     pub fn disconnect(&mut self, f: usize, node: NodeId) {
         if let Some(conn) = self.fronts[f].conns.remove(&node) {
             self.conns.remove(&conn);
-            self.to_leader(f, leader::Input::NodeDown { node });
+            self.tell_leader(f, leader::Input::NodeDown { node });
             if self.hosts[&node].up {
-                self.to_node(node, node::Input::LeaderGone { conn });
+                self.tell_node(node, node::Input::LeaderGone { conn });
             }
         }
     }
@@ -213,12 +213,12 @@ impl World {
         self.run();
     }
 
-    pub fn to_node(&mut self, node: NodeId, input: node::Input<P>) {
+    pub fn tell_node(&mut self, node: NodeId, input: node::Input<P>) {
         self.jobs.push_back(Job::Node(node, input));
         self.run();
     }
 
-    pub fn to_leader(&mut self, f: usize, input: leader::Input<P>) {
+    pub fn tell_leader(&mut self, f: usize, input: leader::Input<P>) {
         let mut out = Vec::new();
         self.fronts[f].machine.handle(self.now, input, &mut out);
         self.leader_outputs(f, out);
@@ -228,7 +228,7 @@ impl World {
     pub fn op(&mut self, f: usize, object: u32, kind: OpKind<P>) -> OpId {
         let id = OpId(self.fronts[f].next_op);
         self.fronts[f].next_op += 1;
-        self.to_leader(f, leader::Input::Op(ClientOp { id, object, kind }));
+        self.tell_leader(f, leader::Input::Op(ClientOp { id, object, kind }));
         id
     }
 
@@ -261,11 +261,11 @@ impl World {
         while self.now < end {
             self.now = self.now.after(10_000);
             for f in 0..self.fronts.len() {
-                self.to_leader(f, leader::Input::Tick);
+                self.tell_leader(f, leader::Input::Tick);
             }
             if self.now.0 % 100_000 < 10_000 {
                 for id in self.hosts.keys().copied().collect::<Vec<_>>() {
-                    self.to_node(id, node::Input::Tick);
+                    self.tell_node(id, node::Input::Tick);
                 }
             }
         }
@@ -280,7 +280,7 @@ impl World {
         for (_, record) in pending {
             host.disk.apply(&record);
         }
-        self.to_node(node, node::Input::Durable { ticket: last });
+        self.tell_node(node, node::Input::Durable { ticket: last });
     }
 
     fn leader_outputs(&mut self, f: usize, out: Vec<leader::Output<P>>) {
