@@ -28,21 +28,13 @@ fn main() {
     let mut sum = 0i64;
     let start = Instant::now();
     for x in 0..PLACEMENTS {
-        let placement = Placement {
-            rule_id: rule.id,
-            x,
-            num_rep: 3,
-            reweights: &reweights,
-            choose_args_id: 0,
-        };
+        let placement =
+            Placement { rule_id: rule.id, x, num_rep: 3, reweights: &reweights, choose_args_id: 0 };
         if let Err(error) = map.do_rule_into(&placement, &mut scratch, &mut osds) {
             return eprintln!("{error}");
         }
         sum += osds.iter().map(|&osd| i64::from(osd)).sum::<i64>();
     }
     let mean = start.elapsed().as_nanos() / u128::from(PLACEMENTS);
-    println!(
-        "{path}, rule {}: {mean} ns per placement (checksum {sum})",
-        rule.name
-    );
+    println!("{path}, rule {}: {mean} ns per placement (checksum {sum})", rule.name);
 }

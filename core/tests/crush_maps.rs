@@ -54,28 +54,11 @@ fn writing_and_reading_gives_the_same_map() {
     let again = CrushMap::parse(&text).expect("what was written");
     assert_eq!(again, map);
     assert_eq!(again.to_text(), text);
-    assert!(
-        text.contains("item osd.1 weight 0.5002\n"),
-        "as many decimals as needed: {text}"
-    );
-    let b = map
-        .def()
-        .buckets
-        .iter()
-        .find(|bucket| bucket.name == "b")
-        .expect("b");
+    assert!(text.contains("item osd.1 weight 0.5002\n"), "as many decimals as needed: {text}");
+    let b = map.def().buckets.iter().find(|bucket| bucket.name == "b").expect("b");
     assert_eq!(b.id, -3, "the first free id");
-    let c = map
-        .def()
-        .buckets
-        .iter()
-        .find(|bucket| bucket.name == "c")
-        .expect("c");
-    assert!(
-        c.class_ids.contains(&("hdd".to_owned(), -9)),
-        "{:?}",
-        c.class_ids
-    );
+    let c = map.def().buckets.iter().find(|bucket| bucket.name == "c").expect("c");
+    assert!(c.class_ids.contains(&("hdd".to_owned(), -9)), "{:?}", c.class_ids);
     assert_eq!(c.items[1].id, 5, "pos 1");
     let reweights = map.full_reweights();
     for x in 0..200 {
@@ -87,131 +70,36 @@ fn writing_and_reading_gives_the_same_map() {
 #[test]
 fn faults_are_told_with_their_place() {
     let cases = [
-        (
-            "alg straw2 hash 0",
-            "alg straw3 hash 0",
-            "14:20",
-            "unknown bucket algorithm `straw3`",
-        ),
+        ("alg straw2 hash 0", "alg straw3 hash 0", "14:20", "unknown bucket algorithm `straw3`"),
         ("hash 0", "hash 1", "14:32", "unknown hash `1`"),
         ("weight 1.5", "weight 1.x", "14:52", "expected a weight"),
         ("weight 1.5", "weight -1", "14:52", "expected a weight"),
         ("weight 1.5", "weight nan", "14:52", "expected a weight"),
-        (
-            "weight 1.5",
-            "weight 100.5",
-            "14:6",
-            "weight in 1/65536 6586368 is outside 0 to 6553600",
-        ),
-        (
-            "item osd.0",
-            "item osd.4",
-            "14:39",
-            "unknown device or bucket `osd.4`",
-        ),
+        ("weight 1.5", "weight 100.5", "14:6", "weight in 1/65536 6586368 is outside 0 to 6553600"),
+        ("item osd.0", "item osd.4", "14:39", "unknown device or bucket `osd.4`"),
         ("id -2 ", "id -4 ", "16:6", "bucket id `-4` is used twice"),
-        (
-            "id -2 ",
-            "id 2 ",
-            "14:13",
-            "expected a bucket id from -1 down",
-        ),
-        (
-            "id -2 ",
-            "id -9999999 ",
-            "14:6",
-            "bucket id -9999999 is outside",
-        ),
+        ("id -2 ", "id 2 ", "14:13", "expected a bucket id from -1 down"),
+        ("id -2 ", "id -9999999 ", "14:6", "bucket id -9999999 is outside"),
         ("host b", "host a", "15:6", "the name `a` is given twice"),
         ("host b", "pod b", "15:1", "unknown type or keyword `pod`"),
-        (
-            "device 1 ",
-            "device 99999999 ",
-            "4:8",
-            "device id 99999999 is outside 0 to 1048575",
-        ),
-        (
-            "device 1 osd.1",
-            "device 0 osd.1",
-            "4:8",
-            "device id `0` is used twice",
-        ),
-        (
-            "osd.7 weight 3",
-            "osd.7 weight 4",
-            "17:6",
-            "must have equal weights",
-        ),
+        ("device 1 ", "device 99999999 ", "4:8", "device id 99999999 is outside 0 to 1048575"),
+        ("device 1 osd.1", "device 0 osd.1", "4:8", "device id `0` is used twice"),
+        ("osd.7 weight 3", "osd.7 weight 4", "17:6", "must have equal weights"),
         ("item a ", "item default ", "18:38", "contains itself"),
         ("pos 1", "pos 2", "16:47", "pos 2 is taken or not below"),
-        (
-            "total_tries 50",
-            "total_tries 999999",
-            "2:9",
-            "choose_total_tries 999999 is outside",
-        ),
-        (
-            "choose_total",
-            "choose_totl",
-            "2:9",
-            "unknown tunable `choose_totl_tries`",
-        ),
-        (
-            "take default class ssd",
-            "take default class nvme",
-            "21:6",
-            "class `nvme` is not defined",
-        ),
-        (
-            "take default step",
-            "take defaul step",
-            "20:15",
-            "unknown device or bucket `defaul`",
-        ),
+        ("total_tries 50", "total_tries 999999", "2:9", "choose_total_tries 999999 is outside"),
+        ("choose_total", "choose_totl", "2:9", "unknown tunable `choose_totl_tries`"),
+        ("take default class ssd", "take default class nvme", "21:6", "class `nvme` is not defined"),
+        ("take default step", "take defaul step", "20:15", "unknown device or bucket `defaul`"),
         ("0 type host", "0 type hst", "20:53", "unknown type `hst`"),
-        (
-            "step emit }\nrule ssd",
-            "step emt }\nrule ssd",
-            "20:63",
-            "unknown step `emt`",
-        ),
-        (
-            "firstn 0",
-            "first 0",
-            "20:39",
-            "expected `firstn` or `indep`, found `first`",
-        ),
-        (
-            "rule ec { id 4",
-            "rule ec { id 0",
-            "27:6",
-            "rule id `0` is used twice",
-        ),
-        (
-            "rule ec { id 4",
-            "rule ec { id 256",
-            "27:6",
-            "rule id 256 is outside 0 to 255",
-        ),
+        ("step emit }\nrule ssd", "step emt }\nrule ssd", "20:63", "unknown step `emt`"),
+        ("firstn 0", "first 0", "20:39", "expected `firstn` or `indep`, found `first`"),
+        ("rule ec { id 4", "rule ec { id 0", "27:6", "rule id `0` is used twice"),
+        ("rule ec { id 4", "rule ec { id 256", "27:6", "rule id 256 is outside 0 to 255"),
         ("id 4 type", "type", "27:6", "rule `ec` has no `id`"),
-        (
-            "[ 1.0 0.5 ]",
-            "[ 1.0 ]",
-            "28:1",
-            "has 2 items, but the weight_set has 1 entries",
-        ),
-        (
-            "bucket_id -1 ",
-            "bucket_id -77 ",
-            "28:1",
-            "bucket id `-77` is not defined",
-        ),
-        (
-            "\n}\n",
-            "\n",
-            "31:1",
-            "expected `{` before `bucket_id`, or `}`, found the end of the map",
-        ),
+        ("[ 1.0 0.5 ]", "[ 1.0 ]", "28:1", "has 2 items, but the weight_set has 1 entries"),
+        ("bucket_id -1 ", "bucket_id -77 ", "28:1", "bucket id `-77` is not defined"),
+        ("\n}\n", "\n", "31:1", "expected `{` before `bucket_id`, or `}`, found the end of the map"),
     ];
     let mut wrong = Vec::new();
     for (from, to, place, problem) in cases {
@@ -236,10 +124,7 @@ fn tree_buckets_are_read_but_not_by_class() {
     let text = tree.replace("take default class ssd", "take default");
     let text = text.replace("take default class hdd", "take default");
     let map = CrushMap::parse(&text).expect("no class is taken");
-    assert_eq!(
-        CrushMap::parse(&map.to_text()).expect("what was written"),
-        map
-    );
+    assert_eq!(CrushMap::parse(&map.to_text()).expect("what was written"), map);
 }
 
 #[test]
@@ -250,19 +135,11 @@ fn cycles_and_deep_maps_are_refused() {
     let chain = |levels: usize| {
         let level = |i| format!("host h{i} {{ alg straw2 item h{} }} ", i + 1);
         let levels: String = (1..levels).map(level).collect();
-        format!(
-            "type 1 host {levels} host h{} {{ alg straw2 }}",
-            levels.matches("host").count() + 1
-        )
+        format!("type 1 host {levels} host h{} {{ alg straw2 }}", levels.matches("host").count() + 1)
     };
     CrushMap::parse(&chain(32)).expect("the limit");
     let error = CrushMap::parse(&chain(33)).expect_err("beyond the limit");
-    assert!(
-        error
-            .to_string()
-            .contains("depth in levels 33 is outside 1 to 32"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("depth in levels 33 is outside 1 to 32"), "{error}");
 }
 
 #[test]
@@ -273,56 +150,31 @@ fn a_monitor_builds_a_map() {
     let by_host = map.add_rule_chooseleaf_host("by-host").expect("a rule");
     let by_osd = map.add_rule_choose_osd("by-osd").expect("a rule");
     assert_eq!((by_host, by_osd), (0, 1));
-    assert_eq!(
-        map.do_rule(by_host, 7, 3, &map.full_reweights()),
-        Ok(vec![])
-    );
+    assert_eq!(map.do_rule(by_host, 7, 3, &map.full_reweights()), Ok(vec![]));
     for host in 0..4 {
         map.add_host(&format!("host{host}")).expect("a host");
         for osd in 0..2 {
             let class = (osd == 0).then_some("ssd");
-            map.add_osd(
-                host * 2 + osd,
-                &format!("host{host}"),
-                3 * WEIGHT_ONE / 2,
-                class,
-            )
-            .expect("an osd");
+            map.add_osd(host * 2 + osd, &format!("host{host}"), 3 * WEIGHT_ONE / 2, class).expect("an osd");
         }
     }
     let root = |map: &CrushMap| {
         let buckets = map.def().buckets.iter();
-        let root = buckets
-            .clone()
-            .find(|bucket| bucket.name == "default")
-            .expect("the root");
-        root.items
-            .iter()
-            .map(|item| item.weight)
-            .collect::<Vec<u32>>()
+        let root = buckets.clone().find(|bucket| bucket.name == "default").expect("the root");
+        root.items.iter().map(|item| item.weight).collect::<Vec<u32>>()
     };
     assert_eq!(root(&map), [3 * WEIGHT_ONE; 4]);
     for x in 0..500 {
-        let osds = map
-            .do_rule(by_host, x, 3, &map.full_reweights())
-            .expect("a rule");
+        let osds = map.do_rule(by_host, x, 3, &map.full_reweights()).expect("a rule");
         let hosts: HashSet<i32> = osds.iter().map(|osd| osd / 2).collect();
         assert_eq!((osds.len(), hosts.len()), (3, 3), "{osds:?}");
-        assert_eq!(
-            map.do_rule(by_osd, x, 3, &map.full_reweights())
-                .expect("a rule")
-                .len(),
-            3
-        );
+        assert_eq!(map.do_rule(by_osd, x, 3, &map.full_reweights()).expect("a rule").len(), 3);
     }
     map.set_osd_weight(0, 5 * WEIGHT_ONE).expect("a device");
     assert_eq!(root(&map)[0], 13 * WEIGHT_ONE / 2);
     map.remove_osd(1).expect("a device");
     assert_eq!(root(&map)[0], 5 * WEIGHT_ONE);
-    assert_eq!(
-        CrushMap::parse(&map.to_text()).expect("what was written"),
-        map
-    );
+    assert_eq!(CrushMap::parse(&map.to_text()).expect("what was written"), map);
 
     let before = map.clone();
     let not_empty = BuilderError::NotEmpty("host0".to_owned());
@@ -330,26 +182,11 @@ fn a_monitor_builds_a_map() {
     assert_eq!(map.remove_osd(77), Err(BuilderError::NoSuchDevice(77)));
     let nowhere = BuilderError::NoSuchBucket("nowhere".to_owned());
     assert_eq!(map.add_osd(50, "nowhere", WEIGHT_ONE, None), Err(nowhere));
-    assert!(matches!(
-        map.add_osd(0, "host0", 1, None),
-        Err(BuilderError::Invalid(_))
-    ));
-    assert!(matches!(
-        map.add_osd(50, "host0", u32::MAX, None),
-        Err(BuilderError::Invalid(_))
-    ));
-    assert!(matches!(
-        map.add_host("host0"),
-        Err(BuilderError::Invalid(_))
-    ));
-    assert!(matches!(
-        map.add_host("two words"),
-        Err(BuilderError::Invalid(_))
-    ));
-    assert!(matches!(
-        map.add_rule_choose_osd("by-osd"),
-        Err(BuilderError::Invalid(_))
-    ));
+    assert!(matches!(map.add_osd(0, "host0", 1, None), Err(BuilderError::Invalid(_))));
+    assert!(matches!(map.add_osd(50, "host0", u32::MAX, None), Err(BuilderError::Invalid(_))));
+    assert!(matches!(map.add_host("host0"), Err(BuilderError::Invalid(_))));
+    assert!(matches!(map.add_host("two words"), Err(BuilderError::Invalid(_))));
+    assert!(matches!(map.add_rule_choose_osd("by-osd"), Err(BuilderError::Invalid(_))));
     assert_eq!(map, before, "a refused edit changes nothing");
 }
 
@@ -357,24 +194,13 @@ fn a_monitor_builds_a_map() {
 fn limits_of_a_placement() {
     let map = map();
     let reweights = map.full_reweights();
-    assert_eq!(
-        map.do_rule(2, 0, 3, &reweights),
-        Err(DoRuleError::NoSuchRule(2))
-    );
+    assert_eq!(map.do_rule(2, 0, 3, &reweights), Err(DoRuleError::NoSuchRule(2)));
     let many = REPLICAS_MAX + 1;
-    assert_eq!(
-        map.do_rule(0, 0, many, &reweights),
-        Err(DoRuleError::TooManyReplicas(many))
-    );
+    assert_eq!(map.do_rule(0, 0, many, &reweights), Err(DoRuleError::TooManyReplicas(many)));
     assert_eq!(map.do_rule(0, 0, 0, &reweights), Ok(vec![]));
-    assert_eq!(
-        map.do_rule(0, 0, 3, &[]),
-        Ok(vec![]),
-        "without reweights every device is out"
-    );
+    assert_eq!(map.do_rule(0, 0, 3, &[]), Ok(vec![]), "without reweights every device is out");
     assert_eq!(map.do_rule(4, 0, 2, &[]), Ok(vec![ITEM_NONE; 2]));
-    map.do_rule(4, 0, REPLICAS_MAX, &reweights)
-        .expect("the limit");
+    map.do_rule(4, 0, REPLICAS_MAX, &reweights).expect("the limit");
 }
 
 proptest! {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use trefoil_core::crush::{
     CrushMap, Placement, Scratch, WEIGHT_ONE, ceph_object_hash, ceph_pg_to_x, ceph_stable_mod,
-    ceph_str_hash_rjenkins, crush_hash32, crush_hash32_2, crush_hash32_3, crush_hash32_4,
-    crush_hash32_5, pg_mask,
+    ceph_str_hash_rjenkins, crush_hash32, crush_hash32_2, crush_hash32_3, crush_hash32_4, crush_hash32_5,
+    pg_mask,
 };
 
 fn vectors() -> PathBuf {
@@ -82,8 +82,7 @@ fn placements() {
                     reweights: &reweights,
                     choose_args_id: 0,
                 };
-                map.do_rule_into(&placement, &mut scratch, &mut result)
-                    .expect("a rule");
+                map.do_rule_into(&placement, &mut scratch, &mut result).expect("a rule");
                 assert_eq!(format!("{x} {}", listed(&result)), expected, "{file}");
                 lines += 1;
             }
@@ -96,12 +95,7 @@ fn placements() {
 fn hashes() {
     let table = json(&vectors().join("hash.json"));
     let cases = |name: &str| -> Vec<(Vec<u32>, u32)> {
-        let case = |case: &Value| {
-            (
-                list(&case[0]).iter().map(number).collect(),
-                number(&case[1]),
-            )
-        };
+        let case = |case: &Value| (list(&case[0]).iter().map(number).collect(), number(&case[1]));
         let cases: Vec<_> = list(&table[name]).iter().map(case).collect();
         assert!(cases.len() >= 100, "only {} cases of {name}", cases.len());
         cases
@@ -119,11 +113,7 @@ fn hashes() {
         assert_eq!(crush_hash32_4(a[0], a[1], a[2], a[3]), expected, "{a:?}");
     }
     for (a, expected) in cases("crush_hash32_5") {
-        assert_eq!(
-            crush_hash32_5(a[0], a[1], a[2], a[3], a[4]),
-            expected,
-            "{a:?}"
-        );
+        assert_eq!(crush_hash32_5(a[0], a[1], a[2], a[3], a[4]), expected, "{a:?}");
     }
     let strings = list(&table["ceph_str_hash_rjenkins"]);
     assert!(strings.len() >= 100);
@@ -137,10 +127,7 @@ fn hashes() {
 
 fn pools() -> BTreeMap<u32, Value> {
     let pools = json(&vectors().join("pg/pools.json"));
-    list(&pools["pools"])
-        .iter()
-        .map(|pool| (number(&pool["pool"]), pool.clone()))
-        .collect()
+    list(&pools["pools"]).iter().map(|pool| (number(&pool["pool"]), pool.clone())).collect()
 }
 
 #[test]
@@ -196,18 +183,10 @@ fn pgs_to_osds() {
 type Tree = BTreeMap<i64, (String, String, Vec<(i64, u64)>)>;
 
 fn dumped_tree(dump: &Value) -> Tree {
-    let item = |item: &Value| {
-        (
-            item["id"].as_i64().unwrap(),
-            item["weight"].as_u64().unwrap(),
-        )
-    };
+    let item = |item: &Value| (item["id"].as_i64().unwrap(), item["weight"].as_u64().unwrap());
     let bucket = |bucket: &Value| {
         let items = list(&bucket["items"]).iter().map(item).collect();
-        let names = (
-            string(&bucket["name"]).to_owned(),
-            string(&bucket["type_name"]).to_owned(),
-        );
+        let names = (string(&bucket["name"]).to_owned(), string(&bucket["type_name"]).to_owned());
         (bucket["id"].as_i64().unwrap(), (names.0, names.1, items))
     };
     list(&dump["buckets"]).iter().map(bucket).collect()
@@ -223,52 +202,29 @@ fn parsed_maps() {
         let dumped = dumped_tree(&dump);
         let mut shadows = 0;
         for bucket in &def.buckets {
-            let known = def
-                .types
-                .iter()
-                .find(|entry| entry.id == bucket.type_id)
-                .unwrap();
-            let items = bucket
-                .items
-                .iter()
-                .map(|item| (item.id.into(), item.weight.into()));
+            let known = def.types.iter().find(|entry| entry.id == bucket.type_id).unwrap();
+            let items = bucket.items.iter().map(|item| (item.id.into(), item.weight.into()));
             let parsed = (bucket.name.clone(), known.name.clone(), items.collect());
             assert_eq!(parsed, dumped[&i64::from(bucket.id)], "{}", path.display());
             for (class, id) in &bucket.class_ids {
-                assert_eq!(
-                    dumped[&i64::from(*id)].0,
-                    format!("{}~{class}", bucket.name)
-                );
+                assert_eq!(dumped[&i64::from(*id)].0, format!("{}~{class}", bucket.name));
                 shadows += 1;
             }
         }
-        assert_eq!(
-            dumped.len(),
-            def.buckets.len() + shadows,
-            "{}",
-            path.display()
-        );
+        assert_eq!(dumped.len(), def.buckets.len() + shadows, "{}", path.display());
         let dumped = &dump["tunables"];
         let tunables = &def.tunables;
         for (name, parsed) in [
             ("choose_total_tries", tunables.choose_total_tries),
             ("choose_local_tries", tunables.choose_local_tries),
-            (
-                "choose_local_fallback_tries",
-                tunables.choose_local_fallback_tries,
-            ),
+            ("choose_local_fallback_tries", tunables.choose_local_fallback_tries),
             ("chooseleaf_descend_once", tunables.chooseleaf_descend_once),
             ("chooseleaf_vary_r", tunables.chooseleaf_vary_r),
             ("chooseleaf_stable", tunables.chooseleaf_stable),
             ("straw_calc_version", tunables.straw_calc_version),
             ("allowed_bucket_algs", tunables.allowed_bucket_algs),
         ] {
-            assert_eq!(
-                parsed,
-                number(&dumped[name]),
-                "{name} in {}",
-                path.display()
-            );
+            assert_eq!(parsed, number(&dumped[name]), "{name} in {}", path.display());
         }
         let dumped = list(&dump["rules"]);
         assert_eq!(def.rules.len(), dumped.len());

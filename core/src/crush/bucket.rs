@@ -41,24 +41,14 @@ impl Node {
     ) -> Option<Self> {
         let items: Vec<i32> = entries.iter().map(|entry| entry.0).collect();
         let weights: Vec<u32> = entries.iter().map(|entry| entry.1).collect();
-        let weight = weights
-            .iter()
-            .try_fold(0u32, |sum, &w| sum.checked_add(w))?;
+        let weight = weights.iter().try_fold(0u32, |sum, &w| sum.checked_add(w))?;
         let derived = match alg {
             BucketAlg::Uniform | BucketAlg::Straw2 => Vec::new(),
             BucketAlg::List => running_sums(&weights),
             BucketAlg::Tree => tree_weights(&weights),
             BucketAlg::Straw => straw_lengths(&weights, straw_calc_version),
         };
-        Some(Self {
-            id,
-            type_id,
-            alg,
-            weight,
-            items,
-            weights,
-            derived,
-        })
+        Some(Self { id, type_id, alg, weight, items, weights, derived })
     }
 
     /// The item that input `x` and attempt `r` choose; `position` is the one in the answer that
@@ -114,11 +104,7 @@ impl Node {
     pub fn choose_permuted(&self, x: u32, r: i32) -> i32 {
         let size = self.items.len() as u32;
         let swap = |p: u32| {
-            if p + 1 < size {
-                p + crush_hash32_3(x, self.id as u32, p) % (size - p)
-            } else {
-                p
-            }
+            if p + 1 < size { p + crush_hash32_3(x, self.id as u32, p) % (size - p) } else { p }
         };
         let last = r as u32 % size;
         let mut source = swap(last);
@@ -151,11 +137,7 @@ impl Node {
             let point = (u64::from(hash) * u64::from(self.derived[node])) >> 32;
             let half = 1 << (node.trailing_zeros() - 1);
             let left = node - half;
-            node = if point < u64::from(self.derived[left]) {
-                left
-            } else {
-                node + half
-            };
+            node = if point < u64::from(self.derived[left]) { left } else { node + half };
         }
         // All weights 0 lead to the right, beyond the last item if the tree is not full; Ceph
         // reads past its array there. The first item stands for "none can be had".
@@ -241,10 +223,7 @@ fn straw_lengths(weights: &[u32], version: u32) -> Vec<u32> {
         below += (f64::from(weight) - last) * f64::from(left);
         if version == 0 {
             let heavier = &order[place + 1..];
-            left -= heavier
-                .iter()
-                .take_while(|&&j| weights[j] == next_weight)
-                .count() as i32;
+            left -= heavier.iter().take_while(|&&j| weights[j] == next_weight).count() as i32;
         } else {
             left -= 1;
         }
@@ -260,9 +239,5 @@ fn straw_lengths(weights: &[u32], version: u32) -> Vec<u32> {
 /// C's conversion of a double to 32 bits on the machines that Ceph runs on: the low half of the
 /// 64-bit integer, 0 when it does not fit one.
 fn truncate(value: f64) -> u32 {
-    if value.abs() < 2f64.powi(63) {
-        value as i64 as u32
-    } else {
-        0
-    }
+    if value.abs() < 2f64.powi(63) { value as i64 as u32 } else { 0 }
 }

@@ -11,26 +11,12 @@ use thiserror::Error;
 
 use super::compile::CrushMap;
 use super::error::BuildError;
-use super::model::{
-    Bucket, BucketAlg, Device, Item, MapDef, Mode, Rule, RuleKind, Step, Tunables, TypeName,
-};
+use super::model::{Bucket, BucketAlg, Device, Item, MapDef, Mode, Rule, RuleKind, Step, Tunables, TypeName};
 use super::{DEVICE_WEIGHT_MAX, RULES_MAX};
 
 /// The levels that a new Ceph cluster has; a map may use any of them.
-const TYPE_NAMES: [&str; 12] = [
-    "osd",
-    "host",
-    "chassis",
-    "rack",
-    "row",
-    "pdu",
-    "pod",
-    "room",
-    "datacenter",
-    "zone",
-    "region",
-    "root",
-];
+const TYPE_NAMES: [&str; 12] =
+    ["osd", "host", "chassis", "rack", "row", "pdu", "pod", "room", "datacenter", "zone", "region", "root"];
 /// The index of `root` in [`TYPE_NAMES`].
 const TYPE_ROOT: i32 = 11;
 /// The name of the root that a new map has.
@@ -86,10 +72,7 @@ impl CrushMap {
             items: Vec::new(),
             class_ids: Vec::new(),
         };
-        let type_name = |(id, name): (i32, &&str)| TypeName {
-            id,
-            name: (*name).to_owned(),
-        };
+        let type_name = |(id, name): (i32, &&str)| TypeName { id, name: (*name).to_owned() };
         let def = MapDef {
             tunables: Tunables::OPTIMAL,
             devices: Vec::new(),
@@ -115,25 +98,11 @@ impl CrushMap {
     /// # Errors
     ///
     /// The name is taken or not usable, or type or parent do not exist.
-    pub fn add_bucket(
-        &mut self,
-        name: &str,
-        type_name: &str,
-        parent: &str,
-    ) -> Result<i32, BuilderError> {
+    pub fn add_bucket(&mut self, name: &str, type_name: &str, parent: &str) -> Result<i32, BuilderError> {
         let mut def = self.def().clone();
         let type_id = type_of(&def, type_name)?;
-        let shadows = def
-            .buckets
-            .iter()
-            .flat_map(|bucket| &bucket.class_ids)
-            .map(|entry| entry.1);
-        let ids: HashSet<i32> = def
-            .buckets
-            .iter()
-            .map(|bucket| bucket.id)
-            .chain(shadows)
-            .collect();
+        let shadows = def.buckets.iter().flat_map(|bucket| &bucket.class_ids).map(|entry| entry.1);
+        let ids: HashSet<i32> = def.buckets.iter().map(|bucket| bucket.id).chain(shadows).collect();
         let mut id = -1;
         while ids.contains(&id) {
             id -= 1;
@@ -168,16 +137,9 @@ impl CrushMap {
     ) -> Result<(), BuilderError> {
         let mut def = self.def().clone();
         let class = class.map(str::to_owned);
-        def.devices.push(Device {
-            id,
-            name: format!("osd.{id}"),
-            class,
-        });
+        def.devices.push(Device { id, name: format!("osd.{id}"), class });
         let host = bucket_mut(&mut def, host)?;
-        host.items.push(Item {
-            id,
-            weight: device_weight(weight),
-        });
+        host.items.push(Item { id, weight: device_weight(weight) });
         let touched = [host.id];
         self.replace(def, &touched)
     }
@@ -282,12 +244,7 @@ impl CrushMap {
             max_size: RULE_SIZES.1,
             steps: vec![
                 Step::Take { item, class: None },
-                Step::Choose {
-                    leaf,
-                    mode: Mode::Firstn,
-                    num: 0,
-                    type_id,
-                },
+                Step::Choose { leaf, mode: Mode::Firstn, num: 0, type_id },
                 Step::Emit,
             ],
         });
@@ -307,11 +264,7 @@ impl CrushMap {
             if !changed.contains(&id) {
                 continue;
             }
-            let sum = def.buckets[i]
-                .items
-                .iter()
-                .map(|item| u64::from(item.weight))
-                .sum();
+            let sum = def.buckets[i].items.iter().map(|item| u64::from(item.weight)).sum();
             for parent in &mut def.buckets {
                 for item in parent.items.iter_mut().filter(|item| item.id == id) {
                     item.weight = round(sum);
@@ -333,18 +286,12 @@ fn round(sum: u64) -> u32 {
 
 /// Weights above the limit pass unchanged, for the check that names the limit.
 fn device_weight(weight: u32) -> u32 {
-    if weight <= DEVICE_WEIGHT_MAX {
-        round(u64::from(weight))
-    } else {
-        weight
-    }
+    if weight <= DEVICE_WEIGHT_MAX { round(u64::from(weight)) } else { weight }
 }
 
 fn type_of(def: &MapDef, name: &str) -> Result<i32, BuilderError> {
     let found = def.types.iter().find(|entry| entry.name == name);
-    found
-        .map(|entry| entry.id)
-        .ok_or_else(|| BuilderError::NoSuchType(name.to_owned()))
+    found.map(|entry| entry.id).ok_or_else(|| BuilderError::NoSuchType(name.to_owned()))
 }
 
 fn bucket_mut<'d>(def: &'d mut MapDef, name: &str) -> Result<&'d mut Bucket, BuilderError> {
@@ -354,11 +301,7 @@ fn bucket_mut<'d>(def: &'d mut MapDef, name: &str) -> Result<&'d mut Bucket, Bui
 
 fn parents_of(def: &MapDef, id: i32) -> Vec<i32> {
     let holds = |bucket: &&Bucket| bucket.items.iter().any(|item| item.id == id);
-    def.buckets
-        .iter()
-        .filter(holds)
-        .map(|bucket| bucket.id)
-        .collect()
+    def.buckets.iter().filter(holds).map(|bucket| bucket.id).collect()
 }
 
 fn remove_item(def: &mut MapDef, id: i32) {
@@ -372,8 +315,5 @@ fn check_not_taken(def: &MapDef, id: i32, name: &str) -> Result<(), BuilderError
     let Some(rule) = def.rules.iter().find(|rule| rule.steps.iter().any(takes)) else {
         return Ok(());
     };
-    Err(BuilderError::InUse {
-        rule: rule.name.clone(),
-        item: name.to_owned(),
-    })
+    Err(BuilderError::InUse { rule: rule.name.clone(), item: name.to_owned() })
 }

@@ -91,14 +91,7 @@ impl CrushMap {
         }
         let max_devices = def.devices.last().map_or(0, |device| device.id + 1);
         let rules = compile_rules(&mut def, &shadows, &nodes)?;
-        let mut map = Self {
-            def,
-            nodes,
-            index,
-            max_devices,
-            rules,
-            choose_args: Vec::new(),
-        };
+        let mut map = Self { def, nodes, index, max_devices, rules, choose_args: Vec::new() };
         map.choose_args = map.compile_choose_args()?;
         Ok(map)
     }
@@ -148,23 +141,14 @@ impl CrushMap {
             if compiled.last().is_some_and(|(id, _)| *id == set.id) {
                 return Err(duplicate(subject, "choose_args", set.id));
             }
-            range(
-                subject,
-                "choose_args",
-                set.id,
-                CHOOSE_ARGS_DEFAULT,
-                i64::from(i32::MAX),
-            )?;
+            range(subject, "choose_args", set.id, CHOOSE_ARGS_DEFAULT, i64::from(i32::MAX))?;
             compiled.push((set.id, self.compile_choose_args_set(set)?));
         }
         self.def.choose_args = sets;
         Ok(compiled)
     }
 
-    fn compile_choose_args_set(
-        &self,
-        set: &mut ChooseArgs,
-    ) -> Result<Vec<Option<NodeArg>>, BuildError> {
+    fn compile_choose_args_set(&self, set: &mut ChooseArgs) -> Result<Vec<Option<NodeArg>>, BuildError> {
         let subject = Subject::ChooseArgs(set.id);
         let mut by_node: Vec<Option<NodeArg>> = vec![None; self.nodes.len()];
         set.args.sort_by_key(|arg| std::cmp::Reverse(arg.bucket_id));
@@ -180,13 +164,7 @@ impl CrushMap {
             };
             let shape = |what, count| {
                 let items = node.items.len();
-                let error = BuildError::ChooseArgsShape {
-                    subject,
-                    bucket_id,
-                    items,
-                    what,
-                    count,
-                };
+                let error = BuildError::ChooseArgsShape { subject, bucket_id, items, what, count };
                 if count == items { Ok(()) } else { Err(error) }
             };
             let positions = arg.weight_set.len() as i64;
@@ -194,17 +172,12 @@ impl CrushMap {
             range(subject, "number of positions", positions, 0, positions_max)?;
             for weights in &arg.weight_set {
                 shape("weight_set", weights.len())?;
-                weights
-                    .iter()
-                    .try_for_each(|&weight| check_fine(subject, weight))?;
+                weights.iter().try_for_each(|&weight| check_fine(subject, weight))?;
             }
             if !arg.ids.is_empty() {
                 shape("ids", arg.ids.len())?;
             }
-            let node_arg = NodeArg {
-                weight_set: arg.weight_set.clone(),
-                ids: arg.ids.clone(),
-            };
+            let node_arg = NodeArg { weight_set: arg.weight_set.clone(), ids: arg.ids.clone() };
             by_node[number] = Some(node_arg);
         }
         set.args.retain(|arg| {
@@ -226,38 +199,23 @@ fn check_name(subject: Subject, name: &str) -> Result<(), BuildError> {
     if !name.is_empty() && name.chars().all(usable) {
         return Ok(());
     }
-    Err(BuildError::BadName {
-        subject,
-        name: name.to_owned(),
-    })
+    Err(BuildError::BadName { subject, name: name.to_owned() })
 }
 
 fn check_fine(subject: Subject, weight: u32) -> Result<(), BuildError> {
     let error = BuildError::WeightTooFine { subject, weight };
-    if weight as f32 as u64 == u64::from(weight) {
-        Ok(())
-    } else {
-        Err(error)
-    }
+    if weight as f32 as u64 == u64::from(weight) { Ok(()) } else { Err(error) }
 }
 
 fn check_counts(def: &MapDef) -> Result<(), BuildError> {
     let items: usize = def.buckets.iter().map(|bucket| bucket.items.len()).sum();
     let counts = [
-        (
-            "number of devices",
-            def.devices.len(),
-            DEVICE_ID_MAX as usize + 1,
-        ),
+        ("number of devices", def.devices.len(), DEVICE_ID_MAX as usize + 1),
         ("number of types", def.types.len(), TYPES_MAX),
         ("number of buckets", def.buckets.len(), BUCKETS_MAX),
         ("number of items of all buckets", items, ITEMS_MAX),
         ("number of rules", def.rules.len(), RULES_MAX as usize),
-        (
-            "number of choose_args",
-            def.choose_args.len(),
-            CHOOSE_ARGS_MAX,
-        ),
+        ("number of choose_args", def.choose_args.len(), CHOOSE_ARGS_MAX),
     ];
     let mut counts = counts.iter();
     counts.try_for_each(|&(what, n, max)| range(Subject::Map, what, n as i64, 0, max as i64))
@@ -277,15 +235,8 @@ fn check_tunables(tunables: &mut Tunables) -> Result<(), BuildError> {
 
 /// The device classes in the order in which devices, then buckets name them.
 fn classes_in_order(def: &MapDef) -> Result<Vec<String>, BuildError> {
-    let of_devices = def
-        .devices
-        .iter()
-        .filter_map(|device| device.class.as_ref());
-    let of_buckets = def
-        .buckets
-        .iter()
-        .flat_map(|bucket| &bucket.class_ids)
-        .map(|entry| &entry.0);
+    let of_devices = def.devices.iter().filter_map(|device| device.class.as_ref());
+    let of_buckets = def.buckets.iter().flat_map(|bucket| &bucket.class_ids).map(|entry| &entry.0);
     let mut seen = HashSet::new();
     let mut classes = Vec::new();
     for class in of_devices.chain(of_buckets) {
@@ -293,13 +244,7 @@ fn classes_in_order(def: &MapDef) -> Result<Vec<String>, BuildError> {
             check_name(Subject::Map, class)?;
             classes.push(class.clone());
             let max = CLASSES_MAX as i64;
-            range(
-                Subject::Map,
-                "number of classes",
-                classes.len() as i64,
-                0,
-                max,
-            )?;
+            range(Subject::Map, "number of classes", classes.len() as i64, 0, max)?;
         }
     }
     Ok(classes)
@@ -310,13 +255,7 @@ fn check_devices(def: &mut MapDef) -> Result<(), BuildError> {
     let mut last = -1;
     for device in &def.devices {
         let subject = Subject::Device(device.id);
-        range(
-            subject,
-            "device id",
-            i64::from(device.id),
-            0,
-            i64::from(DEVICE_ID_MAX),
-        )?;
+        range(subject, "device id", i64::from(device.id), 0, i64::from(DEVICE_ID_MAX))?;
         check_name(subject, &device.name)?;
         if device.id == last {
             return Err(duplicate(subject, "device id", device.id));
@@ -332,13 +271,7 @@ fn check_types(types: &mut Vec<TypeName>) -> Result<(), BuildError> {
     let mut last = -1;
     for entry in types.iter() {
         let subject = Subject::Type(entry.id);
-        range(
-            subject,
-            "type id",
-            i64::from(entry.id),
-            0,
-            i64::from(TYPE_ID_MAX),
-        )?;
+        range(subject, "type id", i64::from(entry.id), 0, i64::from(TYPE_ID_MAX))?;
         check_name(subject, &entry.name)?;
         if entry.id == last {
             return Err(duplicate(subject, "type id", entry.id));
@@ -353,13 +286,7 @@ fn check_types(types: &mut Vec<TypeName>) -> Result<(), BuildError> {
         if names.contains("osd") {
             return Err(undefined(Subject::Map, "type id", 0));
         }
-        types.insert(
-            0,
-            TypeName {
-                id: 0,
-                name: "osd".to_owned(),
-            },
-        );
+        types.insert(0, TypeName { id: 0, name: "osd".to_owned() });
     }
     Ok(())
 }
@@ -369,23 +296,13 @@ fn check_buckets(def: &MapDef) -> Result<(), BuildError> {
     let mut names: HashSet<&str> = HashSet::new();
     for device in &def.devices {
         if !names.insert(&device.name) {
-            return Err(duplicate(
-                Subject::Device(device.id),
-                "device name",
-                &device.name,
-            ));
+            return Err(duplicate(Subject::Device(device.id), "device name", &device.name));
         }
     }
     let mut ids: HashSet<i32> = def.devices.iter().map(|device| device.id).collect();
     for bucket in &def.buckets {
         let subject = Subject::Bucket(bucket.id);
-        range(
-            subject,
-            "bucket id",
-            i64::from(bucket.id),
-            i64::from(BUCKET_ID_MIN),
-            -1,
-        )?;
+        range(subject, "bucket id", i64::from(bucket.id), i64::from(BUCKET_ID_MIN), -1)?;
         check_name(subject, &bucket.name)?;
         if !names.insert(&bucket.name) {
             return Err(duplicate(subject, "name", &bucket.name));
@@ -393,13 +310,7 @@ fn check_buckets(def: &MapDef) -> Result<(), BuildError> {
         if !ids.insert(bucket.id) {
             return Err(duplicate(subject, "bucket id", bucket.id));
         }
-        range(
-            subject,
-            "type id",
-            i64::from(bucket.type_id),
-            1,
-            i64::from(TYPE_ID_MAX),
-        )?;
+        range(subject, "type id", i64::from(bucket.type_id), 1, i64::from(TYPE_ID_MAX))?;
         if !types.contains(&bucket.type_id) {
             return Err(undefined(subject, "type id", bucket.type_id));
         }
@@ -410,24 +321,11 @@ fn check_buckets(def: &MapDef) -> Result<(), BuildError> {
             if !ids.contains(&item.id) {
                 return Err(undefined(subject, "item", item.id));
             }
-            let max = if item.id < 0 {
-                BUCKET_WEIGHT_MAX
-            } else {
-                DEVICE_WEIGHT_MAX
-            };
-            range(
-                subject,
-                "weight in 1/65536",
-                i64::from(item.weight),
-                0,
-                i64::from(max),
-            )?;
+            let max = if item.id < 0 { BUCKET_WEIGHT_MAX } else { DEVICE_WEIGHT_MAX };
+            range(subject, "weight in 1/65536", i64::from(item.weight), 0, i64::from(max))?;
             check_fine(subject, item.weight)?;
         }
-        let equal = bucket
-            .items
-            .windows(2)
-            .all(|pair| pair[0].weight == pair[1].weight);
+        let equal = bucket.items.windows(2).all(|pair| pair[0].weight == pair[1].weight);
         if bucket.alg == BucketAlg::Uniform && !equal {
             return Err(BuildError::UnequalWeights { subject });
         }
@@ -438,14 +336,9 @@ fn check_buckets(def: &MapDef) -> Result<(), BuildError> {
 /// Sorts the buckets as Ceph prints them: from id -1 downwards, each after its items. Notices
 /// cycles and depth.
 fn sort_children_first(def: &mut MapDef) -> Result<(), BuildError> {
-    def.buckets
-        .sort_by_key(|bucket| std::cmp::Reverse(bucket.id));
-    let number: HashMap<i32, usize> = def
-        .buckets
-        .iter()
-        .enumerate()
-        .map(|(i, bucket)| (bucket.id, i))
-        .collect();
+    def.buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.id));
+    let number: HashMap<i32, usize> =
+        def.buckets.iter().enumerate().map(|(i, bucket)| (bucket.id, i)).collect();
     // Levels below and including each finished bucket; 0: not finished.
     let mut levels = vec![0usize; def.buckets.len()];
     let mut order = Vec::with_capacity(def.buckets.len());
@@ -467,10 +360,7 @@ fn sort_children_first(def: &mut MapDef) -> Result<(), BuildError> {
                     continue;
                 };
                 if path.iter().any(|&(on_path, _)| on_path == child) {
-                    return Err(BuildError::Cycle {
-                        subject,
-                        name: bucket.name.clone(),
-                    });
+                    return Err(BuildError::Cycle { subject, name: bucket.name.clone() });
                 }
                 if levels[child] == 0 {
                     path.push((child, 0));
@@ -481,13 +371,7 @@ fn sort_children_first(def: &mut MapDef) -> Result<(), BuildError> {
             }
             let children = bucket.items.iter().filter_map(|item| number.get(&item.id));
             let below = children.map(|&child| levels[child]).max().unwrap_or(0);
-            range(
-                subject,
-                "depth in levels",
-                below as i64 + 1,
-                1,
-                DEPTH_MAX as i64,
-            )?;
+            range(subject, "depth in levels", below as i64 + 1, 1, DEPTH_MAX as i64)?;
             levels[current] = below + 1;
             order.push(current);
             path.pop();
@@ -516,13 +400,7 @@ fn compile_rules(
     let mut rules: Vec<Option<Vec<Step>>> = Vec::new();
     for rule in &def.rules {
         let subject = Subject::Rule(rule.id);
-        range(
-            subject,
-            "rule id",
-            i64::from(rule.id),
-            0,
-            i64::from(RULES_MAX) - 1,
-        )?;
+        range(subject, "rule id", i64::from(rule.id), 0, i64::from(RULES_MAX) - 1)?;
         if !rule.name.is_empty() {
             check_name(subject, &rule.name)?;
             if !names.insert(rule.name.as_str()) {
@@ -535,23 +413,14 @@ fn compile_rules(
         }
         rules.resize(number + 1, None);
         let steps_max = RULE_STEPS_MAX as i64;
-        range(
-            subject,
-            "number of steps",
-            rule.steps.len() as i64,
-            1,
-            steps_max,
-        )?;
+        range(subject, "number of steps", rule.steps.len() as i64, 1, steps_max)?;
         let steps = compile_steps(rule, &items, &types, shadows)?;
         for step in &steps {
             let Step::Take { item, .. } = step else {
                 continue;
             };
             if let Some(bucket) = undefined_in_ceph.get(item) {
-                return Err(BuildError::TreeWithClass {
-                    subject,
-                    bucket: bucket.clone(),
-                });
+                return Err(BuildError::TreeWithClass { subject, bucket: bucket.clone() });
             }
         }
         rules[number] = Some(steps);
@@ -578,10 +447,7 @@ fn compile_steps(
                 };
                 let shadow = shadows.ids.get(&(*item, class.clone()));
                 let missing = || undefined(subject, "device class", class);
-                return Ok(Step::Take {
-                    item: *shadow.ok_or_else(missing)?,
-                    class: None,
-                });
+                return Ok(Step::Take { item: *shadow.ok_or_else(missing)?, class: None });
             }
             Step::Choose { num, type_id, .. } => {
                 let max = REPLICAS_MAX as i64;

@@ -165,32 +165,14 @@ pub(super) fn range(
     min: i64,
     max: i64,
 ) -> Result<(), BuildError> {
-    let error = BuildError::OutOfRange {
-        subject,
-        what,
-        value,
-        min,
-        max,
-    };
-    if (min..=max).contains(&value) {
-        Ok(())
-    } else {
-        Err(error)
-    }
+    let error = BuildError::OutOfRange { subject, what, value, min, max };
+    if (min..=max).contains(&value) { Ok(()) } else { Err(error) }
 }
 
 pub(super) fn duplicate(subject: Subject, what: &'static str, name: impl ToString) -> BuildError {
-    BuildError::Duplicate {
-        subject,
-        what,
-        name: name.to_string(),
-    }
+    BuildError::Duplicate { subject, what, name: name.to_string() }
 }
 
 pub(super) fn undefined(subject: Subject, what: &'static str, name: impl ToString) -> BuildError {
-    BuildError::Undefined {
-        subject,
-        what,
-        name: name.to_string(),
-    }
+    BuildError::Undefined { subject, what, name: name.to_string() }
 }

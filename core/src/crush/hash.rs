@@ -117,9 +117,7 @@ pub fn ceph_str_hash_rjenkins(name: &[u8]) -> u32 {
     let (second, third) = rest.split_at(rest.len().min(4));
     a = a.wrapping_add(word(first));
     b = b.wrapping_add(word(second));
-    c = c
-        .wrapping_add(name.len() as u32)
-        .wrapping_add(word(third) << 8);
+    c = c.wrapping_add(name.len() as u32).wrapping_add(word(third) << 8);
     mix(&mut a, &mut b, &mut c);
     c
 }

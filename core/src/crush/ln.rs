@@ -58,9 +58,8 @@ mod tests {
     /// Every draw's logarithm at once, as a checksum: any changed bit of any table shows.
     #[test]
     fn logarithms_never_change() {
-        let sum = (0..=u16::MAX).fold(0xcbf2_9ce4_8422_2325u64, |sum, draw| {
-            (sum ^ crush_ln(draw)).wrapping_mul(0x100_0000_01b3)
-        });
+        let sum = (0..=u16::MAX)
+            .fold(0xcbf2_9ce4_8422_2325u64, |sum, draw| (sum ^ crush_ln(draw)).wrapping_mul(0x100_0000_01b3));
         assert_eq!(sum, CHECKSUM_OF_ALL_LOGARITHMS);
         assert!((0..=u16::MAX).all(|draw| crush_ln(draw) <= LN_MAX));
     }

@@ -69,13 +69,7 @@ impl CrushMap {
         num_rep: usize,
         reweights: &[u32],
     ) -> Result<Vec<i32>, DoRuleError> {
-        let placement = Placement {
-            rule_id,
-            x,
-            num_rep,
-            reweights,
-            choose_args_id: 0,
-        };
+        let placement = Placement { rule_id, x, num_rep, reweights, choose_args_id: 0 };
         let mut result = Vec::new();
         self.do_rule_into(&placement, &mut Scratch::default(), &mut result)?;
         Ok(result)
@@ -102,11 +96,7 @@ impl CrushMap {
         if result_max > REPLICAS_MAX {
             return Err(DoRuleError::TooManyReplicas(result_max));
         }
-        for buffer in [
-            &mut scratch.working,
-            &mut scratch.chosen,
-            &mut scratch.leaves,
-        ] {
+        for buffer in [&mut scratch.working, &mut scratch.chosen, &mut scratch.leaves] {
             buffer.clear();
             // At least one entry: a `take` puts its item there whatever `num_rep` says.
             buffer.resize(result_max.max(1), ITEM_NONE);
@@ -132,19 +122,9 @@ impl CrushMap {
                     scratch.working[0] = item;
                     at_hand = 1;
                 }
-                Step::Choose {
-                    leaf,
-                    mode,
-                    num,
-                    type_id,
-                } => {
+                Step::Choose { leaf, mode, num, type_id } => {
                     if at_hand > 0 {
-                        let kind = Kind {
-                            leaf,
-                            mode,
-                            num,
-                            type_id,
-                        };
+                        let kind = Kind { leaf, mode, num, type_id };
                         at_hand = walk.choose(kind, at_hand, result_max, scratch);
                     }
                 }
@@ -167,9 +147,7 @@ impl CrushMap {
 
     fn args_for(&self, id: i64) -> Option<&[Option<NodeArg>]> {
         let set = |id| self.choose_args.iter().find(|(set, _)| *set == id);
-        set(id)
-            .or_else(|| set(CHOOSE_ARGS_DEFAULT))
-            .map(|(_, args)| &args[..])
+        set(id).or_else(|| set(CHOOSE_ARGS_DEFAULT)).map(|(_, args)| &args[..])
     }
 }
 
@@ -232,20 +210,10 @@ enum Found<'a> {
 impl<'a> Walk<'a> {
     /// One choose step: from the first `at_hand` items of `scratch.working` to the new ones,
     /// which it leaves there; returns how many.
-    fn choose(
-        &mut self,
-        kind: Kind,
-        at_hand: usize,
-        result_max: usize,
-        scratch: &mut Scratch,
-    ) -> usize {
+    fn choose(&mut self, kind: Kind, at_hand: usize, result_max: usize, scratch: &mut Scratch) -> usize {
         let mut size = 0;
         for i in 0..at_hand {
-            let num_rep = if kind.num > 0 {
-                kind.num
-            } else {
-                kind.num + result_max as i32
-            };
+            let num_rep = if kind.num > 0 { kind.num } else { kind.num + result_max as i32 };
             // A device, or a hole left by an earlier step: nothing to choose from.
             let Some(start) = self.map.node(scratch.working[i]) else {
                 continue;
@@ -282,22 +250,12 @@ impl<'a> Walk<'a> {
                         num_rep,
                         parent_r: 0,
                     };
-                    self.indep(
-                        &search,
-                        start,
-                        &mut chosen[..width],
-                        &mut leaves[..width],
-                        0,
-                    );
+                    self.indep(&search, start, &mut chosen[..width], &mut leaves[..width], 0);
                     size += width;
                 }
             }
         }
-        let next = if kind.leaf {
-            &mut scratch.leaves
-        } else {
-            &mut scratch.chosen
-        };
+        let next = if kind.leaf { &mut scratch.leaves } else { &mut scratch.chosen };
         std::mem::swap(&mut scratch.working, next);
         size
     }
@@ -339,9 +297,7 @@ impl<'a> Walk<'a> {
             let mut bucket = start;
             let mut local_failures = 0u32;
             loop {
-                let r = rep
-                    .wrapping_add(search.parent_r)
-                    .wrapping_add(failures as i32);
+                let r = rep.wrapping_add(search.parent_r).wrapping_add(failures as i32);
                 let size = bucket.1.items.len() as u32;
                 let (mut collision, mut rejected) = (false, size == 0);
                 let mut item = 0;
@@ -407,11 +363,7 @@ impl<'a> Walk<'a> {
             type_id: 0,
             tries,
             leaf_tries: None,
-            reps: if self.stable {
-                (0, 1)
-            } else {
-                (outpos as i32, outpos as i32 + 1)
-            },
+            reps: if self.stable { (0, 1) } else { (outpos as i32, outpos as i32 + 1) },
             parent_r: match self.vary_r {
                 0 => 0,
                 n => r.wrapping_shr(n - 1),
@@ -441,8 +393,7 @@ impl<'a> Walk<'a> {
                 if out[slot] != ITEM_UNDEF {
                     continue;
                 }
-                let decided =
-                    self.indep_one(search, start, out, leaves, (position, slot), failures);
+                let decided = self.indep_one(search, start, out, leaves, (position, slot), failures);
                 if let Some(item) = decided {
                     out[slot] = item;
                     left -= 1;
@@ -502,13 +453,8 @@ impl<'a> Walk<'a> {
                     let Some(tries) = search.leaf_tries else {
                         return Some(item);
                     };
-                    let below = Indep {
-                        type_id: 0,
-                        tries,
-                        leaf_tries: None,
-                        num_rep: search.num_rep,
-                        parent_r: r,
-                    };
+                    let below =
+                        Indep { type_id: 0, tries, leaf_tries: None, num_rep: search.num_rep, parent_r: r };
                     let leaf = &mut leaves[slot..=slot];
                     self.indep(&below, inner, leaf, &mut [], position + slot);
                     return (leaf[0] != ITEM_NONE).then_some(item);

@@ -42,17 +42,14 @@ pub use builder::BuilderError;
 pub use compile::CrushMap;
 pub use error::{BuildError, Subject};
 pub use hash::{
-    ceph_str_hash_rjenkins, crush_hash32, crush_hash32_2, crush_hash32_3, crush_hash32_4,
-    crush_hash32_5,
+    ceph_str_hash_rjenkins, crush_hash32, crush_hash32_2, crush_hash32_3, crush_hash32_4, crush_hash32_5,
 };
 pub use mapper::{DoRuleError, Placement, Scratch};
 pub use model::{
-    Bucket, BucketAlg, ChooseArg, ChooseArgs, Device, Item, MapDef, Mode, Rule, RuleKind, Step,
-    Tunables, TypeName,
+    Bucket, BucketAlg, ChooseArg, ChooseArgs, Device, Item, MapDef, Mode, Rule, RuleKind, Step, Tunables,
+    TypeName,
 };
-pub use pg::{
-    ceph_object_hash, ceph_pg_to_x, ceph_stable_mod, object_pg, pg_mask, pg_split_parent,
-};
+pub use pg::{ceph_object_hash, ceph_pg_to_x, ceph_stable_mod, object_pg, pg_mask, pg_split_parent};
 pub use text::{ParseError, Problem};
 
 /// 1.0 in the 16.16 fixed point of weights and reweights.

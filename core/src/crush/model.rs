@@ -55,10 +55,7 @@ impl Tunables {
     pub(super) fn named(&mut self) -> [(&'static str, &mut u32); 8] {
         [
             ("choose_local_tries", &mut self.choose_local_tries),
-            (
-                "choose_local_fallback_tries",
-                &mut self.choose_local_fallback_tries,
-            ),
+            ("choose_local_fallback_tries", &mut self.choose_local_fallback_tries),
             ("choose_total_tries", &mut self.choose_total_tries),
             ("chooseleaf_descend_once", &mut self.chooseleaf_descend_once),
             ("chooseleaf_vary_r", &mut self.chooseleaf_vary_r),

@@ -15,11 +15,7 @@ const NAMESPACE_SEPARATOR: u8 = 0x1f;
 /// each growth by one splits one remainder and leaves the others alone.
 #[inline]
 pub fn ceph_stable_mod(x: u32, b: u32, mask: u32) -> u32 {
-    if x & mask < b {
-        x & mask
-    } else {
-        x & (mask >> 1)
-    }
+    if x & mask < b { x & mask } else { x & (mask >> 1) }
 }
 
 /// `calc_pg_masks`: the least 2^n - 1 that is not less than `pg_num` - 1.
@@ -77,17 +73,7 @@ mod tests {
 
     #[test]
     fn masks_are_the_next_power_of_two_less_one() {
-        let cases = [
-            (0, 0),
-            (1, 0),
-            (2, 1),
-            (3, 3),
-            (4, 3),
-            (5, 7),
-            (8, 7),
-            (12, 15),
-            (256, 255),
-        ];
+        let cases = [(0, 0), (1, 0), (2, 1), (3, 3), (4, 3), (5, 7), (8, 7), (12, 15), (256, 255)];
         for (pg_num, mask) in cases {
             assert_eq!(pg_mask(pg_num), mask, "pg_num {pg_num}");
         }
@@ -96,9 +82,7 @@ mod tests {
 
     #[test]
     fn growing_pg_num_moves_objects_only_to_split_children() {
-        let steps = [
-            1u32, 2, 3, 5, 8, 12, 13, 48, 64, 96, 100, 256, 1000, 1024, 4096,
-        ];
+        let steps = [1u32, 2, 3, 5, 8, 12, 13, 48, 64, 96, 100, 256, 1000, 1024, 4096];
         for (i, &old) in steps.iter().enumerate() {
             for &new in &steps[i..] {
                 let mut moved = 0;
@@ -109,10 +93,7 @@ mod tests {
                     assert!(before < old && after < new);
                     if after != before {
                         moved += 1;
-                        assert!(
-                            after >= old,
-                            "moved to a group that existed: {old} to {new}"
-                        );
+                        assert!(after >= old, "moved to a group that existed: {old} to {new}");
                         assert_eq!(pg_split_parent(after, old), before, "{old} to {new}");
                     }
                 }
@@ -138,9 +119,6 @@ mod tests {
             count[object_pg(42, object, 128) as usize] += 1;
         }
         // 1000 each on average; six standard deviations are 190.
-        assert!(
-            count.iter().all(|&n| (810..=1190).contains(&n)),
-            "{count:?}"
-        );
+        assert!(count.iter().all(|&n| (810..=1190).contains(&n)), "{count:?}");
     }
 }

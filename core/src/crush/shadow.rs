@@ -30,13 +30,7 @@ impl Shadows {
         for bucket in &def.buckets {
             let subject = Subject::Bucket(bucket.id);
             for (class, id) in &bucket.class_ids {
-                range(
-                    subject,
-                    "shadow bucket id",
-                    i64::from(*id),
-                    i64::from(BUCKET_ID_MIN),
-                    -1,
-                )?;
+                range(subject, "shadow bucket id", i64::from(*id), i64::from(BUCKET_ID_MIN), -1)?;
                 if !used.insert(*id) {
                     return Err(duplicate(subject, "bucket id", id));
                 }
@@ -45,22 +39,11 @@ impl Shadows {
                 }
             }
         }
-        let by_id: HashMap<i32, &Bucket> = def
-            .buckets
-            .iter()
-            .map(|bucket| (bucket.id, bucket))
-            .collect();
-        let inner: HashSet<i32> = def
-            .buckets
-            .iter()
-            .flat_map(|bucket| &bucket.items)
-            .map(|item| item.id)
-            .collect();
-        let mut roots: Vec<&Bucket> = def
-            .buckets
-            .iter()
-            .filter(|bucket| !inner.contains(&bucket.id))
-            .collect();
+        let by_id: HashMap<i32, &Bucket> = def.buckets.iter().map(|bucket| (bucket.id, bucket)).collect();
+        let inner: HashSet<i32> =
+            def.buckets.iter().flat_map(|bucket| &bucket.items).map(|item| item.id).collect();
+        let mut roots: Vec<&Bucket> =
+            def.buckets.iter().filter(|bucket| !inner.contains(&bucket.id)).collect();
         roots.sort_by_key(|bucket| bucket.id);
         let mut free = -1;
         for root in roots {
@@ -82,19 +65,13 @@ impl Shadows {
                 }
             }
         }
-        Ok(Self {
-            classes: classes.to_vec(),
-            ids,
-        })
+        Ok(Self { classes: classes.to_vec(), ids })
     }
 
     /// All buckets of the definition (items before their bucket), each with its shadows.
     pub fn nodes(&self, def: &MapDef) -> Result<Vec<Node>, BuildError> {
-        let class_of: HashMap<i32, &String> = def
-            .devices
-            .iter()
-            .filter_map(|device| Some((device.id, device.class.as_ref()?)))
-            .collect();
+        let class_of: HashMap<i32, &String> =
+            def.devices.iter().filter_map(|device| Some((device.id, device.class.as_ref()?))).collect();
         let version = def.tunables.straw_calc_version;
         let mut nodes = Vec::with_capacity(self.ids.len() + def.buckets.len());
         let mut shadow_weights: HashMap<i32, u32> = HashMap::new();
@@ -151,21 +128,10 @@ fn children_first(
 /// The shadow buckets whose choices are not defined, each with the name of the tree bucket to
 /// blame: Ceph grows the shadow of a tree bucket item by item without clearing the weights of new
 /// inner nodes, so from three items on its choices depend on what the memory held before.
-pub(super) fn unpredictable(
-    def: &MapDef,
-    shadows: &Shadows,
-    nodes: &[Node],
-) -> HashMap<i32, String> {
-    let originals: HashMap<i32, i32> = shadows
-        .ids
-        .iter()
-        .map(|((original, _), id)| (*id, *original))
-        .collect();
-    let names: HashMap<i32, &String> = def
-        .buckets
-        .iter()
-        .map(|bucket| (bucket.id, &bucket.name))
-        .collect();
+pub(super) fn unpredictable(def: &MapDef, shadows: &Shadows, nodes: &[Node]) -> HashMap<i32, String> {
+    let originals: HashMap<i32, i32> =
+        shadows.ids.iter().map(|((original, _), id)| (*id, *original)).collect();
+    let names: HashMap<i32, &String> = def.buckets.iter().map(|bucket| (bucket.id, &bucket.name)).collect();
     let mut blame: HashMap<i32, String> = HashMap::new();
     // Items come before their bucket.
     for node in nodes {
@@ -174,11 +140,7 @@ pub(super) fn unpredictable(
         };
         let inherited = node.items.iter().find_map(|item| blame.get(item).cloned());
         let own = node.alg == BucketAlg::Tree && node.items.len() > 2;
-        let name = if own {
-            names.get(original).map(|name| (*name).clone())
-        } else {
-            inherited
-        };
+        let name = if own { names.get(original).map(|name| (*name).clone()) } else { inherited };
         if let Some(name) = name {
             blame.insert(node.id, name);
         }

@@ -98,11 +98,7 @@ impl Place {
     pub const START: Self = Self { line: 1, column: 1 };
 
     pub fn error(self, problem: Problem) -> ParseError {
-        ParseError {
-            line: self.line,
-            column: self.column,
-            problem,
-        }
+        ParseError { line: self.line, column: self.column, problem }
     }
 }
 
@@ -132,25 +128,15 @@ impl<'t> Token<'t> {
     }
 
     pub fn unexpected(self, expected: &'static str) -> ParseError {
-        self.place.error(Problem::Unexpected {
-            expected,
-            found: self.quote(),
-        })
+        self.place.error(Problem::Unexpected { expected, found: self.quote() })
     }
 
     pub fn unknown(self, what: &'static str, hint: &'static str) -> ParseError {
-        self.place.error(Problem::Unknown {
-            what,
-            name: self.shortened(),
-            hint,
-        })
+        self.place.error(Problem::Unknown { what, name: self.shortened(), hint })
     }
 
     pub fn twice(self, what: &'static str) -> ParseError {
-        self.place.error(Problem::Twice {
-            what,
-            name: self.shortened(),
-        })
+        self.place.error(Problem::Twice { what, name: self.shortened() })
     }
 
     /// The word as a number; digits only, with a sign if the type has one.
@@ -166,13 +152,8 @@ impl<'t> Token<'t> {
     /// compiler computes it.
     pub fn weight(self) -> Result<u32, ParseError> {
         let expected = "a weight from 0 to 65535, such as 1.819";
-        let real =
-            |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'-' | b'+');
-        let parsed = if self.text.bytes().all(real) {
-            self.text.parse::<f32>().ok()
-        } else {
-            None
-        };
+        let real = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'-' | b'+');
+        let parsed = if self.text.bytes().all(real) { self.text.parse::<f32>().ok() } else { None };
         match parsed.map(|weight| weight * WEIGHT_ONE as f32) {
             // A negative weight that rounds to 0 is one too many.
             Some(scaled) if (0.0..4_294_967_296.0).contains(&scaled) => Ok(scaled as u32),
@@ -196,15 +177,8 @@ impl<'t> Lexer<'t> {
         if text.len() > MAP_TEXT_BYTES_MAX {
             return Err(Place::START.error(Problem::TooLong(text.len())));
         }
-        let next = Token {
-            text: "",
-            place: Place::START,
-        };
-        let mut lexer = Self {
-            rest: text,
-            place: Place::START,
-            next,
-        };
+        let next = Token { text: "", place: Place::START };
+        let mut lexer = Self { rest: text, place: Place::START, next };
         lexer.next = lexer.scan();
         Ok(lexer)
     }
@@ -229,11 +203,7 @@ impl<'t> Lexer<'t> {
 
     /// The next token must be this one, which `expected` describes.
     pub fn expect(&mut self, word: &str, expected: &'static str) -> Result<(), ParseError> {
-        if self.accept(word) {
-            Ok(())
-        } else {
-            Err(self.next.unexpected(expected))
-        }
+        if self.accept(word) { Ok(()) } else { Err(self.next.unexpected(expected)) }
     }
 
     /// The next token must be a word, not a bracket or the end.
@@ -266,10 +236,7 @@ impl<'t> Lexer<'t> {
                 let end = self.rest.find('\n').unwrap_or(self.rest.len());
                 self.rest = &self.rest[end..];
             } else if c == '\n' {
-                self.place = Place {
-                    line: self.place.line + 1,
-                    column: 1,
-                };
+                self.place = Place { line: self.place.line + 1, column: 1 };
                 self.rest = &self.rest[1..];
             } else if c.is_ascii_whitespace() || c == '\x0b' {
                 self.place.column += 1;

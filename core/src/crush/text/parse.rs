@@ -10,8 +10,8 @@ use super::rules::{RawRule, choose_args, rule};
 use crate::crush::error::Subject;
 use crate::crush::model::ALG_NAMES;
 use crate::crush::{
-    BUCKETS_MAX, BucketAlg, BuildError, ChooseArgs, CrushMap, DEVICE_ID_MAX, Device, ITEMS_MAX,
-    RULES_MAX, TYPES_MAX, Tunables, TypeName,
+    BUCKETS_MAX, BucketAlg, BuildError, ChooseArgs, CrushMap, DEVICE_ID_MAX, Device, ITEMS_MAX, RULES_MAX,
+    TYPES_MAX, Tunables, TypeName,
 };
 
 /// The number of the only hash that there is.
@@ -61,9 +61,7 @@ impl CrushMap {
         Self::new(def).map_err(|error| {
             let subject = error.subject();
             let place = places.iter().rev().find(|entry| entry.0 == subject);
-            place
-                .map_or(Place::START, |entry| entry.1)
-                .error(Problem::Build(error))
+            place.map_or(Place::START, |entry| entry.1).error(Problem::Build(error))
         })
     }
 }
@@ -81,9 +79,8 @@ impl<'t> RawMap<'t> {
             items: 0,
         };
         while !lexer.peek().text.is_empty() {
-            let head = lexer.word(
-                "`tunable`, `device`, `type`, `rule`, `choose_args` or the type of a bucket",
-            )?;
+            let head =
+                lexer.word("`tunable`, `device`, `type`, `rule`, `choose_args` or the type of a bucket")?;
             match head.text {
                 "tunable" => raw.tunable(lexer)?,
                 "device" => raw.device(lexer)?,
@@ -126,28 +123,16 @@ impl<'t> RawMap<'t> {
         } else {
             None
         };
-        self.devices.push(Device {
-            id,
-            name: name.text.to_owned(),
-            class,
-        });
+        self.devices.push(Device { id, name: name.text.to_owned(), class });
         self.places.push((Subject::Device(id), number.place));
-        limit(
-            number,
-            "number of devices",
-            self.devices.len(),
-            DEVICE_ID_MAX as usize + 1,
-        )
+        limit(number, "number of devices", self.devices.len(), DEVICE_ID_MAX as usize + 1)
     }
 
     fn type_name(&mut self, lexer: &mut Lexer<'t>) -> Result<(), ParseError> {
         let number = lexer.word("the id of a type")?;
         let id: i32 = number.number("a type id from 0 up")?;
         let name = lexer.word("the name of the type")?;
-        self.types.push(TypeName {
-            id,
-            name: name.text.to_owned(),
-        });
+        self.types.push(TypeName { id, name: name.text.to_owned() });
         self.places.push((Subject::Type(id), number.place));
         limit(number, "number of types", self.types.len(), TYPES_MAX)
     }
@@ -182,8 +167,7 @@ impl<'t> RawMap<'t> {
                 }
                 "alg" => {
                     let word = lexer.word("the bucket's algorithm")?;
-                    let Some(&(_, known)) = ALG_NAMES.iter().find(|(alg, _)| *alg == word.text)
-                    else {
+                    let Some(&(_, known)) = ALG_NAMES.iter().find(|(alg, _)| *alg == word.text) else {
                         let hint = "use straw2, straw, tree, list or uniform";
                         return Err(word.unknown("bucket algorithm", hint));
                     };
@@ -191,8 +175,8 @@ impl<'t> RawMap<'t> {
                 }
                 "hash" => {
                     let word = lexer.word("the bucket's hash")?;
-                    let known = word.text == "rjenkins1"
-                        || word.number::<u32>("a hash") == Ok(HASH_RJENKINS1);
+                    let known =
+                        word.text == "rjenkins1" || word.number::<u32>("a hash") == Ok(HASH_RJENKINS1);
                     if !known {
                         return Err(word.unknown("hash", "use 0, which is rjenkins1"));
                     }
@@ -207,32 +191,17 @@ impl<'t> RawMap<'t> {
         }
         let Some(alg) = alg else {
             let what = "`alg`";
-            let missing = Problem::Missing {
-                block: "bucket",
-                name: name.shortened(),
-                what,
-            };
+            let missing = Problem::Missing { block: "bucket", name: name.shortened(), what };
             return Err(name.place.error(missing));
         };
-        self.buckets.push(RawBucket {
-            type_name,
-            name,
-            id,
-            class_ids,
-            alg,
-            items,
-        });
+        self.buckets.push(RawBucket { type_name, name, id, class_ids, alg, items });
         limit(name, "number of buckets", self.buckets.len(), BUCKETS_MAX)
     }
 }
 
 fn item<'t>(lexer: &mut Lexer<'t>) -> Result<RawItem<'t>, ParseError> {
     let name = lexer.word("the name of a device or bucket")?;
-    let mut item = RawItem {
-        name,
-        weight: None,
-        pos: None,
-    };
+    let mut item = RawItem { name, weight: None, pos: None };
     loop {
         if lexer.accept("weight") {
             item.weight = Some(lexer.word("a weight")?.weight()?);
@@ -255,12 +224,6 @@ pub(super) fn limit(
         return Ok(());
     }
     let (value, max) = (count as i64, max as i64);
-    let error = BuildError::OutOfRange {
-        subject: Subject::Map,
-        what,
-        value,
-        min: 0,
-        max,
-    };
+    let error = BuildError::OutOfRange { subject: Subject::Map, what, value, min: 0, max };
     Err(token.place.error(Problem::Build(error)))
 }

@@ -16,22 +16,11 @@ type Names<'t> = HashMap<&'t str, i32>;
 
 /// The definition that a text means, and where its parts are.
 pub(super) fn resolve(raw: RawMap<'_>) -> Result<(MapDef, Vec<(Subject, Place)>), ParseError> {
-    let RawMap {
-        tunables,
-        devices,
-        types,
-        buckets: raw_buckets,
-        ..
-    } = raw;
+    let RawMap { tunables, devices, types, buckets: raw_buckets, .. } = raw;
     let mut places = raw.places;
-    let type_ids: HashMap<&str, i32> = types
-        .iter()
-        .map(|entry| (entry.name.as_str(), entry.id))
-        .collect();
-    let mut names: HashMap<&str, i32> = devices
-        .iter()
-        .map(|device| (device.name.as_str(), device.id))
-        .collect();
+    let type_ids: HashMap<&str, i32> = types.iter().map(|entry| (entry.name.as_str(), entry.id)).collect();
+    let mut names: HashMap<&str, i32> =
+        devices.iter().map(|device| (device.name.as_str(), device.id)).collect();
     let mut blocks: HashMap<&str, usize> = HashMap::new();
     let mut used: HashSet<i32> = HashSet::new();
     for (number, bucket) in raw_buckets.iter().enumerate() {
@@ -61,9 +50,7 @@ pub(super) fn resolve(raw: RawMap<'_>) -> Result<(MapDef, Vec<(Subject, Place)>)
         });
         places.push((Subject::Bucket(id), bucket.name.place));
         let items = items(bucket, &names, &weights)?;
-        let sum = items
-            .iter()
-            .fold(0u32, |sum, item| sum.saturating_add(item.weight));
+        let sum = items.iter().fold(0u32, |sum, item| sum.saturating_add(item.weight));
         weights.insert(id, sum);
         names.insert(bucket.name.text, id);
         buckets.push(Bucket {
@@ -75,24 +62,11 @@ pub(super) fn resolve(raw: RawMap<'_>) -> Result<(MapDef, Vec<(Subject, Place)>)
             class_ids: bucket.class_ids.clone(),
         });
     }
-    let rules = raw
-        .rules
-        .into_iter()
-        .map(|rule| resolve_rule(rule, &names, &type_ids));
+    let rules = raw.rules.into_iter().map(|rule| resolve_rule(rule, &names, &type_ids));
     let rules = rules.collect::<Result<_, _>>()?;
     let choose_args = raw.choose_args;
     drop((names, type_ids));
-    Ok((
-        MapDef {
-            tunables,
-            devices,
-            types,
-            buckets,
-            rules,
-            choose_args,
-        },
-        places,
-    ))
+    Ok((MapDef { tunables, devices, types, buckets, rules, choose_args }, places))
 }
 
 /// The numbers of the blocks, each after those that it uses; else in the order of the text.
@@ -129,13 +103,7 @@ fn children_first(
             }
             if path.len() > DEPTH_MAX {
                 let (what, value, max) = ("depth in levels", path.len() as i64, DEPTH_MAX as i64);
-                let deep = BuildError::OutOfRange {
-                    subject,
-                    what,
-                    value,
-                    min: 1,
-                    max,
-                };
+                let deep = BuildError::OutOfRange { subject, what, value, min: 1, max };
                 return Err(item.name.place.error(Problem::Build(deep)));
             }
         }
@@ -153,15 +121,10 @@ fn items(
     let mut floating = Vec::new();
     for item in &bucket.items {
         let Some(&id) = names.get(item.name.text) else {
-            return Err(item
-                .name
-                .unknown("device or bucket", "define it or take the item out"));
+            return Err(item.name.unknown("device or bucket", "define it or take the item out"));
         };
         let default = || weights.get(&id).copied().unwrap_or(WEIGHT_ONE);
-        let entry = Item {
-            id,
-            weight: item.weight.unwrap_or_else(default),
-        };
+        let entry = Item { id, weight: item.weight.unwrap_or_else(default) };
         let Some(pos) = item.pos else {
             floating.push(entry);
             continue;
@@ -169,30 +132,17 @@ fn items(
         match slots.get_mut(pos) {
             Some(slot @ None) => *slot = Some(entry),
             _ => {
-                return Err(item
-                    .name
-                    .place
-                    .error(Problem::BadPosition { pos, items: count }));
+                return Err(item.name.place.error(Problem::BadPosition { pos, items: count }));
             }
         }
     }
     let mut floating = floating.into_iter();
-    Ok(slots
-        .into_iter()
-        .filter_map(|slot| slot.or_else(|| floating.next()))
-        .collect())
+    Ok(slots.into_iter().filter_map(|slot| slot.or_else(|| floating.next())).collect())
 }
 
-fn resolve_rule(
-    rule: RawRule<'_>,
-    names: &Names<'_>,
-    type_ids: &Names<'_>,
-) -> Result<Rule, ParseError> {
+fn resolve_rule(rule: RawRule<'_>, names: &Names<'_>, type_ids: &Names<'_>) -> Result<Rule, ParseError> {
     let find = |known: &Names<'_>, token: Token<'_>, what, hint| {
-        known
-            .get(token.text)
-            .copied()
-            .ok_or_else(|| token.unknown(what, hint))
+        known.get(token.text).copied().ok_or_else(|| token.unknown(what, hint))
     };
     let resolve = |step: RawStep<'_>| {
         Ok(match step {
@@ -200,47 +150,16 @@ fn resolve_rule(
             RawStep::Take { item, class } => {
                 let hint = "take a bucket or device that the map defines";
                 let class = class.map(|class| class.text.to_owned());
-                Step::Take {
-                    item: find(names, item, "device or bucket", hint)?,
-                    class,
-                }
+                Step::Take { item: find(names, item, "device or bucket", hint)?, class }
             }
-            RawStep::Choose {
-                leaf,
-                mode,
-                num,
-                type_name,
-            } => {
+            RawStep::Choose { leaf, mode, num, type_name } => {
                 let hint = "name one of the map's types";
                 let type_id = find(type_ids, type_name, "type", hint)?;
-                Step::Choose {
-                    leaf,
-                    mode,
-                    num,
-                    type_id,
-                }
+                Step::Choose { leaf, mode, num, type_id }
             }
         })
     };
-    let steps = rule
-        .steps
-        .into_iter()
-        .map(resolve)
-        .collect::<Result<_, ParseError>>()?;
-    let RawRule {
-        id,
-        name,
-        kind,
-        min_size,
-        max_size,
-        ..
-    } = rule;
-    Ok(Rule {
-        id,
-        name,
-        kind,
-        min_size,
-        max_size,
-        steps,
-    })
+    let steps = rule.steps.into_iter().map(resolve).collect::<Result<_, ParseError>>()?;
+    let RawRule { id, name, kind, min_size, max_size, .. } = rule;
+    Ok(Rule { id, name, kind, min_size, max_size, steps })
 }

@@ -6,8 +6,8 @@
 use super::lexer::{Lexer, ParseError, Place, Problem, Token};
 use super::parse::limit;
 use crate::crush::{
-    BUCKETS_MAX, CHOOSE_ARGS_DEFAULT, ChooseArg, ChooseArgs, ITEMS_MAX, Mode, RULE_STEPS_MAX,
-    RuleKind, Step, WEIGHT_SET_POSITIONS_MAX,
+    BUCKETS_MAX, CHOOSE_ARGS_DEFAULT, ChooseArg, ChooseArgs, ITEMS_MAX, Mode, RULE_STEPS_MAX, RuleKind, Step,
+    WEIGHT_SET_POSITIONS_MAX,
 };
 
 /// What rules have that do not say for how many replicas they are (Ceph 17 and later).
@@ -18,16 +18,8 @@ pub(super) const CHOOSE_ARGS_DEFAULT_TEXT: &str = "18446744073709551615";
 
 /// A step with names in place of ids.
 pub(super) enum RawStep<'t> {
-    Take {
-        item: Token<'t>,
-        class: Option<Token<'t>>,
-    },
-    Choose {
-        leaf: bool,
-        mode: Mode,
-        num: i32,
-        type_name: Token<'t>,
-    },
+    Take { item: Token<'t>, class: Option<Token<'t>> },
+    Choose { leaf: bool, mode: Mode, num: i32, type_name: Token<'t> },
     Plain(Step),
 }
 
@@ -77,16 +69,8 @@ pub(super) fn rule<'t>(lexer: &mut Lexer<'t>) -> Result<RawRule<'t>, ParseError>
         }
     }
     let missing = |what| {
-        let name = if name.is_empty() {
-            "(without a name)"
-        } else {
-            &name
-        };
-        place.error(Problem::Missing {
-            block: "rule",
-            name: name.to_owned(),
-            what,
-        })
+        let name = if name.is_empty() { "(without a name)" } else { &name };
+        place.error(Problem::Missing { block: "rule", name: name.to_owned(), what })
     };
     Ok(RawRule {
         id: id.ok_or_else(|| missing("`id`"))?,
@@ -126,17 +110,10 @@ fn step<'t>(lexer: &mut Lexer<'t>) -> Result<RawStep<'t>, ParseError> {
                 "indep" => Mode::Indep,
                 _ => return Err(mode.unexpected(expected)),
             };
-            let num = lexer
-                .word("how many to choose")?
-                .number("how many to choose")?;
+            let num = lexer.word("how many to choose")?.number("how many to choose")?;
             lexer.expect("type", "`type`")?;
             let type_name = lexer.word("the name of a type")?;
-            return Ok(RawStep::Choose {
-                leaf: word.text == "chooseleaf",
-                mode,
-                num,
-                type_name,
-            });
+            return Ok(RawStep::Choose { leaf: word.text == "chooseleaf", mode, num, type_name });
         }
         _ => {
             let hint = "use take, choose, chooseleaf, emit or a set_ step of Ceph up to 18";
@@ -159,14 +136,8 @@ pub(super) fn choose_args(lexer: &mut Lexer<'_>) -> Result<ChooseArgs, ParseErro
         let start = lexer.peek();
         lexer.expect("{", "`{` before `bucket_id`, or `}`")?;
         lexer.expect("bucket_id", "`bucket_id`")?;
-        let bucket_id = lexer
-            .word("the id of a bucket")?
-            .number("a bucket id from -1 down")?;
-        let mut arg = ChooseArg {
-            bucket_id,
-            weight_set: Vec::new(),
-            ids: Vec::new(),
-        };
+        let bucket_id = lexer.word("the id of a bucket")?.number("a bucket id from -1 down")?;
+        let mut arg = ChooseArg { bucket_id, weight_set: Vec::new(), ids: Vec::new() };
         if lexer.accept("weight_set") {
             lexer.expect("[", "`[` after `weight_set`")?;
             while !lexer.accept("]") {
@@ -182,12 +153,7 @@ pub(super) fn choose_args(lexer: &mut Lexer<'_>) -> Result<ChooseArgs, ParseErro
         }
         lexer.expect("}", "`weight_set`, `ids` or `}`")?;
         args.push(arg);
-        limit(
-            start,
-            "number of choose_args of a set",
-            args.len(),
-            BUCKETS_MAX,
-        )?;
+        limit(start, "number of choose_args of a set", args.len(), BUCKETS_MAX)?;
     }
     Ok(ChooseArgs { id, args })
 }

@@ -9,8 +9,8 @@ use std::fmt::{self, Write};
 use super::rules::CHOOSE_ARGS_DEFAULT_TEXT;
 use crate::crush::model::ALG_NAMES;
 use crate::crush::{
-    Bucket, BucketAlg, CHOOSE_ARGS_DEFAULT, ChooseArgs, CrushMap, MapDef, Mode, Rule, RuleKind,
-    Step, Tunables, WEIGHT_ONE,
+    Bucket, BucketAlg, CHOOSE_ARGS_DEFAULT, ChooseArgs, CrushMap, MapDef, Mode, Rule, RuleKind, Step,
+    Tunables, WEIGHT_ONE,
 };
 
 /// Enough for every weight: 16 binary places have no more decimals.
@@ -41,8 +41,7 @@ impl fmt::Display for Weight {
         let weight = self.0 as f32 / one;
         let exact = |decimals: &usize| {
             let text = format!("{weight:.decimals$}");
-            text.parse::<f32>()
-                .is_ok_and(|read| (read * one) as u32 == self.0)
+            text.parse::<f32>().is_ok_and(|read| (read * one) as u32 == self.0)
         };
         let decimals = (3..DECIMALS_MAX).find(exact).unwrap_or(DECIMALS_MAX);
         write!(f, "{weight:.decimals$}")
@@ -51,23 +50,10 @@ impl fmt::Display for Weight {
 
 impl<'d> Writer<'d> {
     fn new(def: &'d MapDef) -> Self {
-        let devices = def
-            .devices
-            .iter()
-            .map(|device| (device.id, device.name.as_str()));
-        let buckets = def
-            .buckets
-            .iter()
-            .map(|bucket| (bucket.id, bucket.name.as_str()));
-        let types = def
-            .types
-            .iter()
-            .map(|entry| (entry.id, entry.name.as_str()));
-        Self {
-            def,
-            items: devices.chain(buckets).collect(),
-            types: types.collect(),
-        }
+        let devices = def.devices.iter().map(|device| (device.id, device.name.as_str()));
+        let buckets = def.buckets.iter().map(|bucket| (bucket.id, bucket.name.as_str()));
+        let types = def.types.iter().map(|entry| (entry.id, entry.name.as_str()));
+        Self { def, items: devices.chain(buckets).collect(), types: types.collect() }
     }
 
     fn map(&self, out: &mut String) -> fmt::Result {
@@ -92,16 +78,12 @@ impl<'d> Writer<'d> {
             writeln!(out, "type {} {}", entry.id, entry.name)?;
         }
         out.push_str("\n# buckets\n");
-        def.buckets
-            .iter()
-            .try_for_each(|bucket| self.bucket(bucket, out))?;
+        def.buckets.iter().try_for_each(|bucket| self.bucket(bucket, out))?;
         out.push_str("\n# rules\n");
         def.rules.iter().try_for_each(|rule| self.rule(rule, out))?;
         if !def.choose_args.is_empty() {
             out.push_str("\n# choose_args\n");
-            def.choose_args
-                .iter()
-                .try_for_each(|set| choose_args(set, out))?;
+            def.choose_args.iter().try_for_each(|set| choose_args(set, out))?;
         }
         out.push_str("\n# end crush map\n");
         Ok(())
@@ -122,15 +104,9 @@ impl<'d> Writer<'d> {
         for (class, id) in &bucket.class_ids {
             writeln!(out, "\tid {id} class {class}{WARNING}")?;
         }
-        let sum = bucket
-            .items
-            .iter()
-            .fold(0u32, |sum, item| sum.wrapping_add(item.weight));
+        let sum = bucket.items.iter().fold(0u32, |sum, item| sum.wrapping_add(item.weight));
         writeln!(out, "\t# weight {:.3}", sum as f32 / WEIGHT_ONE as f32)?;
-        let name = ALG_NAMES
-            .iter()
-            .find(|entry| entry.1 == bucket.alg)
-            .map_or("", |entry| entry.0);
+        let name = ALG_NAMES.iter().find(|entry| entry.1 == bucket.alg).map_or("", |entry| entry.0);
         write!(out, "\talg {name}")?;
         let size = bucket.items.len();
         match bucket.alg {
@@ -147,12 +123,7 @@ impl<'d> Writer<'d> {
         }
         out.push_str("\n\thash 0\t# rjenkins1\n");
         for (pos, item) in bucket.items.iter().enumerate() {
-            write!(
-                out,
-                "\titem {} weight {}",
-                self.item(item.id),
-                Weight(item.weight)
-            )?;
+            write!(out, "\titem {} weight {}", self.item(item.id), Weight(item.weight))?;
             if matches!(bucket.alg, BucketAlg::Uniform | BucketAlg::Tree) {
                 write!(out, " pos {pos}")?;
             }
@@ -181,12 +152,7 @@ impl<'d> Writer<'d> {
                         write!(out, " class {class}")?;
                     }
                 }
-                Step::Choose {
-                    leaf,
-                    mode,
-                    num,
-                    type_id,
-                } => {
+                Step::Choose { leaf, mode, num, type_id } => {
                     let verb = if *leaf { "chooseleaf" } else { "choose" };
                     let mode = match mode {
                         Mode::Firstn => "firstn",
@@ -222,9 +188,7 @@ fn choose_args(set: &ChooseArgs, out: &mut String) -> fmt::Result {
             out.push_str("    weight_set [\n");
             for weights in &arg.weight_set {
                 out.push_str("      [ ");
-                weights
-                    .iter()
-                    .try_for_each(|&weight| write!(out, "{} ", Weight(weight)))?;
+                weights.iter().try_for_each(|&weight| write!(out, "{} ", Weight(weight)))?;
                 out.push_str("]\n");
             }
             out.push_str("    ]\n");

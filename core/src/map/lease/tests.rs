@@ -113,6 +113,34 @@ fn front_ends_preempt_healers_and_healers_preempt_nobody() {
     );
 }
 
+#[test]
+fn no_renewal_slips_in_between_the_decision_and_its_commit() {
+    let mut map = cluster(3);
+    let disk = volume(&mut map, "disk0");
+    let mut table = LeaseTable::new(LeaseConfig::default(), &map, Time(0));
+    let (a, b) = (holder("a", 1), holder("b", 2));
+    let g1 = grant(&mut map, disk, Generation(0), &a);
+    table.granted(disk, g1, Time(0));
+    let late = Time(LEASE + MARGIN + 1);
+    let seen = table.ask(&map, disk, &b, late).unwrap();
+    // The commit is on its way; a answer of "renewed" would give two holders at once.
+    assert_eq!(table.renew(&map, &a, disk, g1, late), Renewal::Undecided);
+    // It fails: the holder goes on.
+    table.not_granted(disk, seen);
+    let renewed = Renewal::Renewed {
+        release_please: false,
+    };
+    assert_eq!(table.renew(&map, &a, disk, g1, late), renewed);
+    // A failure that is told late does not undo somebody else's grant.
+    let later = late.after(LEASE + MARGIN + 1);
+    let seen = table.ask(&map, disk, &b, later).unwrap();
+    let g2 = grant(&mut map, disk, seen, &b);
+    table.granted(disk, g2, later);
+    table.not_granted(disk, seen);
+    assert_eq!(table.renew(&map, &a, disk, g1, later), Renewal::Lost);
+    assert!(!table.expired(&map, disk, later));
+}
+
 /// One front end, as it sees itself.
 struct Process {
     holder: Holder,
