@@ -689,6 +689,17 @@ impl<D: Device, I: Index> Store<D, I> {
         }
     }
 
+    /// What [`Store::ready`] waits for: for a caller that cannot borrow the store meanwhile. To be asked
+    /// together with [`Store::has_work`].
+    pub fn waker(&self) -> crate::device::wake::Waker {
+        self.dev.waker().clone()
+    }
+
+    /// True where [`Store::poll`] or [`Store::submit`] has something to do without the waker's ringing.
+    pub fn has_work(&self) -> bool {
+        !self.events.is_empty() || self.checkpoint_runs()
+    }
+
     /// Waits until [`Store::poll`] or [`Store::submit`] has something to do. Needs a tokio runtime with
     /// I/O.
     pub async fn ready(&self) -> io::Result<()> {
