@@ -49,7 +49,9 @@ fn run(limits: &Limits, pieces: &[&[u8]]) -> (Vec<String>, Vec<u8>) {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let Some((&cut, bytes)) = input.split_first() else { return };
+    let Some((&cut, bytes)) = input.split_first().filter(|(_, bytes)| !bytes.is_empty()) else {
+        return;
+    };
     let limits = Limits {
         payload_bytes_max: 1 << 16,
         skipped_bytes_max: 1 << 17,

@@ -192,8 +192,7 @@ fn qemu_img_converts_maps_and_compares() {
         ok("qemu-img", &["compare", "-f", "raw", "-F", "raw", str(&raw), &uri]);
         let map = ok("qemu-img", &["map", "-f", "raw", "--output=json", &uri]);
         let map: serde_json::Value = serde_json::from_str(&map).unwrap();
-        let kinds: Vec<bool> =
-            map.as_array().unwrap().iter().map(|e| e["zero"].as_bool().unwrap()).collect();
+        let kinds: Vec<bool> = map.as_array().unwrap().iter().map(|e| e["zero"].as_bool().unwrap()).collect();
         assert_eq!(kinds, [false, true, false], "{map}");
         assert_eq!((&map[1]["start"], &map[1]["length"]), (&(8 * MIB).into(), &(16 * MIB).into()));
         let back = server.path("back");
@@ -247,11 +246,25 @@ fn fio_verifies_what_it_wrote() {
     for (name, bs) in [("4k", "--bs=4k"), ("odd", "--bsrange=512-70k"), ("512", "--bs=512")] {
         let name = format!("--name={name}");
         let state = format!("--aux-path={}", server.dir.path().display());
-        let output = run("fio", &[
-            &name, &state, "--ioengine=nbd", &uri, "--rw=randrw", bs, "--iodepth=16", "--size=8m",
-            "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--bs_unaligned=1",
-            "--verify_state_save=0", "--output-format=terse",
-        ]);
+        let output = run(
+            "fio",
+            &[
+                &name,
+                &state,
+                "--ioengine=nbd",
+                &uri,
+                "--rw=randrw",
+                bs,
+                "--iodepth=16",
+                "--size=8m",
+                "--verify=crc32c",
+                "--verify_fatal=1",
+                "--do_verify=1",
+                "--bs_unaligned=1",
+                "--verify_state_save=0",
+                "--output-format=terse",
+            ],
+        );
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         if text.contains("engine nbd not loadable") {
             println!("skipped: this fio has no nbd engine");

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use trefoil_nbd::disk::{
-    Completions, ConnId, Disk, DiskError, DiskOp, DiskReply, DiskRequest, ExportInfo, Exports,
-    LocalFuture, OpenError,
+    Completions, ConnId, Disk, DiskError, DiskOp, DiskReply, DiskRequest, ExportInfo, Exports, LocalFuture,
+    OpenError,
 };
 use trefoil_nbd::proto::Limits;
 use trefoil_nbd::server::{Config, Server};
@@ -259,11 +259,8 @@ fn a_disk_that_is_gone_closes_the_connection() {
 
 #[test]
 fn too_many_connections_are_refused_and_slow_handshakes_cut_off() {
-    let config = Config {
-        connections_max: 2,
-        handshake_timeout: Duration::from_millis(200),
-        ..Config::default()
-    };
+    let config =
+        Config { connections_max: 2, handshake_timeout: Duration::from_millis(200), ..Config::default() };
     run(config, |server, address, stub| async move {
         let mut served = connected(address).await;
         let mut idle = greeted(address).await;

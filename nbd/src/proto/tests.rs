@@ -37,10 +37,7 @@ impl Fake {
     }
     fn answer(&mut self, token: u64, op: DiskOp) {
         let reply = match op {
-            DiskOp::Read { offset, len } if offset == 666 => {
-                let _ = len;
-                Err(DiskError::Io)
-            }
+            DiskOp::Read { offset: 666, .. } => Err(DiskError::Io),
             DiskOp::Read { len, .. } => {
                 let mut chunks = crate::disk::Chunks::from(Chunk::Hole(len / 2));
                 chunks.push(Chunk::Data(vec![7; (len - len / 2) as usize].into()));
@@ -387,12 +384,13 @@ fn payloads_are_slices_of_the_receive_buffer() {
 }
 
 fn script() -> impl Strategy<Value = Vec<u8>> {
-    let requests = (0..9u16, 0..32u16, any::<u64>(), 0..SIZE + 5000, 0..9000u32)
-        .prop_map(|(command, flags, cookie, offset, len)| match command {
+    let requests = (0..9u16, 0..32u16, any::<u64>(), 0..SIZE + 5000, 0..9000u32).prop_map(
+        |(command, flags, cookie, offset, len)| match command {
             // Flush and goodbye end the script; keep them rare.
             cmd::DISC | cmd::FLUSH if cookie % 8 > 0 => request(0, cmd::READ, cookie, offset, len),
             _ => request(if cookie % 3 > 0 { 0 } else { flags }, command, cookie, offset, len),
-        });
+        },
+    );
     let options = prop_oneof![
         Just(option(opt::STRUCTURED_REPLY, &[])),
         Just(option(opt::LIST, &[])),
@@ -402,13 +400,9 @@ fn script() -> impl Strategy<Value = Vec<u8>> {
             .prop_filter("no early end", |(o, _)| *o != opt::ABORT && *o != opt::EXPORT_NAME)
             .prop_map(|(o, data)| option(o, &data)),
     ];
-    (
-        proptest::collection::vec(options, 0..6),
-        proptest::collection::vec(requests, 0..20),
+    (proptest::collection::vec(options, 0..6), proptest::collection::vec(requests, 0..20)).prop_map(
+        |(options, requests)| [vec![FLAGS.to_vec()], options, vec![go("disk0")], requests].concat().concat(),
     )
-        .prop_map(|(options, requests)| {
-            [vec![FLAGS.to_vec()], options, vec![go("disk0")], requests].concat().concat()
-        })
 }
 
 proptest! {

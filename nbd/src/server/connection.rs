@@ -230,9 +230,7 @@ impl Connection {
                 Event::Close(why) => self.closing = Some(why),
             }
         }
-        if self.session.in_transmission()
-            && matches!(self.deadline, Some((_, Deadline::Handshake)))
-        {
+        if self.session.in_transmission() && matches!(self.deadline, Some((_, Deadline::Handshake))) {
             self.deadline = None;
         }
         Ok(())
@@ -240,11 +238,7 @@ impl Connection {
 
     /// Asks the exports; gives up when the client does or the server is stopped. The time that it takes
     /// is not the client's.
-    async fn look_up(
-        &mut self,
-        kind: Lookup,
-        name: &str,
-    ) -> Result<Result<ExportInfo, OpenError>, End> {
+    async fn look_up(&mut self, kind: Lookup, name: &str) -> Result<Result<ExportInfo, OpenError>, End> {
         let exports = self.guard.shared.exports.clone();
         let (stream, buf) = (&mut self.stream, &mut self.buf);
         let hung_up = async {
@@ -353,11 +347,7 @@ impl Connection {
         let shared = &self.guard.shared;
         let room = self.guard.held <= shared.config.connection_share_bytes
             || shared.counters.get().bytes_held <= shared.config.bytes_max;
-        self.session.wants_bytes()
-            && room
-            && !self.is_draining()
-            && !self.hung_up
-            && !self.on_trial
+        self.session.wants_bytes() && room && !self.is_draining() && !self.hung_up && !self.on_trial
     }
 
     /// Sends, receives and waits; ready when there is something to parse, to encode or to end.
