@@ -1,23 +1,516 @@
-//! The leader's machine: rules 5.1 to 6.5 of `docs/protocol.md`.
-#![allow(missing_docs)]
+//! The leader's machine: rules 5.1 to 6.5 of `docs/protocol.md`, and nothing else.
+//!
+//! ```text
+//!  client operations ─┐                        ┌─► Send(open, settle, write, read ..)  to nodes
+//!  answers of nodes  ─┼─► Leader::handle(..) ──┼─► Done(result)                        to clients
+//!  lease, map, time  ─┘                        └─► Attached, Deposed, Released, ..     to the daemon
+//! ```
+//!
+//! One machine leads one volume under one generation. A volume's objects fall into groups, one for each
+//! placement group; each group is opened, decided and settled on its own ([`group`]), holds its objects'
+//! state ([`object`]), numbers and counts writes ([`write`]), routes reads ([`read`]) and orders repairs
+//! ([`repair`]).
+//!
+//! A write is acknowledged when a quorum of whole copies has *reported* it durable. The machine decides
+//! nothing about durability by itself: it counts what nodes have said.
+//!
+//! Weaknesses, known: the state of every object that any node has ever named is held in memory (about
+//! 200 bytes each, 50 MiB per TiB of written volume).
+
 mod api;
-use crate::ids::*;
+mod group;
+mod object;
+mod read;
+mod repair;
+mod write;
+
 pub use api::*;
+
+use crate::client::{ClientOp, OpDone, OpError, OpId, OpKind};
+use crate::ids::*;
+use crate::limits::*;
+use crate::message::{FromNode, ToNode};
+use group::{Group, Phase};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// How long a detach waits for the copies that are not needed for a majority (µs).
+const RELEASE_GRACE: u64 = 1_000_000;
+/// How long a node that has said that it is full counts as full (µs).
+const FULL_FOR: u64 = 1_000_000;
+/// Time between ticks while a client waits for reads, while something else is under way, and else (µs).
+const TICK_READS: u64 = 10_000;
+const TICK_BUSY: u64 = 50_000;
+const TICK_IDLE: u64 = 500_000;
+
+/// A node, as this leader sees it.
+#[derive(Debug, Default)]
+struct Peer {
+    up: bool,
+    /// Has made this generation's fence durable.
+    fenced: bool,
+    /// Has lost what it had reported (5.9): is not spoken to any more.
+    distrusted: bool,
+    /// Writes sent and not answered yet.
+    backlog_ops: usize,
+    backlog_bytes: u64,
+    /// Reads sent and not answered yet.
+    reads: usize,
+    /// Was late with a read: other nodes are preferred until then.
+    slow_until: Time,
+    /// Repairs ordered and not answered yet.
+    repairs: usize,
+    full_until: Time,
+    /// Since when an answer is awaited without any having come.
+    asked: Option<Time>,
+}
+
+/// What all groups of a leader share.
+struct Shared {
+    spec: VolumeSpec,
+    options: Options,
+    peers: BTreeMap<NodeId, Peer>,
+    lease_until: Time,
+    /// Operations taken and not answered.
+    live: usize,
+    next_id: u64,
+    deposed: Option<Generation>,
+    /// Nodes that are to be given up after this input.
+    resets: Vec<(NodeId, &'static str)>,
+}
+
+impl Shared {
+    fn lease_holds(&self, now: Time) -> bool {
+        now < self.lease_until
+    }
+
+    fn done<P>(
+        &mut self,
+        id: OpId,
+        result: Result<crate::client::OpOutput<P>, OpError>,
+        out: &mut Vec<Output<P>>,
+    ) {
+        self.live = self.live.saturating_sub(1);
+        out.push(Output::Done(OpDone { id, result }));
+    }
+
+    fn peer(&mut self, node: NodeId) -> &mut Peer {
+        self.peers.entry(node).or_default()
+    }
+
+    fn is_up(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.up && !peer.distrusted)
+    }
+
+    /// Sends one message to one node and notes that an answer is awaited.
+    fn ask<P>(&mut self, now: Time, node: NodeId, msg: ToNode<P>, out: &mut Vec<Output<P>>) {
+        self.peer(node).asked.get_or_insert(now);
+        out.push(Output::Send { to: NodeList::one(node), msg });
+    }
+
+    fn reset(&mut self, node: NodeId, why: &'static str) {
+        if !self.resets.iter().any(|(n, _)| *n == node) {
+            self.resets.push((node, why));
+        }
+    }
+}
+
+/// Counters, for metrics and for the simulator's coverage. They start at 0 with the leader.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaderCounters {
+    /// Groups opened, next rounds included.
+    pub rounds: u64,
+    /// Repairs ordered.
+    pub repairs: u64,
+    /// Reads that needed a Confirm.
+    pub confirms: u64,
+    /// Reads sent to a second node because the first was late.
+    pub hedged: u64,
+    /// Copies that were left behind by a Gap or a NoSpace.
+    pub left_behind: u64,
+}
 
 /// The machine: one volume, one generation.
 pub struct Leader<P> {
-    p: std::marker::PhantomData<P>,
+    shared: Shared,
+    /// By PG number; `None` where the volume has no object.
+    groups: Vec<Option<Box<Group<P>>>>,
+    /// Operations that came before the volume was attached.
+    before_attach: VecDeque<ClientOp<P>>,
+    attached: bool,
+    closing: Option<Time>,
+    released: bool,
+    all_whole_said: bool,
+    /// Where the search for groups to open in the background goes on.
+    open_cursor: usize,
+    /// Operations with their deadlines, oldest first. Empty without an I/O timeout.
+    deadlines: VecDeque<(Time, OpId, ObjectIndex)>,
+    last_tick: Time,
 }
 
-impl<P: Clone> Leader<P> {
-    /// A leader with a generation of its own.
-    pub fn new(_now: Time, _spec: VolumeSpec, _options: Options) -> Leader<P> {
-        Leader { p: Default::default() }
+impl<P: Clone + Default> Leader<P> {
+    /// A leader with a generation of its own, which no other process has or had.
+    pub fn new(now: Time, spec: VolumeSpec, options: Options) -> Leader<P> {
+        let pg_num = spec.pgs.len() as u32;
+        let mut groups: Vec<Option<Box<Group<P>>>> = (0..pg_num).map(|_| None).collect();
+        let mut left = groups.len();
+        for object in 0..spec.objects {
+            if left == 0 {
+                break;
+            }
+            let pg = (spec.pg_of)(spec.id, object, pg_num) as usize;
+            if let Some(slot @ None) = groups.get_mut(pg) {
+                let id = GroupId { volume: spec.id, pg: PgId { pool: spec.pool, pg: pg as u32 } };
+                *slot = Some(Box::new(Group::new(id, spec.pgs[pg].clone())));
+                left -= 1;
+            }
+        }
+        let attached = options.healer;
+        let shared = Shared {
+            spec,
+            options,
+            peers: BTreeMap::new(),
+            lease_until: Time(0),
+            live: 0,
+            next_id: 1,
+            deposed: None,
+            resets: Vec::new(),
+        };
+        Leader {
+            shared,
+            groups,
+            before_attach: VecDeque::new(),
+            attached,
+            closing: None,
+            released: false,
+            all_whole_said: false,
+            open_cursor: 0,
+            deadlines: VecDeque::new(),
+            last_tick: now,
+        }
     }
+
     /// Takes one input, in the order in which things happened; adds what is to be done to `out`.
-    pub fn handle(&mut self, _now: Time, _input: Input<P>, _out: &mut Vec<Output<P>>) {}
+    pub fn handle(&mut self, now: Time, input: Input<P>, out: &mut Vec<Output<P>>) {
+        if self.shared.deposed.is_some() || self.released {
+            if let Input::Op(op) = input {
+                let error = if self.released { OpError::Closing } else { OpError::Deposed };
+                out.push(Output::Done(OpDone { id: op.id, result: Err(error) }));
+            }
+            return;
+        }
+        match input {
+            Input::NodeUp { node } => self.node_up(now, node, out),
+            Input::NodeDown { node } => self.node_down(now, node, out),
+            Input::Node { node, msg } => self.node_message(now, node, msg, out),
+            Input::Op(op) => self.accept(now, op, out),
+            Input::Lease { until } => self.shared.lease_until = self.shared.lease_until.max(until),
+            Input::Config { pg, config } => self.configure(now, pg, config, out),
+            Input::Differs { group } => {
+                if let Some(group) = self.groups.get_mut(group.pg.pg as usize).and_then(Option::as_mut)
+                    && group.phase == Phase::Closed
+                {
+                    group.next_round(&mut self.shared, now, out);
+                }
+            }
+            Input::Release => self.closing = self.closing.or(Some(now)),
+            Input::Tick => self.tick(now, out),
+        }
+        while let Some((node, why)) = self.shared.resets.pop() {
+            out.push(Output::Reset { node, why });
+            self.node_down(now, node, out);
+        }
+        if let Some(by) = self.shared.deposed {
+            return self.depose(by, out);
+        }
+        self.open_more(now, out);
+        self.end_if_done(now, out);
+    }
+
     /// When the next [`Input::Tick`] is wanted; `None`: not before another input.
     pub fn next_tick(&self) -> Option<Time> {
-        None
+        if self.shared.deposed.is_some() || self.released {
+            return None;
+        }
+        let groups = || self.groups.iter().flatten();
+        let wait = if groups().any(|group| !group.reads.is_empty()) {
+            TICK_READS
+        } else if self.shared.live > 0 || self.closing.is_some() || groups().any(|group| !group.at_rest()) {
+            TICK_BUSY
+        } else {
+            TICK_IDLE
+        };
+        Some(self.last_tick.after(wait))
+    }
+
+    /// Operations taken and not answered.
+    pub fn live_ops(&self) -> usize {
+        self.shared.live
+    }
+
+    /// Every group is open and every copy is whole on every node: the volume is fully redundant.
+    pub fn all_whole(&self) -> bool {
+        self.attached && self.groups.iter().flatten().all(|group| group.all_whole())
+    }
+
+    /// Copies of objects that are known not to be whole.
+    pub fn copies_behind(&self) -> usize {
+        self.groups.iter().flatten().map(|group| group.behind.len()).sum()
+    }
+
+    /// Counters, for metrics.
+    pub fn counters(&self) -> LeaderCounters {
+        let mut sum = LeaderCounters::default();
+        for c in self.groups.iter().flatten().map(|group| &group.counters) {
+            sum.rounds += c.rounds;
+            sum.repairs += c.repairs;
+            sum.confirms += c.confirms;
+            sum.hedged += c.hedged;
+            sum.left_behind += c.left_behind;
+        }
+        sum
+    }
+
+    fn accept(&mut self, now: Time, op: ClientOp<P>, out: &mut Vec<Output<P>>) {
+        let refuse = |error| Output::Done(OpDone { id: op.id, result: Err(error) });
+        if self.closing.is_some() {
+            return out.push(refuse(OpError::Closing));
+        }
+        if self.shared.live >= LEADER_OPS_MAX || !self.in_range(&op) {
+            return out.push(refuse(OpError::Refused));
+        }
+        self.shared.live += 1;
+        if let Some(timeout) = self.shared.options.io_timeout {
+            self.deadlines.push_back((now.after(timeout), op.id, op.object));
+        }
+        if self.attached {
+            self.submit(now, op, out);
+        } else {
+            self.before_attach.push_back(op);
+        }
+    }
+
+    fn in_range(&self, op: &ClientOp<P>) -> bool {
+        let blocks = op.kind.blocks();
+        let data_limit = match &op.kind {
+            OpKind::Read { .. } => blocks.count <= OP_BLOCKS_MAX,
+            OpKind::Write { checksums, .. } => {
+                blocks.count <= OP_BLOCKS_MAX && checksums.len() == blocks.count as usize
+            }
+            OpKind::Status { .. } | OpKind::Zero { .. } => true,
+        };
+        let spec = &self.shared.spec;
+        data_limit && blocks.count > 0 && blocks.end() <= spec.object_blocks && op.object < spec.objects
+    }
+
+    fn submit(&mut self, now: Time, op: ClientOp<P>, out: &mut Vec<Output<P>>) {
+        let spec = &self.shared.spec;
+        let pg = (spec.pg_of)(spec.id, op.object, spec.pgs.len() as u32) as usize;
+        match self.groups.get_mut(pg).and_then(Option::as_mut) {
+            Some(group) => group.submit(&mut self.shared, now, op, out),
+            // Not possible: `new` made a group for each PG of an object in range.
+            None => self.shared.done(op.id, Err(OpError::Refused), out),
+        }
+    }
+
+    fn node_up(&mut self, now: Time, node: NodeId, out: &mut Vec<Output<P>>) {
+        self.node_down(now, node, out);
+        let peer = self.shared.peer(node);
+        if peer.distrusted {
+            return;
+        }
+        peer.up = true;
+        if !self.attached && !peer.fenced {
+            let (volume, generation) = (self.shared.spec.id, self.shared.spec.generation);
+            self.shared.ask(now, node, ToNode::Fence { volume, generation }, out);
+        }
+        for group in self.groups.iter_mut().flatten() {
+            group.node_up(&mut self.shared, now, node, out);
+        }
+    }
+
+    fn node_down(&mut self, now: Time, node: NodeId, out: &mut Vec<Output<P>>) {
+        let peer = self.shared.peer(node);
+        if !peer.up {
+            return;
+        }
+        peer.up = false;
+        peer.asked = None;
+        for group in self.groups.iter_mut().flatten() {
+            group.node_down(&mut self.shared, now, node, out);
+        }
+        let peer = self.shared.peer(node);
+        (peer.backlog_ops, peer.backlog_bytes, peer.reads, peer.repairs) = (0, 0, 0, 0);
+    }
+
+    fn node_message(&mut self, now: Time, node: NodeId, msg: FromNode<P>, out: &mut Vec<Output<P>>) {
+        let peer = self.shared.peer(node);
+        if !peer.up {
+            return; // a connection that has been given up
+        }
+        peer.asked = None;
+        let group = match &msg {
+            FromNode::Fenced { volume, generation } => {
+                if (*volume, *generation) == (self.shared.spec.id, self.shared.spec.generation) {
+                    self.shared.peer(node).fenced = true;
+                    self.attach_if_fenced(now, out);
+                }
+                return;
+            }
+            FromNode::FenceRefused { volume, fence, .. } => {
+                if *volume == self.shared.spec.id && *fence > self.shared.spec.generation {
+                    self.shared.deposed = Some(*fence);
+                }
+                return;
+            }
+            FromNode::Opened { group, .. }
+            | FromNode::OpenRefused { group, .. }
+            | FromNode::Settled { group, .. }
+            | FromNode::Data { group, .. }
+            | FromNode::Bad { group, .. }
+            | FromNode::ReadRefused { group, .. }
+            | FromNode::Confirmed { group, .. }
+            | FromNode::Differs { group } => *group,
+            FromNode::Have { object, .. }
+            | FromNode::Gap { object, .. }
+            | FromNode::NoSpace { object, .. } => object.group,
+        };
+        if let FromNode::Differs { group } = msg {
+            return self.handle_differs(now, group, out);
+        }
+        match self.groups.get_mut(group.pg.pg as usize).and_then(Option::as_mut) {
+            Some(state) if state.id == group => state.message(&mut self.shared, now, node, msg, out),
+            _ => {}
+        }
+    }
+
+    fn handle_differs(&mut self, now: Time, group: GroupId, out: &mut Vec<Output<P>>) {
+        if let Some(state) = self.groups.get_mut(group.pg.pg as usize).and_then(Option::as_mut)
+            && state.id == group
+            && state.phase == Phase::Closed
+        {
+            state.next_round(&mut self.shared, now, out);
+        }
+    }
+
+    /// 6.4: the first request is served when a quorum of every PG has made the fence durable.
+    fn attach_if_fenced(&mut self, now: Time, out: &mut Vec<Output<P>>) {
+        let peers = &self.shared.peers;
+        let fenced = |node: NodeId| peers.get(&node).is_some_and(|peer| peer.fenced);
+        if self.attached || !self.groups.iter().flatten().all(|group| group.config.is_quorum(fenced)) {
+            return;
+        }
+        self.attached = true;
+        out.push(Output::Attached);
+        while let Some(op) = self.before_attach.pop_front() {
+            self.submit(now, op, out);
+        }
+    }
+
+    fn configure(
+        &mut self,
+        now: Time,
+        pg: u32,
+        config: crate::placement::PgConfig,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(known) = self.shared.spec.pgs.get_mut(pg as usize) else { return };
+        if config.epoch <= known.epoch || config.problem().is_some() {
+            return;
+        }
+        *known = config.clone();
+        if let Some(group) = self.groups.get_mut(pg as usize).and_then(Option::as_mut) {
+            group.configure(&mut self.shared, now, config, out);
+        }
+        self.attach_if_fenced(now, out);
+    }
+
+    fn tick(&mut self, now: Time, out: &mut Vec<Output<P>>) {
+        self.last_tick = now;
+        let timeout = self.shared.options.node_timeout;
+        let silent: Vec<NodeId> = self
+            .shared
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.up && peer.asked.is_some_and(|since| now.since(since) > timeout))
+            .map(|(node, _)| *node)
+            .collect();
+        for node in silent {
+            self.shared.reset(node, "no answer within the node timeout");
+        }
+        while self.deadlines.front().is_some_and(|(at, _, _)| *at <= now) {
+            if let Some((_, id, object)) = self.deadlines.pop_front() {
+                self.time_out(id, object, out);
+            }
+        }
+        for group in self.groups.iter_mut().flatten() {
+            group.tick(&mut self.shared, now, out);
+        }
+    }
+
+    fn time_out(&mut self, id: OpId, object: ObjectIndex, out: &mut Vec<Output<P>>) {
+        if let Some(at) = self.before_attach.iter().position(|op| op.id == id) {
+            self.before_attach.remove(at);
+            return self.shared.done(id, Err(OpError::TimedOut), out);
+        }
+        let spec = &self.shared.spec;
+        let pg = (spec.pg_of)(spec.id, object, spec.pgs.len() as u32) as usize;
+        if let Some(group) = self.groups.get_mut(pg).and_then(Option::as_mut)
+            && group.forget_op(&mut self.shared, id, object)
+        {
+            self.shared.done(id, Err(OpError::TimedOut), out);
+        }
+    }
+
+    /// Opens groups that no client has touched yet, a few at a time, so that copies which are behind are
+    /// found and the first use of a group does not wait.
+    fn open_more(&mut self, now: Time, out: &mut Vec<Output<P>>) {
+        if !self.attached || self.open_cursor >= self.groups.len() {
+            return;
+        }
+        let mut opening = self.groups.iter().flatten().filter(|group| group.phase == Phase::Opening).count();
+        while opening < self.shared.options.background_opens {
+            let Some(slot) = self.groups.get_mut(self.open_cursor) else { return };
+            if let Some(group) = slot.as_mut()
+                && group.phase == Phase::Closed
+            {
+                group.next_round(&mut self.shared, now, out);
+                opening += 1;
+            }
+            self.open_cursor += 1;
+        }
+    }
+
+    fn end_if_done(&mut self, now: Time, out: &mut Vec<Output<P>>) {
+        if self.shared.options.healer {
+            let whole = self.all_whole();
+            if whole && !self.all_whole_said {
+                out.push(Output::AllWhole);
+            }
+            self.all_whole_said = whole;
+        }
+        let Some(since) = self.closing else { return };
+        if self.shared.live > 0 {
+            return;
+        }
+        let clean = self.all_whole();
+        if clean || now.since(since) > RELEASE_GRACE {
+            self.released = true;
+            out.push(Output::Released { clean });
+        }
+    }
+
+    fn depose(&mut self, by: Generation, out: &mut Vec<Output<P>>) {
+        let mut ids: Vec<OpId> = self.before_attach.drain(..).map(|op| op.id).collect();
+        for group in self.groups.iter_mut().flatten() {
+            group.take_all_ops(&mut ids);
+        }
+        ids.sort_unstable();
+        for id in ids {
+            self.shared.done(id, Err(OpError::Deposed), out);
+        }
+        out.push(Output::Deposed { by });
     }
 }
+
+/// Numbers of objects, in order: so that what is iterated over is the same in every run.
+type ObjectSet = BTreeSet<ObjectIndex>;

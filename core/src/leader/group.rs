@@ -1,0 +1,637 @@
+//! A group: opened (5.1), decided (5.2), settled (5.4), opened again (5.7, 5.8).
+
+use super::object::{CopyState, Object};
+use super::read::{Confirming, Read};
+use super::{LeaderCounters, ObjectSet, Output, Shared};
+use crate::client::{ClientOp, OpId};
+use crate::ids::*;
+use crate::message::{FromNode, Line, ObjectVote, Refusal, ToNode};
+use crate::placement::PgConfig;
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, VecDeque};
+
+/// First and longest pause before a next round that the same group needs again (µs).
+const ROUND_PAUSE_MIN: u64 = 20_000;
+const ROUND_PAUSE_MAX: u64 = 2_000_000;
+/// Pause before a node that was not ready is asked again (µs).
+const OPEN_RETRY: u64 = 100_000;
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No ballot taken yet.
+    Closed,
+    /// Waits for the votes of a quorum.
+    Opening,
+    /// Bases are decided; nodes are being settled.
+    Decided,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// Not connected.
+    Down,
+    /// Refused for now; asked again then.
+    Refused(Time),
+    /// Open was sent.
+    Opening,
+    /// It has answered; there is no decision yet.
+    Opened,
+    /// Settle was sent.
+    Settling,
+    /// It has settled.
+    Settled,
+}
+
+/// A node's answer to the present ballot.
+#[derive(Debug)]
+struct Answer {
+    settled: Ballot,
+    lost: bool,
+    objects: FxHashMap<ObjectIndex, ObjectVote>,
+}
+
+impl Answer {
+    /// The vote on an object: `None` for a copy that was lost.
+    fn vote(&self, index: ObjectIndex) -> Option<Vote> {
+        if self.lost {
+            return None;
+        }
+        match self.objects.get(&index) {
+            None => Some(Vote { line: self.settled, head: Head::ZERO }),
+            Some(vote) => match vote.behind {
+                Some(Line::Lost) => None,
+                Some(Line::At(line)) => Some(Vote { line, head: vote.head }),
+                None => Some(Vote { line: self.settled, head: vote.head }),
+            },
+        }
+    }
+}
+
+/// A node's place in a group.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub node: NodeId,
+    pub member: bool,
+    pub link: Link,
+    /// Has settled in this ballot. Stays true when its connection breaks: a line is durable.
+    pub settled: bool,
+    /// Has answered in this ballot.
+    answered: bool,
+    /// Its answer, until it is settled.
+    answer: Option<Answer>,
+}
+
+impl Slot {
+    /// Writes and reads may be sent: a Settle is on its way before them, or was answered.
+    pub fn live(&self) -> bool {
+        matches!(self.link, Link::Settling | Link::Settled)
+    }
+}
+
+/// A group's state.
+pub(super) struct Group<P> {
+    pub id: GroupId,
+    pub config: PgConfig,
+    pub ballot: Ballot,
+    pub phase: Phase,
+    pub slots: Vec<Slot>,
+    pub objects: FxHashMap<ObjectIndex, Object<P>>,
+    /// Objects with writes under way or operations waiting.
+    pub busy: ObjectSet,
+    /// Known objects that no quorum holds whole yet.
+    pub closed: ObjectSet,
+    /// Copies on connected nodes that are not in line, and when to (re)order their repair. Clients' first.
+    pub behind: BTreeMap<(ObjectIndex, usize), Time>,
+    pub undecided: usize,
+    /// Operations that wait for the decision.
+    pub waiting: VecDeque<ClientOp<P>>,
+    pub reads: FxHashMap<u64, Read<P>>,
+    pub confirming: Option<Confirming>,
+    pub confirm_next: Vec<u64>,
+    round_pause: u64,
+    round_after: Time,
+    pub counters: LeaderCounters,
+}
+
+impl<P: Clone + Default> Group<P> {
+    pub fn new(id: GroupId, config: PgConfig) -> Group<P> {
+        let mut group = Group {
+            id,
+            config,
+            ballot: Ballot::ZERO,
+            phase: Phase::Closed,
+            slots: Vec::new(),
+            objects: FxHashMap::default(),
+            busy: ObjectSet::new(),
+            closed: ObjectSet::new(),
+            behind: BTreeMap::new(),
+            undecided: 0,
+            waiting: VecDeque::new(),
+            reads: FxHashMap::default(),
+            confirming: None,
+            confirm_next: Vec::new(),
+            round_pause: ROUND_PAUSE_MIN,
+            round_after: Time(0),
+            counters: LeaderCounters::default(),
+        };
+        group.make_slots();
+        group
+    }
+
+    fn make_slots(&mut self) {
+        let nodes = self.config.everyone();
+        let slot = |node| Slot {
+            node,
+            member: self.config.is_member(node),
+            link: Link::Down,
+            settled: false,
+            answered: false,
+            answer: None,
+        };
+        self.slots = nodes.into_iter().map(slot).collect();
+    }
+
+    pub fn slot_of(&self, node: NodeId) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.node == node)
+    }
+
+    /// Is the set of slots for which `has` is true a quorum? Learners never count.
+    pub fn quorum(&self, mut has: impl FnMut(usize, &Slot) -> bool) -> bool {
+        self.config.is_quorum(|node| {
+            self.slots.iter().enumerate().any(|(i, slot)| slot.node == node && slot.member && has(i, slot))
+        })
+    }
+
+    /// Nothing under way, and nothing that waits for time to pass.
+    pub fn at_rest(&self) -> bool {
+        self.phase == Phase::Closed
+            || (self.phase == Phase::Decided
+                && self.busy.is_empty()
+                && self.closed.is_empty()
+                && self.behind.is_empty()
+                && self.waiting.is_empty())
+    }
+
+    pub fn all_whole(&self) -> bool {
+        self.phase == Phase::Decided
+            && self.at_rest()
+            && self.undecided == 0
+            && self.slots.iter().all(|slot| slot.link == Link::Settled)
+    }
+
+    /// 5.1 and 5.8: takes a new ballot and asks every node. What was counted in the old one counts no
+    /// more; writes in flight are issued again when their objects open.
+    pub fn next_round(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
+        let next = match self.phase {
+            Phase::Closed => Ballot::new(shared.spec.generation, 0),
+            _ => self.ballot.next_round(),
+        };
+        let Some(ballot) = next else {
+            // Rounds have run out: operations wait until the daemon has a new generation.
+            return out.push(Output::NeedGeneration);
+        };
+        self.counters.rounds += 1;
+        self.take_back(shared);
+        self.ballot = ballot;
+        self.phase = Phase::Opening;
+        self.round_after = now.after(self.round_pause);
+        self.round_pause = (self.round_pause * 2).min(ROUND_PAUSE_MAX);
+        for slot in &mut self.slots {
+            slot.settled = false;
+            slot.answered = false;
+            slot.answer = None;
+        }
+        for i in 0..self.slots.len() {
+            self.open_slot(shared, now, i, out);
+        }
+    }
+
+    /// Puts everything that is under way back in front of what waits: writes in their order, then reads.
+    fn take_back(&mut self, shared: &mut Shared) {
+        let mut again: Vec<ClientOp<P>> = Vec::new();
+        let busy = std::mem::take(&mut self.busy);
+        for index in &busy {
+            let Some(mut object) = self.objects.remove(index) else { continue };
+            for (slot, place) in self.slots.iter().enumerate() {
+                super::write::forget_pending(shared, place.node, slot, &mut object.entries);
+            }
+            again.extend(object.entries.drain(..).filter_map(|entry| super::write::reissue(*index, entry)));
+            again.extend(object.waiting.drain(..));
+        }
+        let mut reads: Vec<(u64, Read<P>)> = self.reads.drain().collect();
+        reads.sort_unstable_by_key(|(id, _)| *id);
+        for (_, read) in reads {
+            self.unsend(shared, &read);
+            again.push(read.op);
+        }
+        for op in again.into_iter().rev() {
+            self.waiting.push_front(op);
+        }
+        for slot in self.repairing_slots() {
+            let peer = shared.peer(self.slots[slot].node);
+            peer.repairs = peer.repairs.saturating_sub(1);
+        }
+        self.objects.clear();
+        self.closed.clear();
+        self.behind.clear();
+        self.undecided = 0;
+        self.confirming = None;
+        self.confirm_next.clear();
+    }
+
+    /// The slot of every copy that is under repair.
+    fn repairing_slots(&self) -> Vec<usize> {
+        let repairing = |(index, slot): &(ObjectIndex, usize)| {
+            self.objects
+                .get(index)
+                .is_some_and(|o| matches!(o.copies[*slot].state, CopyState::Repairing { .. }))
+        };
+        self.behind.keys().filter(|key| repairing(key)).map(|(_, slot)| *slot).collect()
+    }
+
+    fn open_slot(&mut self, shared: &mut Shared, now: Time, i: usize, out: &mut Vec<Output<P>>) {
+        let node = self.slots[i].node;
+        if !shared.is_up(node) {
+            self.slots[i].link = Link::Down;
+            return;
+        }
+        self.slots[i].link = Link::Opening;
+        let msg = ToNode::Open { group: self.id, ballot: self.ballot, epoch: self.config.epoch };
+        shared.ask(now, node, msg, out);
+    }
+
+    /// 5.7: the same ballot again, on this node alone.
+    pub fn node_up(&mut self, shared: &mut Shared, now: Time, node: NodeId, out: &mut Vec<Output<P>>) {
+        if let Some(i) = self.slot_of(node)
+            && self.phase != Phase::Closed
+        {
+            self.open_slot(shared, now, i, out);
+        }
+    }
+
+    pub fn node_down(&mut self, shared: &mut Shared, now: Time, node: NodeId, out: &mut Vec<Output<P>>) {
+        let Some(i) = self.slot_of(node) else { return };
+        self.slot_down(shared, now, i, out);
+        self.slots[i].link = Link::Down;
+        if self.phase == Phase::Opening {
+            // Nothing was decided with its answer: it is asked again. A decision may not have to wait for
+            // it any more.
+            self.slots[i].answer = None;
+            self.slots[i].answered = false;
+            self.decide_if_possible(shared, now, out);
+        }
+        self.round_if_stuck(shared, now, out);
+    }
+
+    /// Nothing more is expected of what was sent to this node.
+    fn slot_down(&mut self, shared: &mut Shared, now: Time, i: usize, out: &mut Vec<Output<P>>) {
+        let node = self.slots[i].node;
+        for index in &self.busy {
+            if let Some(object) = self.objects.get_mut(index) {
+                super::write::forget_pending(shared, node, i, &mut object.entries);
+            }
+        }
+        let behind: Vec<ObjectIndex> = self.behind.keys().filter(|key| key.1 == i).map(|key| key.0).collect();
+        for index in behind {
+            self.behind.remove(&(index, i));
+            if let Some(object) = self.objects.get_mut(&index) {
+                if matches!(object.copies[i].state, CopyState::Repairing { .. }) {
+                    let peer = shared.peer(node);
+                    peer.repairs = peer.repairs.saturating_sub(1);
+                }
+                object.copies[i].state = CopyState::Except;
+            }
+        }
+        self.slots[i].link = Link::Opening;
+        self.tidy_busy();
+        self.reads_lose_slot(shared, now, i, out);
+    }
+
+    /// 5.8 for a new epoch.
+    pub fn configure(&mut self, shared: &mut Shared, now: Time, config: PgConfig, out: &mut Vec<Output<P>>) {
+        self.take_back(shared);
+        self.config = config;
+        self.make_slots();
+        if self.phase != Phase::Closed {
+            self.next_round(shared, now, out);
+        }
+    }
+
+    pub fn message(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        node: NodeId,
+        msg: FromNode<P>,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(i) = self.slot_of(node) else { return };
+        match msg {
+            FromNode::Opened { ballot, settled, lost, objects, .. }
+                if ballot == self.ballot && self.slots[i].link == Link::Opening =>
+            {
+                let objects = objects.into_iter().map(|vote| (vote.index, vote)).collect();
+                self.opened(shared, now, i, Answer { settled, lost, objects }, out);
+            }
+            FromNode::OpenRefused { ballot, promised, fence, epoch, why, .. } => {
+                let by = promised.generation().max(fence);
+                if by > shared.spec.generation {
+                    shared.deposed = Some(by);
+                } else if ballot == self.ballot && self.slots[i].link == Link::Opening {
+                    match why {
+                        Refusal::Promised if promised > self.ballot => {
+                            // A round of this very leader that it does not remember: not possible, and
+                            // harmless to step over.
+                            self.ballot = promised;
+                            self.next_round(shared, now, out);
+                        }
+                        Refusal::Promised | Refusal::NotReady => {
+                            self.slots[i].link = Link::Refused(now.after(OPEN_RETRY));
+                        }
+                        Refusal::Epoch | Refusal::NotMember => {
+                            self.slots[i].link = Link::Refused(now.after(OPEN_RETRY));
+                            if epoch > self.config.epoch || why == Refusal::NotMember {
+                                out.push(Output::MapStale);
+                            }
+                        }
+                    }
+                }
+            }
+            FromNode::Settled { ballot, .. }
+                if ballot == self.ballot && self.slots[i].link == Link::Settling =>
+            {
+                self.settled(shared, now, i, out);
+            }
+            FromNode::Have { object, ballot, seq, full } if ballot == self.ballot => {
+                if full {
+                    shared.peer(node).full_until = now.after(super::FULL_FOR);
+                }
+                self.have(shared, now, i, object.index, seq, out);
+            }
+            FromNode::Gap { object, ballot, repair, .. } if ballot == self.ballot => {
+                self.gap(shared, now, i, object.index, repair, out);
+            }
+            FromNode::NoSpace { object, ballot, .. } if ballot == self.ballot => {
+                shared.peer(node).full_until = now.after(super::FULL_FOR);
+                self.no_space(shared, now, i, object.index, out);
+            }
+            FromNode::Data { id, checksums, data, .. } => {
+                self.data(shared, now, i, id, checksums, data, out);
+            }
+            FromNode::Bad { id, blocks, .. } => self.bad(shared, now, i, id, &blocks, out),
+            FromNode::ReadRefused { id, .. } => self.read_refused(shared, now, i, id, out),
+            FromNode::Confirmed { id, .. } => self.confirmed(shared, now, i, id, out),
+            _ => {} // of an older ballot
+        }
+    }
+
+    fn opened(&mut self, shared: &mut Shared, now: Time, i: usize, answer: Answer, out: &mut Vec<Output<P>>) {
+        let settled = self.slots[i].settled;
+        // 5.9: what a node has reported in this ballot, it must still have.
+        if settled && answer.lost {
+            return self.next_round(shared, now, out); // it knows, and has no vote
+        }
+        if settled && self.reports_less(i, &answer) {
+            let node = self.slots[i].node;
+            shared.peer(node).distrusted = true;
+            out.push(Output::LostData { node });
+            shared.reset(node, "it has lost what it had reported as durable");
+            return self.next_round(shared, now, out);
+        }
+        let slot = &mut self.slots[i];
+        slot.link = Link::Opened;
+        slot.answered = true;
+        slot.answer = Some(answer);
+        match self.phase {
+            Phase::Opening => self.decide_if_possible(shared, now, out),
+            Phase::Decided if self.undecided > 0 && self.quorum(|_, s| s.answered) => {
+                // It may have the votes that were missing. A ballot decides once: take another one.
+                self.next_round(shared, now, out);
+            }
+            Phase::Decided => self.settle(shared, now, i, out),
+            Phase::Closed => {}
+        }
+    }
+
+    fn reports_less(&self, i: usize, answer: &Answer) -> bool {
+        answer.settled != self.ballot
+            || self.objects.iter().any(|(index, object)| {
+                let head = answer.objects.get(index).map_or(Head::ZERO, |vote| vote.head);
+                head.seq < object.copies[i].have
+            })
+    }
+
+    /// 5.2: the base of every object is the head of the greatest vote. Once per ballot.
+    fn decide_if_possible(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
+        if !self.quorum(|_, slot| slot.answer.as_ref().is_some_and(|answer| !answer.lost)) {
+            return;
+        }
+        let mut named: Vec<ObjectIndex> = self
+            .slots
+            .iter()
+            .filter_map(|slot| slot.answer.as_ref())
+            .flat_map(|a| a.objects.keys().copied())
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        let bases: Vec<(ObjectIndex, Option<Head>)> =
+            named.into_iter().map(|index| (index, self.decide(index))).collect();
+        let more_to_come = self.slots.iter().any(|slot| slot.link == Link::Opening);
+        if more_to_come && bases.iter().any(|(_, base)| base.is_none()) {
+            return; // copies were lost: wait for every node that may still answer
+        }
+        self.phase = Phase::Decided;
+        for (index, base) in bases {
+            let object = match base {
+                Some(base) => Object::new(base, true),
+                None => {
+                    self.undecided += 1;
+                    Object::new(Head::ZERO, false)
+                }
+            };
+            self.objects.insert(index, object);
+            self.closed.insert(index);
+        }
+        for i in 0..self.slots.len() {
+            if self.slots[i].link == Link::Opened {
+                self.settle(shared, now, i, out);
+            }
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        for op in waiting {
+            self.submit(shared, now, op, out);
+        }
+    }
+
+    /// The head of the greatest vote among the members' answers; `None` where too many have lost theirs.
+    fn decide(&self, index: ObjectIndex) -> Option<Head> {
+        let vote = |slot: &Slot| slot.answer.as_ref().and_then(|answer| answer.vote(index));
+        if !self.quorum(|_, slot| vote(slot).is_some()) {
+            return None;
+        }
+        #[cfg(feature = "deliberate-bugs")]
+        if crate::bugs::stale_copy_without_vote() {
+            let stale = |slot: &Slot| {
+                slot.answer
+                    .as_ref()
+                    .is_some_and(|a| a.objects.get(&index).is_some_and(|v| v.behind.is_some()))
+            };
+            let votes = self.slots.iter().filter(|slot| slot.member && !stale(slot)).filter_map(vote);
+            return Some(votes.max().unwrap_or_default().head);
+        }
+        self.slots.iter().filter(|slot| slot.member).filter_map(vote).max().map(|vote| vote.head)
+    }
+
+    /// 5.3 and 5.4: this node's own `except`, worked out now from its own answer; behind it the writes in
+    /// flight which its copies in line lack.
+    fn settle(&mut self, shared: &mut Shared, now: Time, i: usize, out: &mut Vec<Output<P>>) {
+        let Some(answer) = self.slots[i].answer.take() else { return };
+        // Objects that only this answer names: a quorum has decided that there is nothing in them.
+        for index in answer.objects.keys() {
+            if !self.objects.contains_key(index) {
+                let fresh = self.fresh_object();
+                self.objects.insert(*index, fresh);
+                self.closed.insert(*index);
+            }
+        }
+        let node = self.slots[i].node;
+        let mut except = Vec::new();
+        for (index, object) in &mut self.objects {
+            let vote = answer.objects.get(index);
+            let head = vote.map_or(Head::ZERO, |vote| vote.head);
+            let lost = answer.lost || vote.is_some_and(|vote| vote.behind == Some(Line::Lost));
+            let nothing = head == Head::ZERO && object.base == Head::ZERO && object.acked == 0;
+            if object.in_line(self.ballot, head) && (nothing || !lost) {
+                object.copies[i].state = CopyState::InLine;
+                object.copies[i].have = object.copies[i].have.max(head.seq);
+            } else {
+                object.copies[i].state = CopyState::Except;
+            }
+            if object.copies[i].state == CopyState::Except {
+                except.push(*index);
+                if object.decided {
+                    self.behind.insert((*index, i), now);
+                }
+            }
+        }
+        except.sort_unstable();
+        self.slots[i].link = Link::Settling;
+        let msg = ToNode::Settle { group: self.id, ballot: self.ballot, except };
+        shared.ask(now, node, msg, out);
+        self.send_missing(shared, now, i, out);
+    }
+
+    fn settled(&mut self, shared: &mut Shared, now: Time, i: usize, out: &mut Vec<Output<P>>) {
+        self.slots[i].link = Link::Settled;
+        self.slots[i].settled = true;
+        self.round_after = self.round_after.max(now.after(ROUND_PAUSE_MIN));
+        let look: Vec<ObjectIndex> = self.closed.iter().chain(&self.busy).copied().collect();
+        for index in look {
+            self.advance(shared, now, index, out);
+        }
+        self.confirm_again(shared, now, i, out);
+        self.order_repairs(shared, now, out);
+        self.round_if_stuck(shared, now, out);
+    }
+
+    /// An object that no answer has named: a quorum says that nothing was ever written to it. A node
+    /// that has answered agrees, or it would have been named.
+    pub fn fresh_object(&self) -> Object<P> {
+        let mut object = Object::new(Head::ZERO, true);
+        for (i, slot) in self.slots.iter().enumerate() {
+            if slot.answered && slot.answer.is_none() {
+                object.copies[i].state = CopyState::InLine;
+            }
+        }
+        object
+    }
+
+    /// 5.8: an object that cannot open because its only sources are gone, while a quorum is there.
+    pub fn round_if_stuck(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
+        if self.phase != Phase::Decided || self.closed.is_empty() || now < self.round_after {
+            return;
+        }
+        if !self.quorum(|_, slot| slot.link == Link::Settled) {
+            return;
+        }
+        let has_source = |object: &Object<P>| {
+            self.slots
+                .iter()
+                .enumerate()
+                .any(|(i, s)| s.live() && object.copies[i].state == CopyState::InLine)
+        };
+        let stuck =
+            |index: &ObjectIndex| self.objects.get(index).is_some_and(|o| o.decided && !has_source(o));
+        if self.closed.iter().any(stuck) {
+            self.next_round(shared, now, out);
+        }
+    }
+
+    pub fn tick(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
+        for i in 0..self.slots.len() {
+            if matches!(self.slots[i].link, Link::Refused(at) if at <= now) {
+                self.open_slot(shared, now, i, out);
+            }
+        }
+        if self.phase == Phase::Opening {
+            self.decide_if_possible(shared, now, out);
+        }
+        if self.phase == Phase::Decided {
+            if self.closed.is_empty() {
+                self.round_pause = ROUND_PAUSE_MIN;
+            }
+            self.round_if_stuck(shared, now, out);
+            self.order_repairs(shared, now, out);
+            self.tick_reads(shared, now, out);
+        }
+    }
+
+    /// Asks a node again that has shown not to be in this ballot, as after a lost connection (5.7): its
+    /// answer tells whether there is a newer leader.
+    pub fn reopen(&mut self, shared: &mut Shared, now: Time, i: usize, out: &mut Vec<Output<P>>) {
+        if self.slots[i].link == Link::Settled {
+            self.slot_down(shared, now, i, out);
+            self.open_slot(shared, now, i, out);
+        }
+    }
+
+    /// Takes an operation out, wherever it is. A write that was issued goes on without its client.
+    pub fn forget_op(&mut self, shared: &mut Shared, id: OpId, index: ObjectIndex) -> bool {
+        let take = |queue: &mut VecDeque<ClientOp<P>>| {
+            queue.iter().position(|op| op.id == id).and_then(|at| queue.remove(at)).is_some()
+        };
+        if take(&mut self.waiting) {
+            return true;
+        }
+        if let Some(read) = self.reads.iter().find(|(_, read)| read.op.id == id).map(|(read, _)| *read) {
+            if let Some(read) = self.reads.remove(&read) {
+                self.unsend(shared, &read);
+            }
+            return true;
+        }
+        let Some(object) = self.objects.get_mut(&index) else { return false };
+        if take(&mut object.waiting) {
+            self.tidy_busy();
+            return true;
+        }
+        match object.entries.iter_mut().find(|entry| entry.id == Some(id)) {
+            Some(entry) => entry.id.take().is_some(),
+            None => false,
+        }
+    }
+
+    /// The ids of all operations, which are taken out.
+    pub fn take_all_ops(&mut self, ids: &mut Vec<OpId>) {
+        ids.extend(self.waiting.drain(..).map(|op| op.id));
+        ids.extend(self.reads.drain().map(|(_, read)| read.op.id));
+        for object in self.objects.values_mut() {
+            ids.extend(object.waiting.drain(..).map(|op| op.id));
+            ids.extend(object.entries.drain(..).filter_map(|entry| entry.id));
+        }
+    }
+
+    pub fn tidy_busy(&mut self) {
+        let objects = &self.objects;
+        self.busy.retain(|index| objects.get(index).is_some_and(|object| !object.at_rest()));
+    }
+}

@@ -1,0 +1,113 @@
+//! An object as its leader sees it: what was decided, what was issued, who has it.
+
+use crate::client::{ClientOp, OpId};
+use crate::ids::*;
+use crate::message::WriteOp;
+use crate::placement::SLOTS_MAX;
+use std::collections::VecDeque;
+
+/// What the leader knows of one node's copy, in the present ballot.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum CopyState {
+    /// The node has not answered yet.
+    #[default]
+    Unknown,
+    /// In line (5.3): gets every write. Whole once its node has settled.
+    InLine,
+    /// Not in line: gets nothing until a Repair is sent.
+    Except,
+    /// A Repair was sent: gets every write behind `upto`.
+    Repairing {
+        /// The last number issued when the Repair was sent.
+        upto: u64,
+    },
+}
+
+/// One node's copy.
+#[derive(Copy, Clone, Debug, Default)]
+pub(super) struct Copy {
+    pub state: CopyState,
+    /// The greatest number that the node has reported durable in this ballot. Stays true when its
+    /// connection breaks.
+    pub have: u64,
+}
+
+/// A write that was issued.
+#[derive(Debug)]
+pub(super) struct Entry<P> {
+    pub seq: u64,
+    pub blocks: BlockRange,
+    /// Kept until it is acknowledged: a node that comes back may need it.
+    pub op: Option<WriteOp<P>>,
+    /// The client's operation; `None` once it has been answered.
+    pub id: Option<OpId>,
+    /// Nodes (by slot) that it was sent to and that have not answered.
+    pub pending: u8,
+    pub acked: bool,
+    /// What it takes of a node's backlog.
+    pub bytes: u64,
+}
+
+/// An object's state under one ballot.
+#[derive(Debug)]
+pub(super) struct Object<P> {
+    /// The head of the greatest vote (5.2); decided once per ballot.
+    pub base: Head,
+    /// False where the votes did not suffice, because nodes have lost theirs (N8): it waits for the next
+    /// round.
+    pub decided: bool,
+    /// A quorum holds it whole, or did in this ballot (5.5).
+    pub open: bool,
+    /// The last number issued.
+    pub issued: u64,
+    /// Everything up to this number is acknowledged.
+    pub acked: u64,
+    /// By slot.
+    pub copies: [Copy; SLOTS_MAX],
+    /// Writes issued and not answered by every node that they were sent to, in order.
+    pub entries: VecDeque<Entry<P>>,
+    /// Operations that cannot start yet, in order.
+    pub waiting: VecDeque<ClientOp<P>>,
+}
+
+impl<P> Object<P> {
+    pub fn new(base: Head, decided: bool) -> Object<P> {
+        Object {
+            base,
+            decided,
+            open: false,
+            issued: base.seq,
+            acked: base.seq,
+            copies: [Copy::default(); SLOTS_MAX],
+            entries: VecDeque::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// True where nothing was ever written, as far as a quorum knows, and nothing is under way.
+    pub fn untouched(&self) -> bool {
+        self.decided && self.base == Head::ZERO && self.issued == 0
+    }
+
+    /// True if a write that overlaps these blocks is in flight.
+    pub fn write_in_flight(&self, blocks: BlockRange) -> bool {
+        self.entries.iter().any(|entry| !entry.acked && entry.blocks.overlaps(blocks))
+    }
+
+    /// True if an operation that waits, and must come first, overlaps this one.
+    pub fn waits_behind(&self, blocks: BlockRange, is_write: bool) -> bool {
+        self.waiting.iter().any(|op| (is_write || op.kind.is_write()) && op.kind.blocks().overlaps(blocks))
+    }
+
+    /// 5.3: is a copy that reports this head in line?
+    pub fn in_line(&self, ballot: Ballot, head: Head) -> bool {
+        self.decided
+            && ((head == self.base && self.acked <= self.base.seq)
+                || (head.ballot == ballot && head.seq >= self.acked))
+    }
+
+    /// Nothing under way and nothing waiting.
+    pub fn at_rest(&self) -> bool {
+        self.entries.is_empty() && self.waiting.is_empty()
+    }
+}

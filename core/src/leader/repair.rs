@@ -1,0 +1,89 @@
+//! Ordering repairs: which copy pulls from which, how many at once, clients' objects first.
+
+use super::group::{Group, Link, Phase};
+use super::object::CopyState;
+use super::{Output, Shared};
+use crate::ids::*;
+use crate::limits::LEADER_REPAIRS_PER_NODE;
+use crate::message::ToNode;
+
+/// Copies that are looked at in one go: what is left is looked at when a repair ends, or at the next tick.
+const LOOK_AT_MAX: usize = 256;
+
+impl<P: Clone + Default> Group<P> {
+    /// Orders repairs of copies that are not in line, as far as the limits allow.
+    pub fn order_repairs(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
+        if self.phase != Phase::Decided || self.behind.is_empty() {
+            return;
+        }
+        // A client's operation waits for these: they come first, and may exceed the limit by as many.
+        let urgent: Vec<(ObjectIndex, usize)> = self
+            .busy
+            .iter()
+            .filter(|index| self.closed.contains(index))
+            .flat_map(|index| self.behind.range((*index, 0)..=(*index, usize::MAX)))
+            .filter(|(_, at)| **at <= now)
+            .map(|(key, _)| *key)
+            .collect();
+        for (index, i) in urgent {
+            self.order_repair(shared, index, i, true, out);
+        }
+        let due: Vec<(ObjectIndex, usize)> =
+            self.behind.iter().filter(|(_, at)| **at <= now).map(|(key, _)| *key).take(LOOK_AT_MAX).collect();
+        for (index, i) in due {
+            if shared.peer(self.slots[i].node).repairs < LEADER_REPAIRS_PER_NODE {
+                self.order_repair(shared, index, i, false, out);
+            }
+        }
+    }
+
+    fn order_repair(
+        &mut self,
+        shared: &mut Shared,
+        index: ObjectIndex,
+        i: usize,
+        urgent: bool,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(object) = self.objects.get(&index) else { return };
+        if !object.decided || object.copies[i].state != CopyState::Except || !self.slots[i].live() {
+            return;
+        }
+        // N5: a source has settled, and its copy is whole.
+        let source = |(s, slot): &(usize, &super::group::Slot)| {
+            *s != i
+                && slot.link == Link::Settled
+                && slot.settled
+                && object.copies[*s].state == CopyState::InLine
+        };
+        let load = |node: NodeId| shared.peers.get(&node).map_or((0, 0), |peer| (peer.repairs, peer.reads));
+        let Some(from) = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(source)
+            .max_by_key(|(s, slot)| (object.copies[*s].have, std::cmp::Reverse(load(slot.node))))
+            .map(|(_, slot)| slot.node)
+        else {
+            return;
+        };
+        let node = self.slots[i].node;
+        let upto = object.issued;
+        let msg = ToNode::Repair {
+            object: ObjectId { group: self.id, index },
+            ballot: self.ballot,
+            from,
+            upto,
+            object_blocks: shared.spec.object_blocks,
+            urgent,
+        };
+        if let Some(object) = self.objects.get_mut(&index) {
+            object.copies[i].state = CopyState::Repairing { upto };
+        }
+        // Not due again until it has ended: the node says Have, Gap or NoSpace, or its connection breaks.
+        self.behind.insert((index, i), Time(u64::MAX));
+        self.counters.repairs += 1;
+        shared.peer(node).repairs += 1;
+        out.push(Output::Send { to: super::NodeList::one(node), msg });
+    }
+}

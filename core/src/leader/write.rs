@@ -1,0 +1,399 @@
+//! 5.6: numbering writes, sending them, counting who has them.
+
+use super::group::{Group, Phase};
+use super::object::{CopyState, Entry, Object};
+use super::{NodeList, Output, Peer, Shared};
+use crate::client::{ClientOp, OpError, OpKind, OpOutput};
+use crate::ids::*;
+use crate::limits::{NODE_BACKLOG_BYTES_MAX, NODE_BACKLOG_OPS_MAX};
+use crate::message::{ToNode, WriteOp};
+use std::collections::VecDeque;
+
+/// Pause before a copy that refused a write, or whose repair failed, is repaired again (µs).
+const REPAIR_RETRY: u64 = 100_000;
+/// The same where the node had no room.
+const NO_SPACE_RETRY: u64 = 1_000_000;
+/// What a write without data takes of a node's backlog.
+const ENTRY_BYTES: u64 = 64;
+
+impl<P: Clone + Default> Group<P> {
+    /// Takes a client's operation, or one that is issued again in a new round.
+    pub fn submit(&mut self, shared: &mut Shared, now: Time, op: ClientOp<P>, out: &mut Vec<Output<P>>) {
+        match self.phase {
+            Phase::Decided => {}
+            Phase::Opening => return self.waiting.push_back(op),
+            Phase::Closed => {
+                self.waiting.push_back(op);
+                return self.next_round(shared, now, out);
+            }
+        }
+        let index = op.object;
+        if !self.objects.contains_key(&index) {
+            let fresh = self.fresh_object();
+            self.objects.insert(index, fresh);
+            self.closed.insert(index);
+            self.advance(shared, now, index, out);
+        }
+        let Some(object) = self.objects.get_mut(&index) else { return };
+        if !object.open || object.waits_behind(op.kind.blocks(), op.kind.is_write()) {
+            let first = !object.open && object.waiting.is_empty();
+            object.waiting.push_back(op);
+            self.busy.insert(index);
+            if first {
+                self.order_repairs(shared, now, out); // this object's first
+            }
+            return;
+        }
+        if let Some(op) = self.start(shared, now, op, out)
+            && let Some(object) = self.objects.get_mut(&index)
+        {
+            object.waiting.push_back(op);
+            self.busy.insert(index);
+        }
+    }
+
+    /// Starts an operation on an open object; gives it back if it has to wait.
+    fn start(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        op: ClientOp<P>,
+        out: &mut Vec<Output<P>>,
+    ) -> Option<ClientOp<P>> {
+        if op.kind.is_write() {
+            self.start_write(shared, now, op, out)
+        } else {
+            self.start_read(shared, now, op, out)
+        }
+    }
+
+    fn start_write(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        op: ClientOp<P>,
+        out: &mut Vec<Output<P>>,
+    ) -> Option<ClientOp<P>> {
+        let ClientOp { id, object: index, kind } = op;
+        let write = match kind {
+            OpKind::Write { blocks, checksums, data } => WriteOp::Data { blocks, checksums, data },
+            OpKind::Zero { blocks } => WriteOp::Zero { blocks },
+            OpKind::Read { .. } | OpKind::Status { .. } => return None,
+        };
+        let is_zero = matches!(write, WriteOp::Zero { .. });
+        if !is_zero && !self.has_room(shared, now) {
+            shared.done(id, Err(OpError::NoSpace), out);
+            return None;
+        }
+        let (group, ballot) = (self.id, self.ballot);
+        let object = self.objects.get_mut(&index)?;
+        if is_zero && object.untouched() && shared.lease_holds(now) {
+            // Nothing was ever written, as a quorum has said, and under the lease nobody else can have
+            // written since: the holes are there already, and durable.
+            shared.done(id, Ok(OpOutput::Written), out);
+            return None;
+        }
+        object.issued += 1;
+        let seq = object.issued;
+        let bytes = (u64::from(write.data_blocks()) * BLOCK_SIZE as u64).max(ENTRY_BYTES);
+        let blocks = write.blocks();
+        let mut entry = Entry { seq, blocks, op: None, id: Some(id), pending: 0, acked: false, bytes };
+        let mut to = NodeList::default();
+        for (i, slot) in self.slots.iter().enumerate() {
+            let gets = slot.live()
+                && matches!(object.copies[i].state, CopyState::InLine | CopyState::Repairing { .. });
+            if gets {
+                to.push(slot.node);
+                entry.pending |= 1 << i;
+                count_sent(shared, now, slot.node, bytes);
+            }
+        }
+        entry.op = Some(write.clone());
+        object.entries.push_back(entry);
+        self.busy.insert(index);
+        if !to.is_empty() {
+            let object = ObjectId { group, index };
+            let snap = shared.spec.snap;
+            out.push(Output::Send { to, msg: ToNode::Write { object, ballot, seq, snap, op: write } });
+        }
+        None
+    }
+
+    /// False where so many nodes have said that they are full that no quorum has room.
+    fn has_room(&self, shared: &Shared, now: Time) -> bool {
+        let full = |node: NodeId| shared.peers.get(&node).is_some_and(|peer| peer.full_until > now);
+        self.quorum(|_, slot| !full(slot.node))
+    }
+
+    /// The writes in flight that a node's copies in line lack, behind its Settle.
+    pub fn send_missing(&mut self, shared: &mut Shared, now: Time, i: usize, out: &mut Vec<Output<P>>) {
+        let node = self.slots[i].node;
+        for index in &self.busy {
+            let Some(object) = self.objects.get_mut(index) else { continue };
+            let copy = object.copies[i];
+            if copy.state != CopyState::InLine {
+                continue;
+            }
+            for entry in object.entries.iter_mut().filter(|entry| entry.seq > copy.have) {
+                let Some(op) = entry.op.clone() else { continue };
+                if entry.pending & 1 << i == 0 {
+                    entry.pending |= 1 << i;
+                    count_sent(shared, now, node, entry.bytes);
+                }
+                let object = ObjectId { group: self.id, index: *index };
+                let (ballot, seq, snap) = (self.ballot, entry.seq, shared.spec.snap);
+                let msg = ToNode::Write { object, ballot, seq, snap, op };
+                out.push(Output::Send { to: NodeList::one(node), msg });
+            }
+        }
+    }
+
+    /// A node has reported everything up to `seq` as durable.
+    pub fn have(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        i: usize,
+        index: ObjectIndex,
+        seq: u64,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let node = self.slots[i].node;
+        if !self.slots[i].live() {
+            return;
+        }
+        let Some(object) = self.objects.get_mut(&index) else { return };
+        let copy = &mut object.copies[i];
+        if seq > object.issued {
+            return shared.reset(node, "it reports a write that was never issued");
+        }
+        let mut repaired = false;
+        match copy.state {
+            CopyState::InLine => {}
+            CopyState::Repairing { upto } if seq >= upto => {
+                copy.state = CopyState::InLine;
+                repaired = true;
+            }
+            // Late, of before the copy was left behind. It says nothing about the writes since.
+            _ => return,
+        }
+        copy.have = copy.have.max(seq);
+        clear_pending(shared, node, i, &mut object.entries, |entry| entry.seq <= seq);
+        if repaired {
+            self.behind.remove(&(index, i));
+            let peer = shared.peer(node);
+            peer.repairs = peer.repairs.saturating_sub(1);
+        }
+        self.advance(shared, now, index, out);
+        if repaired {
+            self.order_repairs(shared, now, out);
+        }
+    }
+
+    /// Looks at an object after a report: does it open, which writes are acknowledged, what may start?
+    pub fn advance(&mut self, shared: &mut Shared, now: Time, index: ObjectIndex, out: &mut Vec<Output<P>>) {
+        let Some(object) = self.objects.get(&index) else { return };
+        if !object.decided {
+            return;
+        }
+        // Whole (section 1): settled in this ballot, not behind, and so at or past the base.
+        let whole = |copies: &Object<P>, i: usize, settled: bool| {
+            settled && copies.copies[i].state == CopyState::InLine
+        };
+        let opens = !object.open && self.quorum(|i, slot| whole(object, i, slot.settled));
+        let mut acked = object.acked;
+        if object.open || opens {
+            for entry in object.entries.iter().skip_while(|entry| entry.acked) {
+                if !self.has_quorum(object, entry.seq) {
+                    break;
+                }
+                acked = entry.seq;
+            }
+        }
+        let Some(object) = self.objects.get_mut(&index) else { return };
+        if opens {
+            object.open = true;
+            self.closed.remove(&index);
+        }
+        let moved = acked > object.acked || opens;
+        object.acked = acked;
+        for entry in object.entries.iter_mut().filter(|entry| !entry.acked && entry.seq <= acked) {
+            entry.acked = true;
+            entry.op = None;
+            if let Some(id) = entry.id.take() {
+                // Durable: a quorum has reported it, each after its own device had.
+                shared.done(id, Ok(OpOutput::Written), out);
+            }
+        }
+        while object.entries.front().is_some_and(|entry| entry.acked && entry.pending == 0) {
+            object.entries.pop_front();
+        }
+        if object.at_rest() {
+            self.busy.remove(&index);
+        } else if moved && !object.waiting.is_empty() {
+            self.run_waiting(shared, now, index, out);
+        }
+    }
+
+    /// "Everything up to `seq`" is reported by a quorum, from copies that are whole. What a node has
+    /// reported stays true when its copy is left behind later.
+    fn has_quorum(&self, object: &Object<P>, seq: u64) -> bool {
+        #[cfg(feature = "deliberate-bugs")]
+        if crate::bugs::ack_at_one_copy() {
+            return self
+                .slots
+                .iter()
+                .enumerate()
+                .any(|(i, slot)| slot.settled && object.copies[i].have >= seq);
+        }
+        self.quorum(|i, slot| slot.settled && object.copies[i].have >= seq)
+    }
+
+    /// Starts what can be started of an object's waiting operations, in their order; one that still has
+    /// to wait holds back those behind it which overlap.
+    pub fn run_waiting(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        index: ObjectIndex,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(object) = self.objects.get_mut(&index).filter(|object| object.open) else { return };
+        let waiting = std::mem::take(&mut object.waiting);
+        for op in waiting {
+            let Some(object) = self.objects.get_mut(&index) else { return };
+            let back = if object.waits_behind(op.kind.blocks(), op.kind.is_write()) {
+                Some(op)
+            } else {
+                self.start(shared, now, op, out)
+            };
+            if let (Some(op), Some(object)) = (back, self.objects.get_mut(&index)) {
+                object.waiting.push_back(op);
+            }
+        }
+        match self.objects.get(&index) {
+            Some(object) if object.at_rest() => self.busy.remove(&index),
+            _ => self.busy.insert(index),
+        };
+    }
+
+    /// The copy does not follow.
+    pub fn gap(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        i: usize,
+        index: ObjectIndex,
+        repair: bool,
+        out: &mut Vec<Output<P>>,
+    ) {
+        let Some(object) = self.objects.get(&index) else { return };
+        match object.copies[i].state {
+            CopyState::Repairing { .. } if repair => {}
+            CopyState::InLine if !repair => {}
+            _ => return, // late: the copy is being repaired since
+        }
+        self.leave_behind(shared, i, index, now.after(REPAIR_RETRY));
+        self.order_repairs(shared, now, out);
+    }
+
+    /// The node has no room for this object.
+    pub fn no_space(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        i: usize,
+        index: ObjectIndex,
+        out: &mut Vec<Output<P>>,
+    ) {
+        if self.objects.get(&index).is_none_or(|o| o.copies[i].state == CopyState::Except) {
+            return;
+        }
+        self.leave_behind(shared, i, index, now.after(NO_SPACE_RETRY));
+        let Some(object) = self.objects.get(&index) else { return };
+        let may_hold = |i: usize| !matches!(object.copies[i].state, CopyState::Except);
+        if self.quorum(|i, _| may_hold(i)) {
+            return;
+        }
+        // A quorum cannot take these writes. Their clients are told; whether they are part of the object
+        // is settled by the next round's decision, so that no read waits for them for ever.
+        let Some(object) = self.objects.get_mut(&index) else { return };
+        let mut told = false;
+        for entry in object.entries.iter_mut().filter(|entry| !entry.acked) {
+            if let Some(id) = entry.id.take() {
+                shared.done(id, Err(OpError::NoSpace), out);
+            }
+            told = true;
+        }
+        if told {
+            self.next_round(shared, now, out);
+        }
+    }
+
+    /// The node's copy gets nothing more until a Repair is sent.
+    fn leave_behind(&mut self, shared: &mut Shared, i: usize, index: ObjectIndex, retry: Time) {
+        let node = self.slots[i].node;
+        let Some(object) = self.objects.get_mut(&index) else { return };
+        if matches!(object.copies[i].state, CopyState::Repairing { .. }) {
+            let peer = shared.peer(node);
+            peer.repairs = peer.repairs.saturating_sub(1);
+        }
+        object.copies[i].state = CopyState::Except;
+        self.counters.left_behind += 1;
+        self.behind.insert((index, i), retry);
+        forget_pending(shared, node, i, &mut object.entries);
+        while object.entries.front().is_some_and(|entry| entry.acked && entry.pending == 0) {
+            object.entries.pop_front();
+        }
+        if object.at_rest() {
+            self.busy.remove(&index);
+        }
+    }
+}
+
+/// Counts a write as under way to a node; at the limit the node is cut loose.
+fn count_sent(shared: &mut Shared, now: Time, node: NodeId, bytes: u64) {
+    let peer: &mut Peer = shared.peer(node);
+    peer.asked.get_or_insert(now);
+    peer.backlog_ops += 1;
+    peer.backlog_bytes += bytes;
+    if peer.backlog_ops > NODE_BACKLOG_OPS_MAX || peer.backlog_bytes > NODE_BACKLOG_BYTES_MAX {
+        shared.reset(node, "it is too far behind with writes");
+    }
+}
+
+fn clear_pending<P>(
+    shared: &mut Shared,
+    node: NodeId,
+    slot: usize,
+    entries: &mut VecDeque<Entry<P>>,
+    answered: impl Fn(&Entry<P>) -> bool,
+) {
+    for entry in entries.iter_mut().filter(|entry| entry.pending & 1 << slot != 0 && answered(entry)) {
+        entry.pending &= !(1 << slot);
+        let peer = shared.peer(node);
+        peer.backlog_ops = peer.backlog_ops.saturating_sub(1);
+        peer.backlog_bytes = peer.backlog_bytes.saturating_sub(entry.bytes);
+    }
+}
+
+/// Nothing is awaited of this node any more.
+pub(super) fn forget_pending<P>(
+    shared: &mut Shared,
+    node: NodeId,
+    slot: usize,
+    entries: &mut VecDeque<Entry<P>>,
+) {
+    clear_pending(shared, node, slot, entries, |_| true);
+}
+
+/// The operation of a write that has to be issued again in a new round; `None` if it was acknowledged,
+/// or its client has been answered.
+pub(super) fn reissue<P>(index: ObjectIndex, entry: Entry<P>) -> Option<ClientOp<P>> {
+    let id = entry.id.filter(|_| !entry.acked)?;
+    let kind = match entry.op? {
+        WriteOp::Data { blocks, checksums, data } => OpKind::Write { blocks, checksums, data },
+        WriteOp::Zero { blocks } => OpKind::Zero { blocks },
+    };
+    Some(ClientOp { id, object: index, kind })
+}
