@@ -349,3 +349,23 @@ fn a_full_server_reads_no_more_from_those_who_hold_much() {
         tokio::join!(send, check);
     });
 }
+
+#[test]
+fn half_requests_do_not_wait_for_one_another_when_the_server_is_full() {
+    let config = Config { bytes_max: 4 << 20, connection_share_bytes: 1 << 20, ..Config::default() };
+    run(config, |server, address, stub| async move {
+        let whole = request(WRITE, 1, 2 << 20);
+        let (half, rest) = whole.split_at(whole.len() - 1000);
+        let mut sockets = Vec::new();
+        for _ in 0..8 {
+            let mut socket = connected(address).await;
+            socket.write_all(half).await.unwrap();
+            sockets.push(socket);
+        }
+        until("it is over its limit", || server.counters().bytes_held > 4 << 20).await;
+        for socket in &mut sockets {
+            socket.write_all(rest).await.unwrap();
+        }
+        until("all are served", || stub.count() == 8).await;
+    });
+}

@@ -345,7 +345,11 @@ impl Connection {
     /// True while it may read: the session wants bytes, and the server has room.
     fn may_read(&self) -> bool {
         let shared = &self.guard.shared;
-        let room = self.guard.held <= shared.config.connection_share_bytes
+        // A request that has half arrived is let in whole when it is all that its connection has: else
+        // connections that each hold half a request could wait for one another for ever.
+        let alone = self.session.requests_pending() == 0 && self.session.bytes_held() == 0;
+        let room = alone
+            || self.guard.held <= shared.config.connection_share_bytes
             || shared.counters.get().bytes_held <= shared.config.bytes_max;
         self.session.wants_bytes() && room && !self.is_draining() && !self.hung_up && !self.on_trial
     }
