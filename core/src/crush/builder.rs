@@ -9,7 +9,8 @@ use std::collections::HashSet;
 
 use thiserror::Error;
 
-use super::compile::{BuildError, CrushMap};
+use super::compile::CrushMap;
+use super::error::BuildError;
 use super::model::{
     Bucket, BucketAlg, Device, Item, MapDef, Mode, Rule, RuleKind, Step, Tunables, TypeName,
 };

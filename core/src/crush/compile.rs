@@ -5,17 +5,20 @@
 //! lays the buckets out for the mapper. Cost: linear in buckets times classes.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use super::bucket::{Node, NodeArg};
+use super::error::{BuildError, Subject, duplicate, range, undefined};
 use super::model::{Bucket, BucketAlg, ChooseArgs, MapDef, Rule, Step, Tunables, TypeName};
+use super::shadow::{Shadows, unpredictable};
 use super::*;
 
 /// No node has this bucket id.
 const NO_NODE: u32 = u32::MAX;
+
+/// A set of choose_args: its id, and the arguments by node.
+pub(super) type CompiledArgs = (i64, Vec<Option<NodeArg>>);
 
 /// A valid map, ready for placement. See the module's page for what "valid" means.
 ///
@@ -34,7 +37,7 @@ pub struct CrushMap {
     /// By rule id; `take` steps have their class resolved to a shadow bucket.
     pub(super) rules: Vec<Option<Vec<Step>>>,
     /// By set: the arguments by node.
-    pub(super) choose_args: Vec<(i64, Vec<Option<NodeArg>>)>,
+    pub(super) choose_args: Vec<CompiledArgs>,
 }
 
 impl PartialEq for CrushMap {
@@ -44,145 +47,6 @@ impl PartialEq for CrushMap {
 }
 
 impl Eq for CrushMap {}
-
-/// Which part of a map an error is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
-    /// The map as a whole.
-    Map,
-    /// The device with this id.
-    Device(i32),
-    /// The type with this id.
-    Type(i32),
-    /// The bucket with this id.
-    Bucket(i32),
-    /// The rule with this id.
-    Rule(u32),
-    /// The set of choose_args with this id.
-    ChooseArgs(i64),
-}
-
-impl fmt::Display for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Map => write!(f, "the map"),
-            Self::Device(id) => write!(f, "device {id}"),
-            Self::Type(id) => write!(f, "type {id}"),
-            Self::Bucket(id) => write!(f, "the bucket with id {id}"),
-            Self::Rule(id) => write!(f, "rule {id}"),
-            Self::ChooseArgs(id) => write!(f, "choose_args {id}"),
-        }
-    }
-}
-
-/// Why a definition is not a valid map.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum BuildError {
-    /// A number or a count is outside its limits.
-    #[error("{subject}: {what} {value} is outside {min} to {max}; choose one within")]
-    OutOfRange {
-        /// Where.
-        subject: Subject,
-        /// What number.
-        what: &'static str,
-        /// Its value.
-        value: i64,
-        /// The least allowed.
-        min: i64,
-        /// The greatest allowed.
-        max: i64,
-    },
-    /// A name has characters that the text format cannot hold, or none.
-    #[error("{subject}: the name `{name}` is not usable: take letters, digits, `-`, `_` and `.`")]
-    BadName {
-        /// Where.
-        subject: Subject,
-        /// The name.
-        name: String,
-    },
-    /// A name or an id that must be unique is not.
-    #[error("{subject}: {what} `{name}` is used twice; give one of the two another")]
-    Duplicate {
-        /// Where.
-        subject: Subject,
-        /// What kind of name or id.
-        what: &'static str,
-        /// The name or id.
-        name: String,
-    },
-    /// A name or an id is used, but nowhere defined.
-    #[error("{subject}: {what} `{name}` is not defined; define it or take it out")]
-    Undefined {
-        /// Where.
-        subject: Subject,
-        /// What kind of name or id.
-        what: &'static str,
-        /// The name or id.
-        name: String,
-    },
-    /// A bucket contains itself, directly or through others.
-    #[error("{subject} (`{name}`) contains itself through its items; take one of them out")]
-    Cycle {
-        /// The bucket where the cycle was noticed.
-        subject: Subject,
-        /// Its name.
-        name: String,
-    },
-    /// The items of a uniform bucket do not weigh the same.
-    #[error("{subject}: the items of a uniform bucket must have equal weights; use straw2")]
-    UnequalWeights {
-        /// The bucket.
-        subject: Subject,
-    },
-    /// The weights of a bucket add up to more than 32 bits hold.
-    #[error("{subject}: the weights of its items add up to more than 65535; lower them")]
-    WeightOverflow {
-        /// The bucket, or its original for a shadow bucket.
-        subject: Subject,
-    },
-    /// A weight needs more digits than the text format (32-bit floating point) keeps.
-    #[error("{subject}: weight {weight}/65536 has more than 24 significant bits; round it")]
-    WeightTooFine {
-        /// Where.
-        subject: Subject,
-        /// The weight.
-        weight: u32,
-    },
-    /// Weights or ids of choose_args do not match the bucket's items in number.
-    #[error(
-        "{subject}: bucket {bucket_id} has {items} items, but the {what} has {count} entries; \
-         give one for each item"
-    )]
-    ChooseArgsShape {
-        /// The set.
-        subject: Subject,
-        /// The bucket.
-        bucket_id: i32,
-        /// How many items the bucket has.
-        items: usize,
-        /// "weight_set" or "ids".
-        what: &'static str,
-        /// How many entries were given.
-        count: usize,
-    },
-}
-
-impl BuildError {
-    /// Which part of the map is to be changed.
-    pub fn subject(&self) -> Subject {
-        match self {
-            Self::OutOfRange { subject, .. }
-            | Self::BadName { subject, .. }
-            | Self::Duplicate { subject, .. }
-            | Self::Undefined { subject, .. }
-            | Self::Cycle { subject, .. }
-            | Self::UnequalWeights { subject }
-            | Self::WeightOverflow { subject }
-            | Self::WeightTooFine { subject, .. }
-            | Self::ChooseArgsShape { subject, .. } => *subject,
-        }
-    }
-}
 
 impl TryFrom<MapDef> for CrushMap {
     type Error = BuildError;
@@ -226,7 +90,7 @@ impl CrushMap {
             index[slot(node.id)] = i as u32;
         }
         let max_devices = def.devices.last().map_or(0, |device| device.id + 1);
-        let rules = compile_rules(&mut def, &shadows)?;
+        let rules = compile_rules(&mut def, &shadows, &nodes)?;
         let mut map = Self {
             def,
             nodes,
@@ -275,7 +139,7 @@ impl CrushMap {
     }
 
     /// Fails for sets that do not fit; drops arguments that have no effect, as Ceph does.
-    fn compile_choose_args(&mut self) -> Result<Vec<(i64, Vec<Option<NodeArg>>)>, BuildError> {
+    fn compile_choose_args(&mut self) -> Result<Vec<CompiledArgs>, BuildError> {
         let mut sets = std::mem::take(&mut self.def.choose_args);
         sets.sort_by_key(|set| set.id);
         let mut compiled = Vec::with_capacity(sets.len());
@@ -355,43 +219,6 @@ impl CrushMap {
 /// Where a bucket id's entry is in the index; beyond its end for devices.
 fn slot(bucket_id: i32) -> usize {
     usize::try_from(-1 - i64::from(bucket_id)).unwrap_or(usize::MAX)
-}
-
-fn range(
-    subject: Subject,
-    what: &'static str,
-    value: i64,
-    min: i64,
-    max: i64,
-) -> Result<(), BuildError> {
-    let error = BuildError::OutOfRange {
-        subject,
-        what,
-        value,
-        min,
-        max,
-    };
-    if (min..=max).contains(&value) {
-        Ok(())
-    } else {
-        Err(error)
-    }
-}
-
-fn duplicate(subject: Subject, what: &'static str, name: impl ToString) -> BuildError {
-    BuildError::Duplicate {
-        subject,
-        what,
-        name: name.to_string(),
-    }
-}
-
-fn undefined(subject: Subject, what: &'static str, name: impl ToString) -> BuildError {
-    BuildError::Undefined {
-        subject,
-        what,
-        name: name.to_string(),
-    }
 }
 
 fn check_name(subject: Subject, name: &str) -> Result<(), BuildError> {
@@ -671,146 +498,10 @@ fn sort_children_first(def: &mut MapDef) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// The ids of all shadow buckets: the copy of each bucket that holds one class's devices only.
-struct Shadows {
-    classes: Vec<String>,
-    /// By (original, class).
-    ids: HashMap<(i32, String), i32>,
-}
-
-impl Shadows {
-    /// Takes the ids that the definition gives, and invents the missing ones as Ceph does: per
-    /// root from the lowest id up, per class, items before their bucket, the next free id.
-    fn assign(def: &MapDef, classes: &[String]) -> Result<Self, BuildError> {
-        let count = def.buckets.len() * (classes.len() + 1);
-        let what = "number of buckets with their shadows";
-        range(Subject::Map, what, count as i64, 0, BUCKETS_MAX as i64)?;
-        let mut used: HashSet<i32> = def.buckets.iter().map(|bucket| bucket.id).collect();
-        let mut ids = HashMap::new();
-        for bucket in &def.buckets {
-            let subject = Subject::Bucket(bucket.id);
-            for (class, id) in &bucket.class_ids {
-                range(
-                    subject,
-                    "shadow bucket id",
-                    i64::from(*id),
-                    i64::from(BUCKET_ID_MIN),
-                    -1,
-                )?;
-                if !used.insert(*id) {
-                    return Err(duplicate(subject, "bucket id", id));
-                }
-                if ids.insert((bucket.id, class.clone()), *id).is_some() {
-                    return Err(duplicate(subject, "device class", class));
-                }
-            }
-        }
-        let by_id: HashMap<i32, &Bucket> = def
-            .buckets
-            .iter()
-            .map(|bucket| (bucket.id, bucket))
-            .collect();
-        let inner: HashSet<i32> = def
-            .buckets
-            .iter()
-            .flat_map(|bucket| &bucket.items)
-            .map(|item| item.id)
-            .collect();
-        let mut roots: Vec<&Bucket> = def
-            .buckets
-            .iter()
-            .filter(|bucket| !inner.contains(&bucket.id))
-            .collect();
-        roots.sort_by_key(|bucket| bucket.id);
-        let mut free = -1;
-        for root in roots {
-            for class in classes {
-                let mut done = HashSet::new();
-                let mut order = Vec::new();
-                children_first(root, &by_id, &mut done, &mut order);
-                for bucket in order {
-                    if ids.contains_key(&(bucket, class.clone())) {
-                        continue;
-                    }
-                    while used.contains(&free) {
-                        free -= 1;
-                    }
-                    let (id, min) = (i64::from(free), i64::from(BUCKET_ID_MIN));
-                    range(Subject::Bucket(bucket), "shadow bucket id", id, min, -1)?;
-                    used.insert(free);
-                    ids.insert((bucket, class.clone()), free);
-                }
-            }
-        }
-        Ok(Self {
-            classes: classes.to_vec(),
-            ids,
-        })
-    }
-
-    /// All buckets of the definition (items before their bucket), each with its shadows.
-    fn nodes(&self, def: &MapDef) -> Result<Vec<Node>, BuildError> {
-        let class_of: HashMap<i32, &String> = def
-            .devices
-            .iter()
-            .filter_map(|device| Some((device.id, device.class.as_ref()?)))
-            .collect();
-        let version = def.tunables.straw_calc_version;
-        let mut nodes = Vec::with_capacity(self.ids.len() + def.buckets.len());
-        let mut shadow_weights: HashMap<i32, u32> = HashMap::new();
-        let mut items = 0usize;
-        for bucket in &def.buckets {
-            let subject = Subject::Bucket(bucket.id);
-            let make = |id, entries: &[(i32, u32)]| {
-                Node::new(id, bucket.type_id, bucket.alg, entries, version)
-                    .ok_or(BuildError::WeightOverflow { subject })
-            };
-            let own: Vec<(i32, u32)> = bucket.items.iter().map(|i| (i.id, i.weight)).collect();
-            nodes.push(make(bucket.id, &own)?);
-            items += own.len();
-            for class in &self.classes {
-                let shadow_of = |&(id, weight): &(i32, u32)| {
-                    if id >= 0 {
-                        return (class_of.get(&id) == Some(&class)).then_some((id, weight));
-                    }
-                    let shadow = *self.ids.get(&(id, class.clone()))?;
-                    Some((shadow, shadow_weights.get(&shadow).copied().unwrap_or(0)))
-                };
-                let entries: Vec<(i32, u32)> = own.iter().filter_map(shadow_of).collect();
-                items += entries.len();
-                let what = "number of items with those of shadow buckets";
-                range(Subject::Map, what, items as i64, 0, ITEMS_MAX as i64)?;
-                let Some(&id) = self.ids.get(&(bucket.id, class.clone())) else {
-                    continue;
-                };
-                let node = make(id, &entries)?;
-                shadow_weights.insert(id, node.weight);
-                nodes.push(node);
-            }
-        }
-        Ok(nodes)
-    }
-}
-
-/// Bounded by `DEPTH_MAX` levels, and by visiting each bucket once.
-fn children_first(
-    bucket: &Bucket,
-    by_id: &HashMap<i32, &Bucket>,
-    done: &mut HashSet<i32>,
-    order: &mut Vec<i32>,
-) {
-    if !done.insert(bucket.id) {
-        return;
-    }
-    for child in bucket.items.iter().filter_map(|item| by_id.get(&item.id)) {
-        children_first(child, by_id, done, order);
-    }
-    order.push(bucket.id);
-}
-
 fn compile_rules(
     def: &mut MapDef,
     shadows: &Shadows,
+    nodes: &[Node],
 ) -> Result<Vec<Option<Vec<Step>>>, BuildError> {
     def.rules.sort_by_key(|rule| rule.id);
     let items: HashSet<i32> = def
@@ -820,6 +511,7 @@ fn compile_rules(
         .chain(def.buckets.iter().map(|bucket| bucket.id))
         .collect();
     let types: HashSet<i32> = def.types.iter().map(|entry| entry.id).collect();
+    let undefined_in_ceph = unpredictable(def, shadows, nodes);
     let mut names = HashSet::new();
     let mut rules: Vec<Option<Vec<Step>>> = Vec::new();
     for rule in &def.rules {
@@ -850,7 +542,19 @@ fn compile_rules(
             1,
             steps_max,
         )?;
-        rules[number] = Some(compile_steps(rule, &items, &types, shadows)?);
+        let steps = compile_steps(rule, &items, &types, shadows)?;
+        for step in &steps {
+            let Step::Take { item, .. } = step else {
+                continue;
+            };
+            if let Some(bucket) = undefined_in_ceph.get(item) {
+                return Err(BuildError::TreeWithClass {
+                    subject,
+                    bucket: bucket.clone(),
+                });
+            }
+        }
+        rules[number] = Some(steps);
     }
     Ok(rules)
 }

@@ -9,6 +9,7 @@
 //! - `model`: what a map says ([`MapDef`] and its parts): plain data, what is stored and sent.
 //! - `compile`: checks a [`MapDef`] and turns it into a [`CrushMap`], with the shadow buckets of
 //!   the device classes and what the older buckets derive from their weights.
+//!   `shadow` and `error` are its parts.
 //! - `bucket`, `mapper`: the choice within a bucket, and the walk of a rule ([`CrushMap::do_rule`]).
 //! - `text`: Ceph's text format, in and out.
 //! - `builder`: the edits that the monitor makes to its own map.
@@ -27,16 +28,19 @@
 mod bucket;
 mod builder;
 mod compile;
+mod error;
 mod hash;
 mod ln;
 mod ln_table;
 mod mapper;
 mod model;
 mod pg;
+mod shadow;
 mod text;
 
 pub use builder::BuilderError;
-pub use compile::{BuildError, CrushMap, Subject};
+pub use compile::CrushMap;
+pub use error::{BuildError, Subject};
 pub use hash::{
     ceph_str_hash_rjenkins, crush_hash32, crush_hash32_2, crush_hash32_3, crush_hash32_4,
     crush_hash32_5,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::crush::compile::BuildError;
+use crate::crush::error::BuildError;
 use crate::crush::{MAP_TEXT_BYTES_MAX, WEIGHT_ONE};
 
 /// How much of a word an error repeats.

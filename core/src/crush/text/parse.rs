@@ -7,7 +7,7 @@
 use super::lexer::{Lexer, ParseError, Place, Problem, Token};
 use super::resolve::resolve;
 use super::rules::{RawRule, choose_args, rule};
-use crate::crush::compile::Subject;
+use crate::crush::error::Subject;
 use crate::crush::model::ALG_NAMES;
 use crate::crush::{
     BUCKETS_MAX, BucketAlg, BuildError, ChooseArgs, CrushMap, DEVICE_ID_MAX, Device, ITEMS_MAX,

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use super::lexer::{ParseError, Place, Problem, Token};
 use super::parse::{RawBucket, RawMap};
 use super::rules::{RawRule, RawStep};
-use crate::crush::compile::{BuildError, Subject};
+use crate::crush::error::{BuildError, Subject};
 use crate::crush::{Bucket, DEPTH_MAX, Item, MapDef, Rule, Step, WEIGHT_ONE};
 
 type Names<'t> = HashMap<&'t str, i32>;
