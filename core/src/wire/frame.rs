@@ -62,9 +62,7 @@ pub enum FrameError {
         len: u64,
     },
     /// Header or meta were damaged on the way.
-    #[error(
-        "a frame of kind {kind} was damaged on the way: CRC {found:08x}, expected {expected:08x}"
-    )]
+    #[error("a frame of kind {kind} was damaged on the way: CRC {found:08x}, expected {expected:08x}")]
     Crc {
         /// The kind that the (damaged) header names.
         kind: u16,
@@ -74,9 +72,7 @@ pub enum FrameError {
         expected: u32,
     },
     /// Flags or reserved bytes that this version does not know.
-    #[error(
-        "a frame of kind {kind} has flags {flags:#x}, reserved {reserved:#x}: from a newer version?"
-    )]
+    #[error("a frame of kind {kind} has flags {flags:#x}, reserved {reserved:#x}: from a newer version?")]
     Unknown {
         /// The kind.
         kind: u16,
@@ -111,12 +107,7 @@ pub fn begin(arena: &mut BytesMut) -> usize {
 /// Writes the header of the frame that [`begin`] started at `start`; meta is everything behind it.
 ///
 /// Errors: [`FrameError::TooLong`]; the arena is then as it was before `begin`.
-pub fn finish(
-    arena: &mut BytesMut,
-    start: usize,
-    kind: u16,
-    payload_len: usize,
-) -> Result<(), FrameError> {
+pub fn finish(arena: &mut BytesMut, start: usize, kind: u16, payload_len: usize) -> Result<(), FrameError> {
     let meta_len = arena.len() - start - HEADER_LEN;
     let len = meta_len as u64 + payload_len as u64;
     if len > FRAME_MAX as u64 {
@@ -187,35 +178,16 @@ impl Decoder {
         let found = crc(&head);
         let kind = header.kind;
         if found != expected {
-            return Err(FrameError::Crc {
-                kind,
-                found,
-                expected,
-            });
+            return Err(FrameError::Crc { kind, found, expected });
         }
         let (flags, reserved) = (u16_at(&head, 6), u32_at(&head, 20));
         if flags != 0 || reserved != 0 {
-            return Err(FrameError::Unknown {
-                kind,
-                flags,
-                reserved,
-            });
+            return Err(FrameError::Unknown { kind, flags, reserved });
         }
-        let meta = if header.meta_len == 0 {
-            Bytes::new()
-        } else {
-            head.freeze().split_off(HEADER_LEN)
-        };
-        let payload = if header.payload_len == 0 {
-            Bytes::new()
-        } else {
-            buffer.split_to(header.payload_len).freeze()
-        };
-        Ok(Some(Frame {
-            kind,
-            meta,
-            payload,
-        }))
+        let meta = if header.meta_len == 0 { Bytes::new() } else { head.freeze().split_off(HEADER_LEN) };
+        let payload =
+            if header.payload_len == 0 { Bytes::new() } else { buffer.split_to(header.payload_len).freeze() };
+        Ok(Some(Frame { kind, meta, payload }))
     }
 
     /// How many bytes, counted from the start of `buffer`, the next frame needs to be whole, as far as
@@ -268,10 +240,7 @@ mod tests {
         // Frozen: peers of the same protocol version send it.
         let frame = whole(0x0102, b"meta", b"load");
         let hex: String = frame.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(
-            hex,
-            "547246310201000004000000040000002b4a3ffc000000006d6574616c6f6164"
-        );
+        assert_eq!(hex, "547246310201000004000000040000002b4a3ffc000000006d6574616c6f6164");
     }
 
     #[test]
@@ -324,9 +293,7 @@ mod tests {
         frame[CRC_AT].fill(0);
         let crc = crc(&frame);
         frame[CRC_AT].copy_from_slice(&crc.to_le_bytes());
-        let error = Decoder::new()
-            .decode(&mut BytesMut::from(&frame[..]))
-            .unwrap_err();
+        let error = Decoder::new().decode(&mut BytesMut::from(&frame[..])).unwrap_err();
         assert!(matches!(error, FrameError::Unknown { flags: 1, .. }));
     }
 

@@ -5,3 +5,4 @@
 //! never allocates by a length that it has not checked.
 
 pub mod frame;
+pub mod messages;
