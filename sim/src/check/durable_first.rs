@@ -84,6 +84,9 @@ pub fn check(node: NodeId, store: &Store, msg: &FromNode<Blocks>) -> Checked {
 
 /// The vote of a copy, as a crash now would leave it; `None` for a copy that has lost it.
 pub fn vote_of(store: &Store, group: trefoil_core::GroupId, index: u32) -> Option<Vote> {
+    if store.lost {
+        return None; // the node knows, and will say so before anything else
+    }
     let Some(state) = store.state.groups.get(&group) else {
         return (!store.state.amnesia).then(Vote::default);
     };
