@@ -75,10 +75,8 @@ impl Image {
                     self.write(*object, op);
                 }
             }
-            Record::Heal { object, block, checksum, .. } => {
-                if self.sum(*object, *block) == *checksum {
-                    self.bad.remove(&(*object, *block));
-                }
+            Record::Heal { object, block, checksum, .. } if self.sum(*object, *block) == *checksum => {
+                self.bad.remove(&(*object, *block));
             }
             Record::DeleteVolume { volume } => self.forget(*volume),
             _ => {}
