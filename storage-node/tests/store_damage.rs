@@ -538,6 +538,88 @@ fn back_pressure_at_each_limit() {
 }
 
 #[test]
+fn changes_that_wait_for_pages_are_bounded_and_drain() {
+    let m = medium(16);
+    let options = StoreOptions {
+        table_cache_bytes: 4 * 4096,
+        ..StoreOptions::default()
+    };
+    let (mut store, _) = open_with(&m, options.clone());
+    for n in 1..=12u8 {
+        store.append(n.into(), write(object(n.into()), 1, 0, &[n]));
+        settle(&mut store);
+    }
+    for n in 1..=12u8 {
+        read(&mut store, object(n.into()), 0, 1);
+    }
+    drop(store);
+    let (mut store, _) = open_with(
+        &m,
+        StoreOptions {
+            queued_changes_max: 24,
+            ..options
+        },
+    );
+    let mut ticket = 100;
+    let mut refused = 0;
+    for round in 0..40 {
+        // Nothing is submitted meanwhile: the changes pile up on pages that are not in memory.
+        while store.can_accept() && ticket < 200 + round * 20 {
+            ticket += 1;
+            let o = object((ticket % 12) as u32 + 1);
+            store.append(ticket, write(o, ticket, 1, &[(ticket % 250) as u8]));
+            assert!(store.stats().queued_changes <= 24);
+        }
+        refused += u32::from(!store.can_accept());
+        for _ in 0..200 {
+            store.submit();
+            store.poll(&mut Vec::new());
+        }
+        assert!(store.can_accept(), "{:?}", store.stats());
+    }
+    assert!(refused > 0);
+    assert!(store.stats().checkpoints > 0);
+    settle(&mut store);
+    for t in ticket - 11..=ticket {
+        let o = object((t % 12) as u32 + 1);
+        assert_eq!(read(&mut store, o, 1, 1).data, bytes((t % 250) as u8));
+    }
+}
+
+#[test]
+fn a_crash_while_the_first_record_of_a_session_is_written() {
+    let before = medium(8);
+    let (mut store, _) = open(&before);
+    store.append(1, write(object(1), 1, 0, &[1]));
+    settle(&mut store);
+    store.append(2, write(object(1), 2, 0, &[2, 3]));
+    settle(&mut store);
+    drop(store);
+    // The last batch is torn: Start goes where it began.
+    before.poke(find(&before, 3, 8), &[0; BLOCK_SIZE]);
+    let after = before.snapshot();
+    let (store, _) = open(&after);
+    drop(store);
+    let at = *headers(&before, 8).last().expect("some");
+    let start = after.peek(at, BLOCK_SIZE);
+    assert_ne!(start, before.peek(at, BLOCK_SIZE));
+    for sectors in 0..8 {
+        for rest in [false, true] {
+            let m = before.snapshot();
+            let cut = sectors * 512;
+            if rest {
+                m.poke(at + cut as u64, &start[cut..]);
+            } else {
+                m.poke(at, &start[..cut]);
+            }
+            let (mut store, recovered) = open(&m);
+            assert_eq!(recovered.lost, None, "{sectors} {rest}");
+            assert_eq!(read(&mut store, object(1), 0, 2).data, bytes(1));
+        }
+    }
+}
+
+#[test]
 fn modes_of_reading() {
     let m = medium(8);
     let (mut store, _) = open(&m);
