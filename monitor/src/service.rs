@@ -52,7 +52,7 @@ pub(crate) struct Service {
     renew: u64,
     clock: Instant,
     started: Time,
-    /// The encoded map of the last layout that somebody asked for.
+    /// The encoded map of the last version that somebody asked for.
     encoded: RefCell<Option<(u64, bytes::Bytes)>>,
     healing: Cell<bool>,
 }
@@ -236,7 +236,7 @@ impl Service {
         Ok(response.into())
     }
 
-    /// The map's bytes are made once per layout, however many ask.
+    /// The map's bytes are made once per version, however many ask: a change of layout wakes everybody.
     fn encoded_map(&self, have: u64) -> Result<Answer> {
         let map = self.map();
         let layout = map.layout;
@@ -245,11 +245,11 @@ impl Service {
         }
         let mut encoded = self.encoded.borrow_mut();
         let payload = match &*encoded {
-            Some((of, bytes)) if *of == layout => bytes.clone(),
+            Some((of, bytes)) if *of == map.version => bytes.clone(),
             _ => {
                 let bytes = postcard::to_extend(&*map, vec![VERSION])
                     .map_err(|error| RpcError::Unsure(error.to_string()))?;
-                encoded.insert((layout, bytes.into())).1.clone()
+                encoded.insert((map.version, bytes.into())).1.clone()
             }
         };
         Ok(Answer {

@@ -182,7 +182,7 @@ fn a_restart_keeps_everything_and_grants_above() {
 #[test]
 fn whatever_was_answered_survives_a_kill() {
     let dir = tempfile::tempdir().unwrap();
-    let mut names = Vec::new();
+    let mut names: Vec<String> = Vec::new();
     for round in 0..4 {
         let name = format!("disk-{round}");
         let (map, generation) = on_runtime(async {
@@ -206,7 +206,8 @@ fn whatever_was_answered_survives_a_kill() {
             assert_eq!(granted.generation, Generation(10 * round + 1));
             // A commit is on its way when the lights go out.
             let doomed = admin.clone();
-            tokio::task::spawn_local(async move { create(&doomed, "doomed").await });
+            let doomed_name = format!("doomed-{round}");
+            tokio::task::spawn_local(async move { create(&doomed, &doomed_name).await });
             tokio::task::yield_now().await;
             (admin.get_map(0).await.unwrap().unwrap(), granted)
         });

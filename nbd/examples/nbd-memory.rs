@@ -17,9 +17,7 @@ use trefoil_core::checksum::HOLE;
 use trefoil_core::client::{ClientOp, OpDone, OpKind, OpOutput};
 use trefoil_core::ids::{BLOCK_SIZE, BlockRange, ObjectIndex, VolumeId};
 use trefoil_nbd::blocks::BlockLayer;
-use trefoil_nbd::disk::{
-    ConnId, Disk, DiskRequest, ExportInfo, Exports, LocalFuture, OpenError,
-};
+use trefoil_nbd::disk::{ConnId, Disk, DiskRequest, ExportInfo, Exports, LocalFuture, OpenError};
 use trefoil_nbd::server::{Config, Server};
 
 /// A leader without nodes: every operation is done at once.

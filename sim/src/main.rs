@@ -41,6 +41,9 @@ struct Args {
     /// No faults.
     #[arg(long)]
     calm: bool,
+    /// Check only what a client could see.
+    #[arg(long)]
+    outside_only: bool,
     /// Print the run's whole trace (with --seed).
     #[arg(short, long)]
     verbose: bool,
@@ -68,7 +71,8 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     // A machine's panic is reported with its seed; the default message would come without one.
     std::panic::set_hook(Box::new(|_| ()));
-    let settings = Settings { steps: args.steps, bug: args.bug, calm: args.calm };
+    let settings =
+        Settings { steps: args.steps, bug: args.bug, calm: args.calm, outside_only: args.outside_only };
     let started = Instant::now();
     if args.verbose {
         let seed = args.seed.context("-v wants --seed")?;

@@ -157,6 +157,7 @@ impl Plan {
         let mut faults = [0; FAULTS.len()];
         for (weight, kind) in faults.iter_mut().zip(FAULTS) {
             *weight = match kind {
+                Fault::LostState if r.one_in(5) => r.between(1, 3) as u32,
                 Fault::LostState => 0,
                 Fault::AllNodesCrash => r.below(3) as u32,
                 _ if r.percent(55) => r.between(1, 10) as u32,

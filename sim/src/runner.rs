@@ -23,11 +23,13 @@ pub struct Settings {
     pub bug: Option<Bug>,
     /// No faults at all.
     pub calm: bool,
+    /// Only what a client could see is checked.
+    pub outside_only: bool,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { steps: STEPS_DEFAULT, bug: None, calm: false }
+        Settings { steps: STEPS_DEFAULT, bug: None, calm: false, outside_only: false }
     }
 }
 
@@ -92,6 +94,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         plan.fault_names()
     );
     let mut world = World::new(plan, words > 0);
+    world.outside_only = settings.outside_only;
     // A panic of a machine is a finding like any other, and has a seed.
     let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err();
     switch(None);
@@ -131,6 +134,9 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
     }
     if settings.calm {
         line += " --calm";
+    }
+    if settings.outside_only {
+        line += " --outside-only";
     }
     line
 }

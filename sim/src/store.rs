@@ -75,10 +75,8 @@ impl Image {
                     self.write(*object, op);
                 }
             }
-            Record::Heal { object, block, checksum, .. } => {
-                if self.sum(*object, *block) == *checksum {
-                    self.bad.remove(&(*object, *block));
-                }
+            Record::Heal { object, block, checksum, .. } if self.sum(*object, *block) == *checksum => {
+                self.bad.remove(&(*object, *block));
             }
             Record::DeleteVolume { volume } => self.forget(*volume),
             _ => {}
@@ -106,6 +104,8 @@ pub struct Store {
     flushing: usize,
     /// Deliberate bug: a flush is answered when it starts.
     pub skip_flush: bool,
+    /// It has lost records that it had reported, and the node's word on that is not durable yet.
+    pub lost: bool,
 }
 
 /// What is wrong with a record in itself: its checksums and its bytes do not belong together.
@@ -174,6 +174,9 @@ impl Store {
     }
 
     fn make_durable(&mut self, record: &Record<Blocks>) {
+        if matches!(record, Record::LostState { .. }) {
+            self.lost = false;
+        }
         self.state.apply(record);
         self.durable.apply(record);
     }
@@ -193,6 +196,20 @@ impl Store {
         // What rotted stays rotten only if it is durable; blocks that only memory had are gone.
         self.now = self.durable.clone();
         lost
+    }
+
+    /// What is durable now, to fall back to later.
+    pub fn snapshot(&self) -> (Durable, Image) {
+        (self.state.clone(), self.durable.clone())
+    }
+
+    /// The device has lost what came after this snapshot, although it had said otherwise (N8). Only while
+    /// the node is down.
+    pub fn fall_back(&mut self, (state, image): (Durable, Image)) {
+        self.state = state;
+        self.now = image.clone();
+        self.durable = image;
+        self.lost = true;
     }
 
     /// How many records the flush under way has.

@@ -152,13 +152,7 @@ fn head(seq: u64) -> Head {
 
 /// Bytes of a block and their checksum.
 fn block(object: ObjectId, block: u32, fill: u64) -> (Vec<u8>, u64) {
-    let data: Vec<u8> = fill
-        .to_le_bytes()
-        .iter()
-        .copied()
-        .cycle()
-        .take(BLOCK_SIZE)
-        .collect();
+    let data = fill.to_le_bytes().repeat(BLOCK_SIZE / 8);
     let sum = block_checksum(object.group.volume, object.index, block, &data);
     (data, sum)
 }

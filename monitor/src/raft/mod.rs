@@ -37,3 +37,6 @@ openraft::declare_raft_types!(
 );
 
 pub(crate) type Raft = openraft::Raft<Types>;
+
+#[cfg(test)]
+mod tests;

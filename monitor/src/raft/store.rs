@@ -69,6 +69,8 @@ pub(crate) enum Failure {
         "content of format {0}, this release knows {FORMAT}: use the release that wrote it, or a newer one"
     )]
     Format(u8),
+    #[error("{0} bytes left over behind the content")]
+    LeftOver(usize),
     #[error("the writer was cut off: {0}")]
     Thread(#[from] tokio::task::JoinError),
 }
@@ -79,7 +81,11 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Failure> {
 
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     match bytes.split_first() {
-        Some((&FORMAT, rest)) => Ok(postcard::from_bytes(rest)?),
+        Some((&FORMAT, rest)) => match postcard::take_from_bytes(rest)? {
+            (value, []) => Ok(value),
+            // Bytes of another type may decode to something; what is left over gives them away.
+            (_, left) => Err(Failure::LeftOver(left.len())),
+        },
         Some((other, _)) => Err(Failure::Format(*other)),
         None => Err(Failure::Format(0)),
     }
@@ -338,7 +344,7 @@ impl RaftLogStorage<Types> for Store {
 
     async fn purge(&mut self, log_id: LogId<u64>) -> RaftResult<()> {
         let purge = async {
-            let purged = encode(&Some(log_id))?;
+            let purged = encode(&log_id)?;
             self.change(move |log, meta| {
                 // Together: a log that begins behind what is said to be purged would have a hole.
                 meta.insert(PURGED, purged.as_slice())?;

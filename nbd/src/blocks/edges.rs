@@ -31,7 +31,10 @@ pub(super) struct Patch {
 pub(super) enum Content {
     Data(Bytes),
     /// Zeros. `hole`: where the whole block becomes zeros it may become a hole.
-    Zeros { len: usize, hole: bool },
+    Zeros {
+        len: usize,
+        hole: bool,
+    },
 }
 
 impl Patch {

@@ -95,11 +95,7 @@ const SLOT_BITS: u32 = 24;
 
 impl BlockLayer {
     /// The layer of a volume that has just been attached.
-    pub fn new(
-        volume: VolumeId,
-        size_bytes: u64,
-        object_size: u64,
-    ) -> Result<BlockLayer, BadGeometry> {
+    pub fn new(volume: VolumeId, size_bytes: u64, object_size: u64) -> Result<BlockLayer, BadGeometry> {
         let geometry = Geometry { volume, size_bytes, object_size };
         if !geometry.is_possible() {
             return Err(BadGeometry { size_bytes, object_size });
@@ -197,9 +193,7 @@ impl BlockLayer {
         let (range, kind) = match op {
             // Every write that was answered is durable, and there is no cache to fill.
             DiskOp::Flush | DiskOp::Cache { .. } => return reply_to.push(token, Ok(DiskReply::Done)),
-            DiskOp::Read { offset, len } => {
-                (range(offset, len.into()), Kind::Read(Parts::default()))
-            }
+            DiskOp::Read { offset, len } => (range(offset, len.into()), Kind::Read(Parts::default())),
             DiskOp::Write { offset, data, .. } => {
                 (range(offset, data.len() as u64), Kind::Write { data, start: offset })
             }
@@ -229,8 +223,7 @@ impl BlockLayer {
         if self.requests.len() >= REQUESTS_MAX {
             return reply_to.push(token, Err(DiskError::Io));
         }
-        let request =
-            Request { token, reply_to, kind, cursor, end, pending: 0, error: None, queued: false };
+        let request = Request { token, reply_to, kind, cursor, end, pending: 0, error: None, queued: false };
         let key = RequestKey(self.requests.insert(request));
         self.advance(key, false);
     }

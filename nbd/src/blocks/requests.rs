@@ -17,8 +17,13 @@ pub(super) enum Kind {
     Read(Parts<Chunks>),
     Status(Parts<Vec<Extent>>),
     /// `data` starts at byte `start`.
-    Write { data: Bytes, start: u64 },
-    Zero { no_hole: bool },
+    Write {
+        data: Bytes,
+        start: u64,
+    },
+    Zero {
+        no_hole: bool,
+    },
 }
 
 /// A request: the bytes from `cursor` to `end` have not been issued.
@@ -51,9 +56,7 @@ impl Request {
                 parts.into_iter().for_each(|part| all.append(part));
                 Ok(DiskReply::Data(all))
             }
-            (None, Kind::Status(parts)) => {
-                Ok(DiskReply::Extents(parts.into_iter().flatten().collect()))
-            }
+            (None, Kind::Status(parts)) => Ok(DiskReply::Extents(parts.into_iter().flatten().collect())),
             (None, Kind::Write { .. } | Kind::Zero { .. }) => Ok(DiskReply::Done),
         };
         self.reply_to.push(self.token, result);

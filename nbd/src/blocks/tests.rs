@@ -25,9 +25,9 @@ impl Leader {
     fn can_end(&self, at: usize) -> bool {
         let op = &self.under_way[at];
         let earlier = self.under_way[..at].iter();
-        !earlier.filter(|e| e.object == op.object && e.kind.is_write()).any(|e| {
-            e.kind.blocks().overlaps(op.kind.blocks())
-        })
+        !earlier
+            .filter(|e| e.object == op.object && e.kind.is_write())
+            .any(|e| e.kind.blocks().overlaps(op.kind.blocks()))
     }
     /// Ends the operation that `pick` chooses among those that can end.
     fn end_one(&mut self, pick: usize) -> OpDone<Bytes> {
@@ -86,8 +86,7 @@ fn check(history: &[Written], offset: u64, bytes: &[u8], started: u64, ended: u6
         // Everything that ended before this is gone if another write began after it and ended before
         // the read.
         let latest_start = over().filter(|w| w.ended < started).map(|w| w.started).max().unwrap_or(0);
-        let allowed =
-            over().any(|w| w.value == *byte && w.started <= ended && w.ended >= latest_start);
+        let allowed = over().any(|w| w.value == *byte && w.started <= ended && w.ended >= latest_start);
         assert!(allowed || (*byte == 0 && latest_start == 0), "byte {at}: {byte} is lost or stale");
     }
 }
@@ -280,7 +279,7 @@ fn zeroing_a_huge_disk_takes_turns_within_the_limits() {
         }
         for op in ops.drain(..) {
             given += 1;
-            let read = matches!(op.kind, OpKind::Read { .. }).then(|| Bytes::new());
+            let read = matches!(op.kind, OpKind::Read { .. }).then(Bytes::new);
             let read = read.filter(|_| op.kind.blocks().first == 0 && op.object == 0);
             let output = match read {
                 Some(data) => OpOutput::Read { checksums: [HOLE].into(), data },

@@ -22,12 +22,24 @@ pub(super) enum Request {
     Abort,
     List,
     StartTls,
-    Info { name: String, wants: Wants },
-    Go { name: String, wants: Wants },
+    Info {
+        name: String,
+        wants: Wants,
+    },
+    Go {
+        name: String,
+        wants: Wants,
+    },
     StructuredReply,
     /// `matches`: a query that names or, for a list, covers `base:allocation`.
-    ListMeta { name: String, matches: bool },
-    SetMeta { name: String, matches: bool },
+    ListMeta {
+        name: String,
+        matches: bool,
+    },
+    SetMeta {
+        name: String,
+        matches: bool,
+    },
     Unknown,
     /// The data is malformed; why.
     Invalid(&'static str),
@@ -164,7 +176,11 @@ pub(super) fn reply_error(out: &mut Outbox, option: u32, kind: u32, message: &st
 
 /// The longest prefix of whole characters with at most `max` bytes.
 pub(super) fn cut(message: &str, max: usize) -> &str {
-    &message[..message.floor_char_boundary(max)]
+    let mut end = max.min(message.len());
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    &message[..end]
 }
 
 /// The error reply for an export that cannot be had.
@@ -215,12 +231,7 @@ pub(super) fn reply_info(
 }
 
 /// The answer to EXPORT_NAME, which has no header.
-pub(super) fn reply_export_name(
-    out: &mut Outbox,
-    export: &ExportInfo,
-    structured: bool,
-    no_zeroes: bool,
-) {
+pub(super) fn reply_export_name(out: &mut Outbox, export: &ExportInfo, structured: bool, no_zeroes: bool) {
     out.header(&export.size_bytes.to_be_bytes());
     out.header(&transmission_flags(export, structured).to_be_bytes());
     if !no_zeroes {

@@ -8,7 +8,7 @@ use super::handshake::cut;
 use super::limits::ZEROS_BYTES;
 use super::outbox::Outbox;
 use super::transmission::Header;
-use super::wire::{self, chunk, cflag, cmd, errno};
+use super::wire::{self, cflag, chunk, cmd, errno};
 use crate::disk::{Chunk, Chunks, DiskError, Extent};
 use bytes::Bytes;
 

@@ -57,7 +57,9 @@ enum Phase {
     /// A list or look-up is out for this option.
     Waiting(u32, Request),
     Transmission(Terms),
-    Closing { in_transmission: bool },
+    Closing {
+        in_transmission: bool,
+    },
 }
 
 /// Bytes of a refused payload or option to be thrown away, and then the reply to it.
@@ -284,9 +286,7 @@ impl Session {
 
     fn act_on(&mut self, option: u32, request: Request) -> Parsed {
         let event = match &request {
-            Request::ExportName(name) | Request::Go { name, .. } => {
-                Event::Lookup(Lookup::Open, name.clone())
-            }
+            Request::ExportName(name) | Request::Go { name, .. } => Event::Lookup(Lookup::Open, name.clone()),
             Request::Info { name, .. } => Event::Lookup(Lookup::Describe, name.clone()),
             Request::ListMeta { name, .. } | Request::SetMeta { name, .. } => {
                 if matches!(request, Request::SetMeta { .. }) {
@@ -437,8 +437,7 @@ impl Session {
     fn has_room(&self, weight_bytes: u64) -> bool {
         let held = self.bytes_held();
         let more = weight_bytes.min(u64::from(self.limits.payload_bytes_max)) + REQUEST_OVERHEAD_BYTES;
-        self.pending.len() < self.limits.requests_max
-            && (held == 0 || held + more <= self.limits.bytes_max)
+        self.pending.len() < self.limits.requests_max && (held == 0 || held + more <= self.limits.bytes_max)
     }
 
     fn answer(&mut self, header: &Header, verdict: Verdict) {

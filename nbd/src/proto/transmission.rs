@@ -135,9 +135,7 @@ pub(super) fn operation(header: &Header, data: Bytes) -> DiskOp {
         cmd::FLUSH => DiskOp::Flush,
         cmd::TRIM => DiskOp::Trim { offset, len, fua },
         cmd::CACHE => DiskOp::Cache { offset, len },
-        cmd::WRITE_ZEROES => {
-            DiskOp::Zero { offset, len, no_hole: header.has(cflag::NO_HOLE), fua }
-        }
+        cmd::WRITE_ZEROES => DiskOp::Zero { offset, len, no_hole: header.has(cflag::NO_HOLE), fua },
         cmd::BLOCK_STATUS => DiskOp::Status { offset, len },
         _ => DiskOp::Read { offset, len },
     }

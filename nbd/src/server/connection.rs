@@ -15,6 +15,11 @@
 //!   without the client's goodbye (DISC), nothing of it is submitted;
 //! - while a connection is not read from (back-pressure), it is looked at every [`BLOCKED_TICK`], and
 //!   a peer that has closed ends it with all its unread requests;
+//! - a TCP peer's end can be hidden behind data that does not fit into our socket. After it was not
+//!   read from for [`BLOCKED_LONG`], which is less than any client's timeout, a connection is therefore
+//!   tried first: the replies are sent, and only a [`BLOCKED_TICK`] later the next request is looked
+//!   at. A peer that is gone has answered the replies with a reset by then. (A reset that takes longer
+//!   is the case that is left.)
 //! - whatever ends the task, the disk is told by a guard.
 
 use super::Shared;
@@ -46,6 +51,8 @@ const LOOKUP_READ_AHEAD_BYTES: usize = 64 << 10;
 const WRITE_SEGMENTS: usize = 64;
 /// How often a connection that is not read from is looked at.
 const BLOCKED_TICK: Duration = Duration::from_millis(100);
+/// After this long the peer may have given up.
+const BLOCKED_LONG: Duration = Duration::from_secs(1);
 
 /// Why the task ended.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +115,14 @@ struct Connection {
     stop: Pin<Box<dyn Future<Output = ()>>>,
     deadline: Option<(Instant, Deadline)>,
     timer: Pin<Box<Sleep>>,
+    /// When it was last read from, if that is not now.
+    blocked_since: Option<Instant>,
+    /// After a long block: when the next request may be looked at.
+    resume_at: Option<Instant>,
+    /// It is not that time yet.
+    on_trial: bool,
+    /// When it is looked at again while it is not read from.
+    tick: Option<Instant>,
 }
 
 /// Serves one client until it is gone.
@@ -131,6 +146,10 @@ pub(super) async fn serve(shared: Rc<Shared>, stream: Stream, peer: String) {
         }),
         deadline: Some((started + shared.config.handshake_timeout, Deadline::Handshake)),
         timer: Box::pin(tokio::time::sleep_until(started)),
+        blocked_since: None,
+        resume_at: None,
+        on_trial: false,
+        tick: None,
     };
     let end = connection.run().await;
     match end {
@@ -148,7 +167,13 @@ pub(super) async fn serve(shared: Rc<Shared>, stream: Stream, peer: String) {
 impl Connection {
     async fn run(&mut self) -> End {
         loop {
-            if let Err(end) = self.parse().await {
+            match poll_fn(|cx| Poll::Ready(self.may_resume(cx))).await {
+                Ok(may_resume) => self.on_trial = !may_resume,
+                Err(end) => return end,
+            }
+            if !self.on_trial
+                && let Err(end) = self.parse().await
+            {
                 return end;
             }
             self.submit();
@@ -161,6 +186,27 @@ impl Connection {
                 return end;
             }
         }
+    }
+
+    /// False while a connection that was blocked for long is on trial; the end if its peer is gone.
+    fn may_resume(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let Some(since) = self.blocked_since else { return Ok(true) };
+        if self.closing.is_none() && self.stream.peer_closed(cx) {
+            return Err(End::HungUp);
+        }
+        let now = Instant::now();
+        if now - since < BLOCKED_LONG {
+            return Ok(true);
+        }
+        match self.resume_at {
+            Some(at) if at <= now => self.resume_at = None,
+            Some(_) => return Ok(false),
+            None => {
+                self.resume_at = Some(now + BLOCKED_TICK);
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Parses all that is there. Requests go to the batch.
@@ -184,9 +230,7 @@ impl Connection {
                 Event::Close(why) => self.closing = Some(why),
             }
         }
-        if self.session.in_transmission()
-            && matches!(self.deadline, Some((_, Deadline::Handshake)))
-        {
+        if self.session.in_transmission() && matches!(self.deadline, Some((_, Deadline::Handshake))) {
             self.deadline = None;
         }
         Ok(())
@@ -194,11 +238,7 @@ impl Connection {
 
     /// Asks the exports; gives up when the client does or the server is stopped. The time that it takes
     /// is not the client's.
-    async fn look_up(
-        &mut self,
-        kind: Lookup,
-        name: &str,
-    ) -> Result<Result<ExportInfo, OpenError>, End> {
+    async fn look_up(&mut self, kind: Lookup, name: &str) -> Result<Result<ExportInfo, OpenError>, End> {
         let exports = self.guard.shared.exports.clone();
         let (stream, buf) = (&mut self.stream, &mut self.buf);
         let hung_up = async {
@@ -244,6 +284,7 @@ impl Connection {
         if let Some(disk) = &self.guard.disk
             && !self.batch.is_empty()
         {
+            self.blocked_since = None;
             disk.submit(&mut self.batch);
         }
         debug_assert!(self.batch.is_empty());
@@ -252,6 +293,10 @@ impl Connection {
     /// Encodes what has finished.
     fn collect(&mut self) {
         self.guard.completions.take(&mut self.done);
+        if !self.done.is_empty() && self.resume_at.is_some() {
+            // These replies are what the peer is tried with.
+            self.resume_at = Some(Instant::now() + BLOCKED_TICK);
+        }
         for completion in self.done.drain(..) {
             if let Some(close) = self.session.complete(completion) {
                 self.closing = Some(close);
@@ -300,9 +345,13 @@ impl Connection {
     /// True while it may read: the session wants bytes, and the server has room.
     fn may_read(&self) -> bool {
         let shared = &self.guard.shared;
-        let room = self.guard.held <= shared.config.connection_share_bytes
+        // A request that has half arrived is let in whole when it is all that its connection has: else
+        // connections that each hold half a request could wait for one another for ever.
+        let alone = self.session.requests_pending() == 0 && self.session.bytes_held() == 0;
+        let room = alone
+            || self.guard.held <= shared.config.connection_share_bytes
             || shared.counters.get().bytes_held <= shared.config.bytes_max;
-        self.session.wants_bytes() && room && !self.is_draining() && !self.hung_up
+        self.session.wants_bytes() && room && !self.is_draining() && !self.hung_up && !self.on_trial
     }
 
     /// Sends, receives and waits; ready when there is something to parse, to encode or to end.
@@ -318,6 +367,10 @@ impl Connection {
             Poll::Pending => false,
         };
         let reading = self.may_read();
+        match reading {
+            true => self.blocked_since = None,
+            false => _ = self.blocked_since.get_or_insert_with(Instant::now),
+        }
         // What has been sent made room, or ended what was to be ended.
         let mut progress = sent && !reading;
         if reading {
@@ -345,7 +398,10 @@ impl Connection {
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, reading: bool) -> Poll<Result<(), End>> {
-        let tick = (!reading).then(|| Instant::now() + BLOCKED_TICK);
+        let tick = match reading {
+            true => None,
+            false => Some(*self.tick.get_or_insert_with(|| Instant::now() + BLOCKED_TICK)),
+        };
         let deadline = self.deadline.map(|(at, _)| at);
         let Some(at) = deadline.into_iter().chain(tick).min() else {
             return Poll::Pending;
@@ -354,6 +410,7 @@ impl Connection {
             self.timer.as_mut().reset(at);
         }
         ready!(self.timer.as_mut().poll(cx));
+        self.tick = None;
         Poll::Ready(self.overdue(cx).map_or(Ok(()), Err))
     }
 

@@ -36,7 +36,9 @@ pub struct Config {
     /// Connections at once. Further ones are accepted and closed at once, with a line in the log.
     pub connections_max: usize,
     /// Bytes that all connections together may hold in requests, replies and receive buffers. Over it,
-    /// a connection that holds more than [`Config::connection_share_bytes`] is not read from.
+    /// a connection that holds more than [`Config::connection_share_bytes`] is not read from, unless the
+    /// one request that is arriving is all it has. The worst case is therefore this and one largest
+    /// payload for each connection.
     pub bytes_max: u64,
     /// What a connection may hold although [`Config::bytes_max`] is reached, so that none starves.
     pub connection_share_bytes: u64,
@@ -51,7 +53,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             limits: Limits::default(),
-            connections_max: 256,
+            connections_max: 128,
             bytes_max: 1 << 30,
             connection_share_bytes: 1 << 20,
             handshake_timeout: Duration::from_secs(30),

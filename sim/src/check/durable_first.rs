@@ -84,6 +84,9 @@ pub fn check(node: NodeId, store: &Store, msg: &FromNode<Blocks>) -> Checked {
 
 /// The vote of a copy, as a crash now would leave it; `None` for a copy that has lost it.
 pub fn vote_of(store: &Store, group: trefoil_core::GroupId, index: u32) -> Option<Vote> {
+    if store.lost {
+        return None; // the node knows, and will say so before anything else
+    }
     let Some(state) = store.state.groups.get(&group) else {
         return (!store.state.amnesia).then(Vote::default);
     };
@@ -117,7 +120,7 @@ mod tests {
         let head = Head { ballot, seq: 1 };
         let fence = trefoil_core::Generation(1);
         let object = ObjectId { group, index: 0 };
-        let objects = vec![ObjectVote { index: 0, head, behind: None }];
+        let vote = ObjectVote { index: 0, head: Head { ballot, seq: 2 }, behind: None };
         let op = WriteOp::Zero { blocks: BlockRange::new(0, 1) };
         let steps: [(Record<Blocks>, FromNode<Blocks>); 5] = [
             (
@@ -138,13 +141,7 @@ mod tests {
             ),
             (
                 Record::Write { object, head: Head { ballot, seq: 2 }, snap: 0, op },
-                FromNode::Opened {
-                    group,
-                    ballot,
-                    settled: ballot,
-                    lost: false,
-                    objects: vec![ObjectVote { head: Head { ballot, seq: 2 }, ..objects[0] }],
-                },
+                FromNode::Opened { group, ballot, settled: ballot, lost: false, objects: vec![vote] },
             ),
         ];
         for (ticket, (record, claim)) in steps.into_iter().enumerate() {

@@ -37,7 +37,11 @@ pub fn check<'a>(plan: &Plan, volume: VolumeId, store: impl Fn(usize) -> &'a Sto
 }
 
 fn wrong(volume: VolumeId, index: ObjectIndex, what: String) -> Box<Violation> {
-    Violation::of("I6", (volume, index), format!("a healer found every copy whole, but {what}"))
+    Violation::of(
+        "I6 (equal copies)",
+        (volume, index),
+        format!("a healer found every copy whole, but {what}"),
+    )
 }
 
 #[cfg(test)]

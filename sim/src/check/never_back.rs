@@ -3,6 +3,7 @@
 
 use super::{Checked, Violation};
 use crate::payload::Blocks;
+use trefoil_core::message::Line;
 use trefoil_core::record::{Durable, Record};
 use trefoil_core::{Head, NodeId};
 
@@ -40,7 +41,11 @@ pub fn check(node: NodeId, before: &Durable, record: &Record<Blocks>) -> Checked
                     settled.ballot, old.promised.ballot, old.settled.ballot
                 ));
             }
-            if let Some((index, _)) = add.iter().find(|(index, _)| old.behind.contains_key(index)) {
+            // A group that was lost has no vote to keep.
+            let anew = |(index, line): &&(u32, Line)| {
+                old.behind.contains_key(index) && !(old.lost && *line == Line::Lost)
+            };
+            if let Some((index, _)) = add.iter().find(anew) {
                 return back(format!("{group}: the line of object {index}, which is behind, is set anew"));
             }
         }
@@ -82,7 +87,7 @@ pub fn check(node: NodeId, before: &Durable, record: &Record<Blocks>) -> Checked
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trefoil_core::message::{Line, WriteOp};
+    use trefoil_core::message::WriteOp;
     use trefoil_core::record::Promise;
     use trefoil_core::{Ballot, BlockRange, Epoch, GroupId, ObjectId, VolumeId};
 
@@ -121,6 +126,12 @@ mod tests {
         assert!(goes_back(&[settle(5, &[])]));
         assert!(goes_back(&[open(5), settle(4, &[])]));
         assert!(goes_back(&[open(5), settle(5, &[0]), open(6), settle(6, &[0])]), "a line is set anew");
+        let lost = Record::LostState { fences: vec![] };
+        let settled = Promise { ballot: Ballot(6), epoch: Epoch(1) };
+        let add = vec![(0, Line::Lost)];
+        let anew = Record::Settle { group: GroupId::default(), settled, add, remove: vec![] };
+        assert!(!goes_back(&[open(5), settle(5, &[0]), lost, open(6), anew.clone()]));
+        assert!(goes_back(&[open(5), settle(5, &[0]), open(6), anew]), "a vote is given away");
         assert!(goes_back(&[open(5), write(5, 1)]), "not settled");
         assert!(goes_back(&[open(5), settle(5, &[]), write(5, 2)]), "over a gap");
         assert!(goes_back(&[open(5), settle(5, &[]), open(6), write(5, 1)]), "of an older ballot");

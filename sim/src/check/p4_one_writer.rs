@@ -23,6 +23,11 @@ impl OneWriter {
         }
     }
 
+    /// True if a newer generation than this is attached to the slot's volume.
+    pub fn is_late(&self, slot: usize, generation: u64) -> bool {
+        generation < self.attached[object_of(slot).0.0 as usize - 1].0
+    }
+
     /// A leader of this generation acknowledges a write which a node first had at `persisted`.
     pub fn acknowledged(&self, slot: usize, generation: u64, persisted: Moment) -> Checked {
         let object = object_of(slot);

@@ -75,11 +75,14 @@ impl World {
             Stage::Healer => true,
             Stage::Done => return None,
         };
+        // One that was replaced meanwhile does not count, whether it knows it or not.
+        let newest = self.monitor.volume(volume).generation;
         let has = self.leaders.iter().any(|l| {
             l.volume == volume
                 && l.machine.is_some()
                 && l.healer == healer
-                && l.generation > self.calm.before[v]
+                && l.generation == newest
+                && newest > self.calm.before[v]
         });
         (!has).then_some(healer)
     }
@@ -108,7 +111,8 @@ impl World {
         let now = self.moment();
         self.linear.opened_all(volume.0, generation, now);
         let v = volume.0 as usize - 1;
-        if !self.faulty && self.calm.stages[v] == Stage::Healer && generation > self.calm.before[v] {
+        let newest = self.monitor.volume(volume).generation;
+        if !self.faulty && self.calm.stages[v] == Stage::Healer && generation == newest {
             let nodes = &self.nodes;
             let checked = check::i6_calm::check(&self.plan, volume, |ni| &nodes[ni].store);
             self.note(checked);

@@ -126,7 +126,30 @@ impl World {
                     self.release_leader(li);
                 }
             }
-            Fault::LostState => {}
+            Fault::LostState => self.lose_state(lasts),
+        }
+    }
+
+    /// One node, once in a run: its device falls back to what it held some time ago. Any one node may be
+    /// lost for good; two may not.
+    fn lose_state(&mut self, lasts: u64) {
+        match self.snapshot.take() {
+            None if !self.lost_state.contains(&true) => {
+                let ni = self.rng.index(self.plan.nodes);
+                self.snapshot = Some((ni, self.nodes[ni].store.snapshot()));
+            }
+            None => {}
+            Some((ni, snapshot)) => {
+                self.coverage.count(Cover::LostState);
+                self.crash_node(ni);
+                self.nodes[ni].store.fall_back(snapshot);
+                self.given[ni] = self.nodes[ni].store.state.clone();
+                self.lost_state[ni] = true;
+                if self.trace.wanted() {
+                    self.say(None, format!("node.{ni} loses state"));
+                }
+                self.queue.push(self.now + lasts, Event::NodeStarts { ni });
+            }
         }
     }
 

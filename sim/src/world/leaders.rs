@@ -436,6 +436,9 @@ impl World {
 
     fn written(&mut self, slot: usize, generation: u64, op: &Pending, now: Moment) {
         self.coverage.count(Cover::Writes);
+        if self.writer.is_late(slot, generation) {
+            self.coverage.count(Cover::LateAcks);
+        }
         let (volume, index) = check::object_of(slot);
         let blocks = op.first..op.first + op.count;
         let checked = self.linear.acknowledge(slot, blocks.clone(), op.value, op.began, now);

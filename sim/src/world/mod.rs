@@ -37,16 +37,20 @@ use crate::payload::Blocks;
 use crate::plan::{Bug, NODES_MAX, Plan};
 use crate::queue::Queue;
 use crate::rng::Rng;
+use crate::store::Image;
 use crate::trace::{About, Trace};
 use net::{Network, TO_LEADER, TO_NODE};
 use trefoil_core::message::{FromNode, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, ReadResult, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::record::Durable;
-use trefoil_core::{NodeId, ObjectId, VolumeId, leader, node};
+use trefoil_core::{GroupId, NodeId, ObjectId, VolumeId, leader, node};
 
 /// Steps that the second phase may take at most, whatever the virtual time.
 const CALM_STEPS_MAX: u64 = 3_000_000;
+
+/// Properties that a client can see.
+const OUTSIDE: [&str; 5] = ["I1", "I2", "I6", "P2", "client"];
 
 /// A process's clock, in µs: it starts anywhere, and runs a little too fast or too slow.
 #[derive(Copy, Clone, Debug, Default)]
@@ -96,6 +100,7 @@ pub enum Event {
     LeaderEnds { li: usize },
     ReleaseLeader { li: usize },
     Config { li: usize, pg: u32, config: PgConfig },
+    Differs { li: usize, group: GroupId },
     Client { li: usize, client: u32 },
     Renew { li: usize },
     RenewsAgain { li: usize },
@@ -122,6 +127,8 @@ pub struct World {
     pub trace: Trace,
     /// What must not be, if it was.
     pub violation: Option<Box<Violation>>,
+    /// Only what a client could see counts.
+    pub outside_only: bool,
     /// Faults happen.
     faulty: bool,
     rng: Rng,
@@ -139,7 +146,9 @@ pub struct World {
     next_op: u64,
     rot_so_far: u64,
     rooms_shut: u64,
+    /// Nodes that have lost state, and what one may fall back to.
     lost_state: [bool; NODES_MAX],
+    snapshot: Option<(usize, (Durable, Image))>,
     // The checkers.
     linear: Linearizable,
     acknowledged: Acknowledged,
@@ -169,6 +178,7 @@ impl World {
             coverage: Coverage::default(),
             trace: Trace::new(words),
             violation: None,
+            outside_only: false,
             faulty: true,
             rng,
             queue: Queue::default(),
@@ -184,6 +194,7 @@ impl World {
             rot_so_far: 0,
             rooms_shut: 0,
             lost_state: [false; NODES_MAX],
+            snapshot: None,
             linear: Linearizable::default(),
             acknowledged: Acknowledged::default(),
             content: OneContent::default(),
@@ -236,6 +247,9 @@ impl World {
 
     fn note(&mut self, checked: Checked) {
         if let Err(violation) = checked {
+            if self.outside_only && !OUTSIDE.contains(&violation.invariant) {
+                return;
+            }
             if self.trace.wanted() {
                 self.say(None, format!("VIOLATION of {}: {}", violation.invariant, violation.what));
             }
@@ -286,6 +300,7 @@ impl World {
             | Event::Renew { li }
             | Event::ReleaseLeader { li }
             | Event::Config { li, .. }
+            | Event::Differs { li, .. }
             | Event::Connect { li, .. } => (None, Some(*li)),
             _ => (None, None),
         };
@@ -416,6 +431,7 @@ impl World {
             Event::Config { li, pg, config } => {
                 self.leader_input(li, leader::Input::Config { pg, config });
             }
+            Event::Differs { li, group } => self.leader_input(li, leader::Input::Differs { group }),
             Event::Client { li, client } => self.client(li, client),
             Event::Renew { li } => self.renew(li),
             Event::RenewsAgain { li } => {

@@ -8,9 +8,8 @@ use super::net::{MONITOR, host_end};
 use super::{Clock, Event, World};
 use crate::coverage::Cover;
 use crate::plan::VOLUMES_MAX;
-use trefoil_core::Time;
-use trefoil_core::VolumeId;
 use trefoil_core::leader::Input;
+use trefoil_core::{GroupId, Time, VolumeId};
 
 /// What the monitors know of a volume.
 #[derive(Clone, Debug, Default)]
@@ -178,9 +177,18 @@ impl World {
     }
 
     /// Nodes have found that their copies of a group differ, and no leader to tell.
-    pub(super) fn volume_differs(&mut self, volume: VolumeId) {
-        if volume.0 >= 1 && volume.0 as usize <= self.plan.volumes {
-            self.monitor.volume(volume).needs_healing = true;
+    /// An attached front end is told (section 8); else a healer will be granted the volume.
+    pub(super) fn volume_differs(&mut self, group: GroupId) {
+        let volume = group.volume;
+        if self.monitor.down_until > self.now {
+            return;
+        }
+        self.monitor.volume(volume).needs_healing = true;
+        let generation = self.monitor.volume(volume).generation;
+        let holder = self.leaders.iter().position(|l| l.volume == volume && l.generation == generation);
+        if let Some(li) = holder.filter(|li| self.leaders[*li].machine.is_some()) {
+            let at = self.arrival(MONITOR, host_end(self.leaders[li].host));
+            self.queue.push(at, Event::Differs { li, group });
         }
     }
 }

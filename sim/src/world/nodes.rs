@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use trefoil_core::message::{FromNode, PeerMsg};
 use trefoil_core::node::{Input, Node, NodeConfig, Output};
 use trefoil_core::record::{Durable, Record};
-use trefoil_core::{NodeId, ObjectId, PgId, Time};
+use trefoil_core::{Generation, NodeId, ObjectId, PgId, Time};
 
 /// Room for as many blocks as anyone could write.
 pub const ROOMY: u64 = 1 << 40;
@@ -113,6 +113,14 @@ impl World {
         let life = node.life;
         if self.trace.wanted() {
             self.say(None, format!("node.{ni} starts (life {life})"));
+        }
+        if self.nodes[ni].store.lost {
+            let fences: Vec<_> = self
+                .plan
+                .volume_ids()
+                .map(|volume| (volume, Generation(self.monitor.volume(volume).generation)))
+                .collect();
+            self.node_input(ni, Input::StateLost { fences });
         }
         let configs = self.plan.pgs.iter().enumerate();
         let configs = configs.map(|(pg, c)| (PgId { pool: crate::plan::POOL, pg: pg as u32 }, c.clone()));
@@ -246,7 +254,7 @@ impl World {
             }
             Output::Differs { group } => {
                 self.coverage.count(Cover::Differs);
-                self.volume_differs(group.volume);
+                self.volume_differs(group);
             }
         }
     }

@@ -10,7 +10,10 @@ use super::recovery::recover;
 use super::state::{Key, State, in_bounds};
 use super::superblock::Superblock;
 use super::table::{BlockEntry, Captured};
-use super::{OpenError, ReadMode, Recovered, Space, Stats, StoreEvent, StoreOptions};
+use super::{
+    FormatError, FormatOptions, OpenError, ReadMode, Recovered, Space, Stats, StoreEvent,
+    StoreOptions,
+};
 use crate::device::buffer::{Buf, Pool};
 use crate::device::file::{FileDevice, RawDevice};
 use crate::device::wake::AsyncWaker;
@@ -69,6 +72,11 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
 }
 
 impl Store {
+    /// Makes a store; see [`super::format`].
+    pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, FormatError> {
+        super::format(path, options)
+    }
+
     /// Opens the store at `path`, with its index in `index_dir`. Blocks while the log is replayed;
     /// `progress` is told `(segment, segments)` meanwhile.
     pub fn open(
@@ -158,8 +166,8 @@ impl<D: Device, I: Index> Store<D, I> {
         let last = log.last();
         let mut store = Store {
             read_pool: Pool::new(options.read_bytes_max, 32 << 20, Some(waker)),
-            checkpoint_from: log.free_blocks()
-                + recovery.how.batches.min(1) * options.checkpoint_bytes / 2 / BLOCK_SIZE as u64,
+            // What was replayed counts, so that a node that keeps crashing still gets to a checkpoint.
+            checkpoint_from: log.free_blocks() + recovery.how.blocks,
             dev,
             index,
             sb,
@@ -687,6 +695,17 @@ impl<D: Device, I: Index> Store<D, I> {
             self.events.push(StoreEvent::Failed { why: why.clone() });
             self.failed = Some(why);
         }
+    }
+
+    /// What [`Store::ready`] waits for: for a caller that cannot borrow the store meanwhile. To be asked
+    /// together with [`Store::has_work`].
+    pub fn waker(&self) -> crate::device::wake::Waker {
+        self.dev.waker().clone()
+    }
+
+    /// True where [`Store::poll`] or [`Store::submit`] has something to do without the waker's ringing.
+    pub fn has_work(&self) -> bool {
+        !self.events.is_empty() || self.checkpoint_runs()
     }
 
     /// Waits until [`Store::poll`] or [`Store::submit`] has something to do. Needs a tokio runtime with
