@@ -108,7 +108,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Pg(command) => cmd::lists::pg(command, global, out),
         Command::Pool(command) => cmd::lists::pool(command, global, out),
         Command::Monitor(args) => cmd::daemons::monitor(args, global),
-        Command::StorageNode(args) => cmd::daemons::storage_node(args, global),
+        Command::StorageNode(args) => cmd::daemons::storage_node(args, global, out),
         Command::Nbd(args) => cmd::daemons::nbd(args, global),
         Command::Crush(CrushCommand::Test(args)) => Ok(cmd::crush::run(args, out)?),
         Command::Completions(args) => cmd::completions::run(args, Cli::command(), out),

@@ -4,12 +4,13 @@
 //! `ready: ` on standard output when it serves; logs go to standard error.
 
 use super::Global;
+use super::format::{self, FormatArgs};
 use crate::config;
 use crate::daemon::{Daemon, Role};
 use crate::failure::{Failure, Outcome};
 use crate::signals;
 use anyhow::{Context, anyhow, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use sd_notify::NotifyState;
@@ -67,6 +68,7 @@ const NODE_EXAMPLES: &str = "\
 Examples:
   trefoil storage-node --config /etc/trefoil/node-0.toml
   trefoil storage-node --config DIR/etc/node-0.toml    # one of `trefoil up --processes`, again
+  trefoil --monitor 127.0.0.1:10800 storage-node format /dev/nvme1n1
   trefoil --monitor 127.0.0.1:10800 storage-node --device /dev/nvme1n1 \\
       --state-dir /var/lib/trefoil/node-0 --listen 127.0.0.1:10810
 
@@ -76,7 +78,8 @@ A configuration:
   state_dir = \"/var/lib/trefoil/node-0\"
   listen = \"127.0.0.1:10810\"
   host = \"rack1-a\"
-  format_if_missing = true    # only where the device is empty; nothing is ever overwritten
+  format_if_missing = true    # where the file is missing or empty; nothing is overwritten
+  size = 107374182400         # of a file that is made
 
 SIGTERM and SIGINT stop it in order; a second one ends it at once.";
 
@@ -84,6 +87,9 @@ SIGTERM and SIGINT stop it in order; a second one ends it at once.";
 #[derive(Args, Debug)]
 #[command(after_help = NODE_EXAMPLES)]
 pub struct NodeArgs {
+    /// Something else than to run it.
+    #[command(subcommand)]
+    command: Option<NodeCommand>,
     #[command(flatten)]
     common: Common,
     /// The block device, or preallocated file, that it keeps objects on
@@ -98,6 +104,12 @@ pub struct NodeArgs {
     /// The CRUSH host that it is put in at its first start
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
+}
+
+/// `trefoil storage-node ...`.
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    Format(FormatArgs),
 }
 
 const NBD_EXAMPLES: &str = "\
@@ -164,7 +176,19 @@ pub fn monitor(args: &MonitorArgs, global: &Global) -> Outcome {
 }
 
 /// Runs `trefoil storage-node`.
-pub fn storage_node(args: &NodeArgs, global: &Global) -> Outcome {
+pub fn storage_node(args: &NodeArgs, global: &Global, out: &mut dyn Write) -> Outcome {
+    if let Some(NodeCommand::Format(format_args)) = &args.command {
+        // clap's own check for this would refuse --monitor as well.
+        let common = &args.common;
+        let of_the_daemon = args.device.is_some() || args.state_dir.is_some() || args.listen.is_some();
+        if of_the_daemon || args.host.is_some() || common.config.is_some() || common.allow_plaintext {
+            return Err(Failure::usage(anyhow!(
+                "options of the daemon before `format`, which takes only its own: give the device behind it"
+            )));
+        }
+        crate::start_logging(global, "warn")?;
+        return format::run(format_args, global, out);
+    }
     let mut config: NodeConfig = loaded(&args.common)?;
     set(&mut config.device, &args.device);
     set(&mut config.state_dir, &args.state_dir);
