@@ -220,6 +220,7 @@ pub fn nbd(args: &NbdArgs, global: &Global) -> Outcome {
 
 fn run(role: Role, daemon: Daemon, address: String, common: &Common, global: &Global) -> Outcome {
     crate::start_logging(global, "info")?;
+    crate::limits::raise_descriptors();
     if let Some(parent) = common.die_with_parent {
         die_with_parent(parent)?;
     }
