@@ -239,6 +239,27 @@ fn other_wishes_than_before_are_added_or_refused() {
 }
 
 #[test]
+fn a_start_that_was_interrupted_is_completed_by_the_next() {
+    for delay_ms in [0, 30, 100, 300, 700] {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("data");
+        let mut up = Up::start(&dir, &["--volume", "a=64M", "--volume", "b=64M"]);
+        up.line("directory ");
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        up.stop();
+        let mut up = Up::start(&dir, &[]);
+        up.ready();
+        let volumes = json(&["volume", "list", "--json", "--monitor", &monitor(&dir)]);
+        let names: Vec<&str> =
+            volumes.as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["a", "b"], "stopped after {delay_ms} ms");
+        let nodes = json(&["node", "list", "--json", "--monitor", &monitor(&dir)]);
+        assert_eq!(nodes.as_array().unwrap().len(), 3, "stopped after {delay_ms} ms");
+        up.stop();
+    }
+}
+
+#[test]
 fn a_device_that_is_gone_is_told_and_not_made_again() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("data");

@@ -21,6 +21,9 @@ use trefoil_monitor::MonitorConfig;
 use trefoil_nbd::NbdConfig;
 use trefoil_storage_node::NodeConfig;
 
+/// Set by `trefoil up` for its processes: the pid whose end they do not outlive.
+pub const PARENT_ENV: &str = "TREFOIL_UP_PID";
+
 /// What all daemons take.
 #[derive(Args, Debug)]
 pub struct Common {
@@ -30,9 +33,6 @@ pub struct Common {
     /// Listen beyond loopback although connections are not encrypted yet
     #[arg(long)]
     allow_plaintext: bool,
-    /// Stop when the process with this pid, which must be the parent, has ended (for `trefoil up`)
-    #[arg(long, value_name = "PID", hide = true)]
-    die_with_parent: Option<u32>,
 }
 
 const MONITOR_EXAMPLES: &str = "\
@@ -172,7 +172,7 @@ pub fn monitor(args: &MonitorArgs, global: &Global) -> Outcome {
     config.allow_plaintext |= args.common.allow_plaintext;
     config.check().map_err(Failure::usage)?;
     let address = config.listen.to_string();
-    run(Role::Monitor, Daemon::Monitor(config), address, &args.common, global)
+    run(Role::Monitor, Daemon::Monitor(config), address, global)
 }
 
 /// Runs `trefoil storage-node`.
@@ -198,7 +198,7 @@ pub fn storage_node(args: &NodeArgs, global: &Global, out: &mut dyn Write) -> Ou
     config.allow_plaintext |= args.common.allow_plaintext;
     config.check().map_err(|error| Failure::usage(error.into()))?;
     let address = config.listen.to_string();
-    run(Role::StorageNode, Daemon::StorageNode(config), address, &args.common, global)
+    run(Role::StorageNode, Daemon::StorageNode(config), address, global)
 }
 
 /// Runs `trefoil nbd`.
@@ -215,14 +215,14 @@ pub fn nbd(args: &NbdArgs, global: &Global) -> Outcome {
     config.check().map_err(|error| Failure::usage(error.into()))?;
     let mut at: Vec<String> = config.listen.iter().map(SocketAddr::to_string).collect();
     at.extend(config.socket.iter().map(|path| path.display().to_string()));
-    run(Role::Nbd, Daemon::Nbd(config), at.join(" "), &args.common, global)
+    run(Role::Nbd, Daemon::Nbd(config), at.join(" "), global)
 }
 
-fn run(role: Role, daemon: Daemon, address: String, common: &Common, global: &Global) -> Outcome {
+fn run(role: Role, daemon: Daemon, address: String, global: &Global) -> Outcome {
     crate::start_logging(global, "info")?;
     crate::limits::raise_descriptors();
-    if let Some(parent) = common.die_with_parent {
-        die_with_parent(parent)?;
+    if let Ok(parent) = std::env::var(PARENT_ENV) {
+        die_with_parent(&parent)?;
     }
     let shutdown = signals::listen().context("cannot handle signals")?;
     let ready = move || {
@@ -248,11 +248,19 @@ fn notify(state: NotifyState<'_>) {
     }
 }
 
-/// Asks the kernel for SIGTERM when the parent ends, and looks whether it has ended already.
-fn die_with_parent(parent: u32) -> anyhow::Result<()> {
+/// Asks the kernel for SIGTERM when the parent ends, and looks whether it has ended already. The
+/// environment may have been copied from a daemon of a running `up` by somebody who starts it by hand:
+/// then there is no parent to go with.
+fn die_with_parent(parent: &str) -> anyhow::Result<()> {
+    let parent: i32 = parent.parse().with_context(|| format!("{PARENT_ENV}={parent} is no pid"))?;
     set_pdeathsig(Signal::SIGTERM).context("cannot ask for a signal at the parent's end")?;
-    let now = nix::unistd::getppid();
-    let expected = i32::try_from(parent).map_err(|_| anyhow!("--die-with-parent {parent} is no pid"))?;
-    ensure!(now.as_raw() == expected, "the process {parent} that started this one has ended");
+    if nix::unistd::getppid().as_raw() != parent {
+        set_pdeathsig(None).context("cannot do without a signal at the parent's end")?;
+        ensure!(
+            std::path::Path::new("/proc").join(parent.to_string()).exists(),
+            "the `trefoil up` with pid {parent}, which {PARENT_ENV} names, has ended; unset it to start this \
+             daemon by itself"
+        );
+    }
     Ok(())
 }

@@ -7,6 +7,7 @@
 use super::dir::{DataDir, write_atomically};
 use super::launch::{self, EVENTS_MAX, Event, Running, STOP_WAIT, What};
 use super::tell::Tell;
+use crate::cmd::daemons::PARENT_ENV;
 use crate::daemon::{Daemon, Role};
 use crate::failure::{Failure, Outcome, one_line};
 use crate::output::printable;
@@ -169,7 +170,7 @@ impl<'a> Supervisor<'a> {
                 let mut command = Command::new("/proc/self/exe");
                 command.arg0("trefoil").arg(slot.member.role.to_string());
                 command.arg("--config").arg(self.dir.config_file(name));
-                command.arg("--die-with-parent").arg(std::process::id().to_string());
+                command.env(PARENT_ENV, std::process::id().to_string());
                 command.args(args).stderr(open_log(&log)?);
                 launch::process(number, command, sender)
             }
