@@ -1,6 +1,6 @@
 //! The rules of Trefoil, and no I/O.
 //!
-//! Everything that decides anything lives here: placement (CRUSH), the replication protocol
+//! Everything that decides anything lives here: placement ([`crush`]), the replication protocol
 //! ([`node`], [`leader`]), the cluster map, the wire format and the records that a
 //! storage node makes durable ([`record`]). The daemons and the simulator drive the same code.
 //!
@@ -20,6 +20,7 @@
 //! | [`record`] | what a node makes durable, one record per step |
 //! | [`node`] | the node's rules, N1 to N8 of `docs/protocol.md` |
 //! | [`leader`] | the leader's rules, 5.1 to 6.5 |
+//! | [`crush`] | placement: bit for bit what Ceph's crushtool computes |
 //! | [`placement`] | configurations of a placement group, quorums |
 //! | [`client`] | what a leader is asked and answers |
 //! | [`checksum`] | the 64-bit checksum of a block, which also names the block |
@@ -29,6 +30,7 @@
 pub mod bugs;
 pub mod checksum;
 pub mod client;
+pub mod crush;
 pub mod ids;
 pub mod leader;
 pub mod limits;

@@ -22,8 +22,6 @@ mod group;
 mod object;
 mod read;
 mod repair;
-#[cfg(test)]
-mod tests;
 mod write;
 
 pub use api::*;

@@ -19,8 +19,6 @@ mod api;
 mod leaders;
 mod peers;
 mod repair;
-#[cfg(test)]
-mod tests;
 
 pub use api::*;
 

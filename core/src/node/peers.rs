@@ -16,8 +16,10 @@ pub(super) struct Heal {
     checksum: u64,
     /// Peers not asked yet.
     left: Vec<NodeId>,
-    /// The peer and the request that an answer is awaited of.
-    asked: (NodeId, u64),
+    /// The peer and the request that an answer is awaited of; `None` when nobody had the bytes. Such an
+    /// entry stays for a while: a peer whose block is bad too looks for it here, which would find this
+    /// one bad again, and so on without end.
+    asked: Option<(NodeId, u64)>,
     waited: u32,
 }
 
@@ -127,21 +129,21 @@ impl<P: Clone> Node<P> {
         }
         let Some(config) = self.configs.get(&object.group.pg) else { return };
         let left: Vec<NodeId> = config.everyone().into_iter().filter(|node| *node != self.id).collect();
-        self.heals.insert((object, block), Heal { checksum, left, asked: (self.id, 0), waited: 0 });
+        self.heals.insert((object, block), Heal { checksum, left, asked: None, waited: 0 });
         self.heal_next(object, block, out);
     }
 
     fn heal_next(&mut self, object: ObjectId, block: u32, out: &mut Vec<Output<P>>) {
         let request = self.next_token;
         let Some(heal) = self.heals.get_mut(&(object, block)) else { return };
+        heal.waited = 0;
         let Some(node) = heal.left.pop() else {
-            // Nobody has it. It stays bad; a write over it clears it, and the next read looks again.
-            self.heals.remove(&(object, block));
+            // Nobody has it. It stays bad; a write over it clears it, and a later read looks again.
+            heal.asked = None;
             return;
         };
         self.next_token += 1;
-        heal.asked = (node, request);
-        heal.waited = 0;
+        heal.asked = Some((node, request));
         let checksum = heal.checksum;
         out.push(Output::ToPeer { node, msg: PeerMsg::FetchBlock { object, request, block, checksum } });
     }
@@ -155,7 +157,8 @@ impl<P: Clone> Node<P> {
         data: Option<P>,
         out: &mut Vec<Output<P>>,
     ) {
-        let Some(heal) = self.heals.get(&(object, block)).filter(|heal| heal.asked == (node, request)) else {
+        let Some(heal) = self.heals.get(&(object, block)).filter(|heal| heal.asked == Some((node, request)))
+        else {
             return;
         };
         let checksum = heal.checksum;
@@ -181,14 +184,22 @@ impl<P: Clone> Node<P> {
             }
         }
         for (object, block) in late {
-            self.heal_next(object, block, out);
+            if self.heals.get(&(object, block)).is_some_and(|heal| heal.asked.is_none()) {
+                self.heals.remove(&(object, block));
+            } else {
+                self.heal_next(object, block, out);
+            }
         }
     }
 
     pub(super) fn peer_gone(&mut self, node: NodeId, out: &mut Vec<Output<P>>) {
         self.repairs_lose_source(node, out);
-        let lost: Vec<(ObjectId, u32)> =
-            self.heals.iter().filter(|(_, heal)| heal.asked.0 == node).map(|(key, _)| *key).collect();
+        let lost: Vec<(ObjectId, u32)> = self
+            .heals
+            .iter()
+            .filter(|(_, heal)| heal.asked.is_some_and(|(asked, _)| asked == node))
+            .map(|(key, _)| *key)
+            .collect();
         for (object, block) in lost {
             self.heal_next(object, block, out);
         }

@@ -1,0 +1,338 @@
+//! Rules of the protocol, one test each, on a small cluster under virtual time.
+
+mod world;
+
+use trefoil_core::client::{OpError, OpKind};
+use trefoil_core::leader::{Input, Options};
+use trefoil_core::*;
+use world::{World, ids};
+
+#[test]
+fn a_write_is_read_back_and_is_on_all_three() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    assert_eq!(w.fronts[f].events, ["attached"]);
+    let id = w.write(f, 3, 2, 77);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    assert_eq!(w.value(f, 3, 2), 77);
+    assert_eq!(w.value(f, 3, 1), 0);
+    for node in 0..3 {
+        assert_eq!(w.at(node, 3, 2), 77);
+    }
+}
+
+#[test]
+fn no_answer_before_it_is_durable_on_two() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    let id = w.write(f, 0, 0, 1);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    for node in ids(&[1, 2]) {
+        w.hosts.get_mut(&node).unwrap().disk.hold = true;
+    }
+    let id = w.write(f, 0, 0, 2);
+    assert_eq!(w.result(f, id), None, "one copy is no majority");
+    w.flush(NodeId(2));
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+}
+
+#[test]
+fn one_node_away_stops_nothing_and_only_what_differs_travels() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    for block in 0..8 {
+        w.write(f, 0, block, 100 + u64::from(block));
+    }
+    w.crash(NodeId(0));
+    let id = w.write(f, 0, 5, 55);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    assert_eq!(w.value(f, 0, 5), 55);
+    w.restart(NodeId(0));
+    w.pass(300_000);
+    assert_eq!(w.at(0, 0, 5), 55);
+    assert_eq!(w.fetched_blocks, 1, "seven blocks were the same");
+    assert!(w.fronts[f].machine.all_whole());
+}
+
+#[test]
+fn two_nodes_away_make_io_wait_and_it_goes_on_when_one_is_back() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 1);
+    w.crash(NodeId(0));
+    w.crash(NodeId(1));
+    let id = w.write(f, 0, 0, 2);
+    w.pass(500_000);
+    assert_eq!(w.result(f, id), None);
+    w.restart(NodeId(1));
+    w.pass(200_000);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    assert_eq!(w.at(1, 0, 0), 2);
+}
+
+#[test]
+fn an_io_timeout_turns_waiting_into_an_error() {
+    let mut w = World::new();
+    let f = w.front(1, Options { io_timeout: Some(200_000), ..Options::default() });
+    w.write(f, 0, 0, 1);
+    w.crash(NodeId(0));
+    w.crash(NodeId(1));
+    let write = w.write(f, 0, 0, 2);
+    let read = w.read(f, 0, 0);
+    w.pass(400_000);
+    assert_eq!(w.result(f, write), Some(Err(OpError::TimedOut)));
+    assert_eq!(w.result(f, read), Some(Err(OpError::TimedOut)));
+}
+
+#[test]
+fn an_unacknowledged_write_that_was_not_chosen_does_not_come_back() {
+    // The row "line before head" of the protocol's table.
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 1);
+    // Write 2 reaches node 0 only.
+    w.drop_to = ids(&[1, 2]);
+    let id = w.write(f, 0, 0, 2);
+    assert_eq!(w.result(f, id), None);
+    assert_eq!(w.at(0, 0, 0), 2);
+    w.drop_to.clear();
+    w.crash(NodeId(0));
+    let g = w.front(2, Options::default());
+    assert_eq!(w.value(g, 0, 0), 1);
+    for node in 1..3 {
+        w.disconnect(g, NodeId(node));
+    }
+    w.restart(NodeId(0));
+    w.crash(NodeId(2));
+    let h = w.front(3, Options::default());
+    assert_eq!(w.value(h, 0, 0), 1, "it was read as 1 before");
+    w.pass(300_000);
+    assert_eq!(w.at(0, 0, 0), 1, "the copy that was longer in a line which lost is repaired");
+}
+
+#[test]
+fn a_fenced_front_end_finishes_no_write_anywhere() {
+    let mut w = World::new();
+    let old = w.front(1, Options { background_opens: 0, ..Options::default() });
+    let id = w.write(old, 0, 0, 1);
+    assert_eq!(w.result(old, id), Some(Ok(0)));
+    // The new one attaches, and has not opened the group yet.
+    let new = w.front(2, Options { background_opens: 0, ..Options::default() });
+    assert_eq!(w.fronts[new].events, ["attached"]);
+    let id = w.write(old, 0, 0, 2);
+    w.pass(300_000);
+    assert_eq!(w.result(old, id), Some(Err(OpError::Deposed)));
+    assert_eq!(w.fronts[old].events, ["attached", "deposed"]);
+    assert_eq!(w.value(new, 0, 0), 1);
+}
+
+#[test]
+fn reads_without_a_lease_are_confirmed_by_a_majority() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 9);
+    w.pass(2_000_000); // the lease has run out
+    assert_eq!(w.value(f, 0, 0), 9);
+    assert!(w.fronts[f].machine.counters().confirms > 0);
+    // With one node it must wait.
+    w.crash(NodeId(0));
+    w.crash(NodeId(1));
+    let id = w.read(f, 0, 0);
+    w.pass(200_000);
+    assert_eq!(w.result(f, id), None);
+}
+
+#[test]
+fn a_reader_that_was_replaced_shows_nothing_old() {
+    let mut w = World::new();
+    let old = w.front(1, Options::default());
+    w.write(old, 0, 0, 1);
+    w.pass(2_000_000);
+    let new = w.front(2, Options::default());
+    w.write(new, 0, 0, 2);
+    let id = w.read(old, 0, 0);
+    w.pass(300_000);
+    assert_eq!(w.result(old, id), Some(Err(OpError::Deposed)));
+}
+
+#[test]
+fn a_bad_block_is_read_elsewhere_and_mended() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 5);
+    for node in 0..2 {
+        w.hosts.get_mut(&NodeId(node)).unwrap().disk.bad.push((World::object(0), 0));
+    }
+    for _ in 0..3 {
+        assert_eq!(w.value(f, 0, 0), 5);
+    }
+    w.pass(200_000);
+    let bad: usize = w.hosts.values().map(|host| host.disk.bad.len()).sum();
+    assert!(bad < 2, "what was read was mended");
+}
+
+#[test]
+fn a_block_that_is_bad_everywhere_fails_and_is_cleared_by_a_write() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 5);
+    for node in 0..3 {
+        w.hosts.get_mut(&NodeId(node)).unwrap().disk.bad.push((World::object(0), 0));
+    }
+    let id = w.read(f, 0, 0);
+    w.pass(100_000);
+    assert_eq!(w.result(f, id), Some(Err(OpError::Bad)));
+    let id = w.write(f, 0, 0, 6);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    assert_eq!(w.value(f, 0, 0), 6);
+}
+
+#[test]
+fn a_full_node_is_left_behind_and_two_full_nodes_mean_no_space() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 1);
+    w.hosts.get_mut(&NodeId(0)).unwrap().machine.set_room(0, true);
+    let id = w.write(f, 0, 0, 2);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    w.hosts.get_mut(&NodeId(1)).unwrap().machine.set_room(0, true);
+    let id = w.write(f, 0, 0, 3);
+    w.pass(50_000);
+    assert_eq!(w.result(f, id), Some(Err(OpError::NoSpace)));
+    let seen = w.value(f, 0, 0);
+    assert!(seen == 2 || seen == 3, "a refused write is there or it is not: {seen}");
+    assert_eq!(w.value(f, 0, 0), seen, "and stays so");
+    for node in 0..2 {
+        w.hosts.get_mut(&NodeId(node)).unwrap().machine.set_room(1000, false);
+    }
+    w.pass(3_000_000);
+    w.lease(f, 1_000_000);
+    let id = w.write(f, 0, 1, 4);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    assert!(w.fronts[f].machine.all_whole());
+}
+
+#[test]
+fn zero_makes_holes_and_untouched_objects_cost_nothing() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    let id = w.op(f, 9, OpKind::Zero { blocks: BlockRange::new(0, 8) });
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    assert!(!w.hosts[&NodeId(0)].disk.durable.groups.values().any(|g| g.objects.contains_key(&9)));
+    w.write(f, 9, 3, 8);
+    let id = w.op(f, 9, OpKind::Zero { blocks: BlockRange::new(0, 8) });
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    assert_eq!(w.value(f, 9, 3), 0);
+    assert_eq!(w.at(1, 9, 3), 0);
+}
+
+#[test]
+fn a_healer_makes_all_copies_equal_and_is_preempted() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    for object in 0..5 {
+        w.write(f, object, 0, 10 + u64::from(object));
+    }
+    w.crash(NodeId(2));
+    for object in 3..8 {
+        w.write(f, object, 1, 20 + u64::from(object));
+    }
+    for node in 0..3 {
+        w.disconnect(f, NodeId(node)); // the front end dies
+    }
+    w.restart(NodeId(2));
+    w.disconnect(f, NodeId(2));
+    let h = w.front(2, Options { healer: true, ..Options::default() });
+    w.pass(1_000_000);
+    assert!(w.fronts[h].events.contains(&"all whole"));
+    for object in 0..8 {
+        for block in 0..2 {
+            assert_eq!(w.at(0, object, block), w.at(2, object, block));
+        }
+    }
+    let g = w.front(3, Options::default());
+    w.write(g, 0, 0, 99);
+    assert_eq!(w.value(g, 0, 0), 99);
+}
+
+#[test]
+fn a_node_that_lost_its_state_has_no_vote_and_is_brought_back() {
+    // The row "N8 amnesia": w5@A,B; A comes back empty; {A,C} must not settle on the older content.
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 1);
+    w.crash(NodeId(2));
+    let id = w.write(f, 0, 0, 2);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    for node in 0..2 {
+        w.crash(NodeId(node));
+    }
+    // Node 0 lost everything; it says so.
+    w.boot(NodeId(0), world::Disk::default());
+    let lost = node::Input::StateLost { fences: vec![(world::VOLUME, Generation(1))] };
+    w.tell_node(NodeId(0), lost);
+    w.restart(NodeId(2));
+    for node in 0..3 {
+        w.disconnect(f, NodeId(node));
+    }
+    let g = w.front(2, Options::default());
+    let read = w.read(g, 0, 0);
+    w.pass(500_000);
+    assert_eq!(w.result(g, read), None, "a quorum of other nodes is needed");
+    w.restart(NodeId(1));
+    w.pass(500_000);
+    assert_eq!(w.result(g, read), Some(Ok(2)));
+    w.pass(500_000);
+    assert_eq!(w.at(0, 0, 0), 2);
+    assert!(w.fronts[g].machine.all_whole());
+}
+
+#[test]
+fn a_node_that_silently_lost_what_it_reported_is_found_out() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 1);
+    let disk_before = w.hosts[&NodeId(0)].disk.durable.clone();
+    w.write(f, 0, 0, 2);
+    w.crash(NodeId(0));
+    w.hosts.get_mut(&NodeId(0)).unwrap().disk.durable = disk_before;
+    w.restart(NodeId(0));
+    w.pass(300_000);
+    assert!(w.fronts[f].events.contains(&"lost data"));
+    assert_eq!(w.value(f, 0, 0), 2);
+}
+
+#[test]
+fn a_clean_release_says_so() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 1);
+    w.pass(100_000);
+    w.tell_leader(f, Input::Release);
+    w.pass(50_000);
+    assert!(w.fronts[f].events.contains(&"released clean"));
+    let late = w.write(f, 0, 0, 2);
+    assert_eq!(w.result(f, late), Some(Err(OpError::Closing)));
+}
+
+#[test]
+fn a_read_waits_for_the_write_that_it_overlaps() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 1);
+    for node in ids(&[0, 1]) {
+        w.hosts.get_mut(&node).unwrap().disk.hold = true;
+    }
+    let write = w.write(f, 0, 0, 2);
+    let read = w.read(f, 0, 0);
+    let behind = w.write(f, 0, 0, 3);
+    assert_eq!(w.result(f, read), None);
+    assert_eq!(w.result(f, behind), None);
+    w.flush(NodeId(0));
+    assert_eq!(w.result(f, write), Some(Ok(0)));
+    w.flush(NodeId(1));
+    w.pass(50_000);
+    assert_eq!(w.result(f, read), Some(Ok(2)));
+    assert_eq!(w.result(f, behind), Some(Ok(0)));
+    assert_eq!(w.value(f, 0, 0), 3);
+}

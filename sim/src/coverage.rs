@@ -1,0 +1,152 @@
+//! What happened in a run, counted: a simulator that never gets into trouble proves nothing.
+
+macro_rules! cover {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
+        /// Something worth counting.
+        #[derive(Copy, Clone, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Cover { $($(#[$doc])* $name),* }
+        /// All of them, with their names for people.
+        pub const COVERS: &[(Cover, &str)] = &[$((Cover::$name, $text)),*];
+    };
+}
+
+cover! {
+    /// Leaders that were started.
+    Leaders = "leaders",
+    /// Healers that were started.
+    Healers = "healers",
+    /// Leaders that said `Attached`.
+    Attached = "attached",
+    /// Leaders that replaced one which was still alive.
+    Takeovers = "takeovers",
+    /// Leaders that were told that a newer one exists.
+    Deposed = "deposed",
+    /// Leaders that released.
+    Released = "released",
+    /// Of these, with every copy whole.
+    ReleasedClean = "released clean",
+    /// Leaders that died.
+    LeaderDeaths = "leader deaths",
+    /// Leaders that stood still for a time.
+    LeaderPauses = "leader pauses",
+    /// Opens of a second or later round.
+    Rounds = "rounds",
+    /// Opens that were answered.
+    Opened = "opened",
+    /// Opens that were refused.
+    OpenRefused = "open refused",
+    /// Fences that were refused.
+    FenceRefused = "fence refused",
+    /// Settles that listed objects as behind.
+    Behind = "settles with objects behind",
+    /// Repairs ordered.
+    RepairsOrdered = "repairs ordered",
+    /// Repairs installed.
+    Repairs = "repairs",
+    /// Of these, with more than one piece.
+    RepairsOfPieces = "repairs of several pieces",
+    /// Of these, with writes kept on top.
+    RepairsWithOverlay = "repairs with writes on top",
+    /// Gaps answered to writes.
+    Gaps = "gaps",
+    /// Repairs given up.
+    RepairsGivenUp = "repairs given up",
+    /// Writes refused for want of room.
+    NoSpace = "no space",
+    /// Reads acknowledged.
+    Reads = "reads",
+    /// Writes acknowledged.
+    Writes = "writes",
+    /// Operations that ended with an error.
+    OpErrors = "operations failed",
+    /// Writes whose fate nobody was told.
+    Indeterminate = "indeterminate writes",
+    /// Reads without a lease, confirmed by others.
+    Confirms = "confirms",
+    /// Reads that a node refused.
+    ReadRefused = "reads refused",
+    /// Reads answered by bad blocks.
+    BadReads = "bad reads",
+    /// Blocks that went bad.
+    Rot = "blocks gone bad",
+    /// Bad blocks whose bytes were found again.
+    Healed = "blocks healed",
+    /// Node crashes.
+    Crashes = "crashes",
+    /// Crashes that lost records.
+    LostSuffix = "crashes with a lost suffix",
+    /// Crashes that kept records whose flush had not been answered.
+    SurvivingSuffix = "crashes with a surviving suffix",
+    /// All nodes crashed at once.
+    PowerCuts = "power cuts",
+    /// Leader connections broken.
+    Breaks = "connections broken",
+    /// Messages lost with their connection.
+    LostMessages = "messages lost",
+    /// Partitions.
+    Partitions = "partitions",
+    /// Node pauses.
+    NodePauses = "node pauses",
+    /// Grants made because a lease had run out.
+    LeasesExpired = "leases expired",
+    /// Times without a monitor.
+    MonitorDown = "monitor down",
+    /// Volumes found to differ by their nodes.
+    Differs = "differences found by nodes",
+    /// Healers that found everything whole.
+    AllWhole = "all whole",
+    /// Connections that a leader reset.
+    Resets = "resets",
+    /// Acknowledgements of writes by a leader while a newer one was attached.
+    LateAcks = "late acknowledgements",
+    /// Reads of holes that more than one write could explain.
+    Ambiguous = "ambiguous holes",
+    /// Nodes that lost state which they had reported.
+    LostState = "lost state",
+    /// Leaders that noticed it.
+    LostData = "lost data noticed",
+}
+
+/// The counters.
+#[derive(Copy, Clone, Debug)]
+pub struct Coverage {
+    counts: [u64; COVERS.len()],
+}
+
+impl Default for Coverage {
+    fn default() -> Coverage {
+        Coverage { counts: [0; COVERS.len()] }
+    }
+}
+
+impl Coverage {
+    /// It happened.
+    #[inline]
+    pub fn count(&mut self, what: Cover) {
+        self.counts[what as usize] += 1;
+    }
+    /// It happened so often.
+    pub fn add(&mut self, what: Cover, times: u64) {
+        self.counts[what as usize] += times;
+    }
+    /// How often it happened.
+    pub fn get(&self, what: Cover) -> u64 {
+        self.counts[what as usize]
+    }
+    /// Adds another run's.
+    pub fn merge(&mut self, other: &Coverage) {
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
+            *mine += theirs;
+        }
+    }
+}
+
+impl std::fmt::Display for Coverage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (what, name) in COVERS {
+            writeln!(f, "  {:>12}  {name}", self.get(*what))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,274 @@
+//! What a seed decides before anything happens: the cluster, the load, the odds of each fault.
+//!
+//! Each kind of fault is switched on or off per run, and its weight drawn, so that runs differ in what
+//! they try ("swarm testing"): a cluster whose only trouble is restarts finds other things than one
+//! where everything happens at once. All times in µs.
+
+use crate::rng::Rng;
+use trefoil_core::placement::PgConfig;
+use trefoil_core::{Epoch, NodeId, ObjectIndex, PgId, PoolId, VolumeId};
+
+/// Most storage nodes in a run.
+pub const NODES_MAX: usize = 6;
+/// Most volumes in a run.
+pub const VOLUMES_MAX: usize = 2;
+/// Most objects of a volume.
+pub const OBJECTS_MAX: usize = 6;
+/// Most blocks of an object that clients use.
+pub const BLOCKS_MAX: usize = 8;
+/// The pool of every volume.
+pub const POOL: PoolId = PoolId(1);
+
+/// A kind of fault.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[repr(usize)]
+#[allow(missing_docs)]
+pub enum Fault {
+    NodeCrash,
+    AllNodesCrash,
+    NodePause,
+    LeaderDies,
+    LeaderPause,
+    ConnectionBreaks,
+    PeerConnectionBreaks,
+    Partition,
+    OneWay,
+    MonitorDown,
+    RenewalsLost,
+    BadBlock,
+    NoRoom,
+    SlowDisk,
+    Takeover,
+    Release,
+    LostState,
+}
+
+/// All kinds, in the order of their numbers.
+pub const FAULTS: [Fault; 17] = [
+    Fault::NodeCrash,
+    Fault::AllNodesCrash,
+    Fault::NodePause,
+    Fault::LeaderDies,
+    Fault::LeaderPause,
+    Fault::ConnectionBreaks,
+    Fault::PeerConnectionBreaks,
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::MonitorDown,
+    Fault::RenewalsLost,
+    Fault::BadBlock,
+    Fault::NoRoom,
+    Fault::SlowDisk,
+    Fault::Takeover,
+    Fault::Release,
+    Fault::LostState,
+];
+
+/// A range that a duration is drawn from.
+pub type Span = (u64, u64);
+
+/// A rule that is broken on purpose, to see that the checks notice.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bug {
+    /// The leader acknowledges a write that one copy has.
+    AckAtOneCopy,
+    /// The store answers before its flush has ended.
+    SkipFlush,
+    /// A copy that is behind has no vote.
+    StaleCopyWithoutVote,
+}
+
+/// Everything that a seed decides beforehand.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Steps of the first phase, in which faults happen.
+    pub steps: u64,
+    /// The deliberate bug, if any.
+    pub bug: Option<Bug>,
+    /// Storage nodes.
+    pub nodes: usize,
+    /// The pool's placement groups.
+    pub pgs: Vec<PgConfig>,
+    /// Volumes.
+    pub volumes: usize,
+    /// Objects of each volume.
+    pub objects: usize,
+    /// Blocks that clients use in each object.
+    pub blocks: usize,
+    /// The first of them. Not 0 in some runs: objects that a repair fetches in several pieces.
+    pub first_block: u32,
+    /// Hosts that front ends run on.
+    pub hosts: usize,
+    /// One way through the network.
+    pub delay: Span,
+    /// One message in so many takes twenty times as long; 0 for none.
+    pub late_one_in: u64,
+    /// A flush.
+    pub flush: Span,
+    /// Records in one flush at most.
+    pub flush_records: usize,
+    /// A read from a device.
+    pub read: Span,
+    /// Operations that a front end's clients have under way at once.
+    pub clients: usize,
+    /// Between a client's operations.
+    pub think: Span,
+    /// Weights of read, write, zero, status.
+    pub ops: [u32; 4],
+    /// One operation in so many is of all blocks of its object.
+    pub large_one_in: u64,
+    /// Between faults.
+    pub fault_every: Span,
+    /// Weight of each fault; 0 for never.
+    pub faults: [u32; FAULTS.len()],
+    /// How long a fault lasts.
+    pub fault_lasts: Span,
+    /// A lease.
+    pub lease: u64,
+    /// The monitors wait for this much longer than a lease.
+    pub margin: u64,
+    /// Clocks run faster or slower by at most so many parts in a million.
+    pub drift_ppm: u64,
+    /// Percent of lease messages that are lost.
+    pub renewals_lost_percent: u64,
+    /// A leader's [`trefoil_core::leader::Options::io_timeout`].
+    pub io_timeout: Option<u64>,
+    /// A leader's [`trefoil_core::leader::Options::hedge_after`].
+    pub hedge_after: u64,
+    /// A leader's [`trefoil_core::leader::Options::node_timeout`].
+    pub node_timeout: u64,
+    /// A volume without a front end gets one after this long.
+    pub attach_after: Span,
+    /// Virtual time within which everything must be well when faults have stopped.
+    pub calm_limit: u64,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn new(seed: u64, steps: u64, bug: Option<Bug>) -> Plan {
+        let mut rng = Rng::new(seed ^ 0x7265_666f_696c);
+        let r = &mut rng;
+        let nodes = r.between(3, NODES_MAX as u64) as usize;
+        let pgs = (0..r.between(1, 4)).map(|_| PgConfig::simple(Epoch(1), three_of(nodes, r))).collect();
+        let latency = r.magnitude(20, 1_000);
+        let flush = r.magnitude(20, 3_000);
+        let mut faults = [0; FAULTS.len()];
+        for (weight, kind) in faults.iter_mut().zip(FAULTS) {
+            *weight = match kind {
+                Fault::LostState => 0,
+                Fault::AllNodesCrash => r.below(3) as u32,
+                _ if r.percent(55) => r.between(1, 10) as u32,
+                _ => 0,
+            };
+        }
+        let fault_every = r.magnitude(1_000, 60_000);
+        let lease = r.magnitude(10_000, 400_000);
+        let drift_ppm = r.magnitude(10, 40_000);
+        Plan {
+            seed,
+            steps,
+            bug,
+            nodes,
+            pgs,
+            volumes: r.between(1, VOLUMES_MAX as u64) as usize,
+            objects: r.between(1, OBJECTS_MAX as u64) as usize,
+            blocks: r.between(2, BLOCKS_MAX as u64) as usize,
+            first_block: if r.one_in(8) { 125 } else { 0 },
+            hosts: r.between(2, 3) as usize,
+            delay: (latency / 2, latency * 2),
+            late_one_in: if r.one_in(3) { 0 } else { r.magnitude(10, 1_000) },
+            flush: (flush / 2, flush * 3),
+            flush_records: r.magnitude(1, 64) as usize,
+            read: (5, r.magnitude(10, 3_000)),
+            clients: r.between(1, 8) as usize,
+            think: (0, r.magnitude(10, 5_000)),
+            ops: [r.between(5, 60) as u32, r.between(20, 60) as u32, r.below(12) as u32, r.below(6) as u32],
+            large_one_in: r.between(2, 40),
+            fault_every: (fault_every / 4, fault_every * 2),
+            faults,
+            fault_lasts: (500, r.magnitude(5_000, 600_000)),
+            lease,
+            // Both clocks may be off by the whole drift, in opposite directions; and the division rounds.
+            margin: lease * drift_ppm * 3 / 1_000_000 + 10,
+            drift_ppm,
+            renewals_lost_percent: if r.one_in(3) { r.below(60) } else { 0 },
+            io_timeout: r.one_in(6).then(|| r.magnitude(20_000, 500_000)),
+            hedge_after: r.magnitude(1_000, 60_000),
+            node_timeout: r.magnitude(30_000, 2_000_000),
+            attach_after: (100, r.magnitude(1_000, 200_000)),
+            calm_limit: 180_000_000,
+        }
+    }
+
+    /// The plan with every fault and every oddity off: what a quiet day looks like.
+    pub fn calm(mut self) -> Plan {
+        self.faults = [0; FAULTS.len()];
+        self.late_one_in = 0;
+        self.renewals_lost_percent = 0;
+        self.io_timeout = None;
+        self
+    }
+
+    /// Blocks in an object, as the leaders and nodes know it.
+    pub fn object_blocks(&self) -> u32 {
+        self.first_block + self.blocks as u32
+    }
+
+    /// The weight of a kind of fault.
+    pub fn weight(&mut self, fault: Fault) -> &mut u32 {
+        &mut self.faults[fault as usize]
+    }
+
+    /// The volumes.
+    pub fn volume_ids(&self) -> impl Iterator<Item = VolumeId> + use<> {
+        (1..=self.volumes as u64).map(VolumeId)
+    }
+
+    /// The configuration of an object's placement group, and its number.
+    pub fn pg(&self, volume: VolumeId, index: ObjectIndex) -> (PgId, &PgConfig) {
+        let pg = pg_of(volume, index, self.pgs.len() as u32);
+        (PgId { pool: POOL, pg }, &self.pgs[pg as usize])
+    }
+
+    /// The faults that may happen, for people.
+    pub fn fault_names(&self) -> String {
+        let on = FAULTS.iter().zip(&self.faults).filter(|(_, w)| **w > 0);
+        on.map(|(f, w)| format!("{f:?}:{w}")).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Object to placement group: small numbers that collide often, which is the point.
+pub fn pg_of(volume: VolumeId, index: ObjectIndex, pg_num: u32) -> u32 {
+    (volume.0 as u32).wrapping_mul(5).wrapping_add(index.wrapping_mul(7)) % pg_num.max(1)
+}
+
+fn three_of(nodes: usize, rng: &mut Rng) -> Vec<NodeId> {
+    let mut set: Vec<NodeId> = Vec::with_capacity(3);
+    while set.len() < 3 {
+        let node = NodeId(rng.index(nodes) as u32);
+        if !set.contains(&node) {
+            set.push(node);
+        }
+    }
+    set
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_hold_their_limits() {
+        for seed in 0..500 {
+            let plan = Plan::new(seed, 10, None);
+            assert!(plan.nodes <= NODES_MAX && plan.blocks <= BLOCKS_MAX && plan.objects <= OBJECTS_MAX);
+            assert!(plan.pgs.iter().all(|c| c.problem().is_none() && c.new.len() == 3));
+            // P4 and I2 rest on it: whoever counts slowly must not think a lease runs that the monitors,
+            // counting fast, have given away.
+            let slow = plan.lease * (1_000_000 + plan.drift_ppm) / (1_000_000 - plan.drift_ppm);
+            assert!(plan.lease + plan.margin > slow + 2, "seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! A node's store: records in order, durable as a prefix, each as a whole or not at all.
+//!
+//! Two images are kept: what the node has given out (reads see it at once) and what is durable. A
+//! crash keeps the durable image and, of the records under way, a random number of the first ones; the
+//! record that was being written is torn, and a torn record is no record. This is what the storage
+//! node's log promises; whether it keeps the promise is tested there, not here.
+
+use crate::payload::{self, Blocks};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::VecDeque;
+use trefoil_core::message::WriteOp;
+use trefoil_core::node::{ReadMode, ReadResult, Ticket};
+use trefoil_core::record::{Durable, Patch, Record};
+use trefoil_core::{BlockRange, ObjectId, VolumeId};
+
+/// The checksums of an object's blocks; [`trefoil_core::checksum::HOLE`] for a hole.
+pub type Table = Vec<u64>;
+
+/// Blocks, as some sequence of records left them.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    /// Objects that have a block. A table may be shorter than the object: the rest are holes.
+    pub tables: FxHashMap<ObjectId, Table>,
+    /// Blocks whose bytes are not good.
+    pub bad: FxHashSet<(ObjectId, u32)>,
+}
+
+impl Image {
+    /// The checksum of a block.
+    pub fn sum(&self, object: ObjectId, block: u32) -> u64 {
+        let table = self.tables.get(&object);
+        table.and_then(|t| t.get(block as usize).copied()).unwrap_or(0)
+    }
+
+    fn set(&mut self, object: ObjectId, block: u32, sum: u64) {
+        let table = self.tables.entry(object).or_default();
+        if table.len() <= block as usize {
+            table.resize(block as usize + 1, 0);
+        }
+        table[block as usize] = sum;
+        if !self.bad.is_empty() {
+            self.bad.remove(&(object, block));
+        }
+    }
+
+    fn write(&mut self, object: ObjectId, op: &WriteOp<Blocks>) {
+        let range = op.blocks();
+        for n in 0..range.count {
+            let sum = match op {
+                WriteOp::Data { checksums, .. } => checksums[n as usize],
+                WriteOp::Zero { .. } => 0,
+            };
+            self.set(object, range.first + n, sum);
+        }
+    }
+
+    fn patch(&mut self, object: ObjectId, patch: &Patch<Blocks>) {
+        for (block, sum) in &patch.blocks {
+            self.set(object, *block, *sum);
+        }
+        for (block, sum) in &patch.bad {
+            self.set(object, *block, *sum);
+            self.bad.insert((object, *block));
+        }
+    }
+
+    fn apply(&mut self, record: &Record<Blocks>) {
+        match record {
+            Record::Write { object, op, .. } => self.write(*object, op),
+            Record::Install { object, patches, writes, .. } => {
+                for patch in patches {
+                    self.patch(*object, patch);
+                }
+                for op in writes {
+                    self.write(*object, op);
+                }
+            }
+            Record::Heal { object, block, checksum, .. } => {
+                if self.sum(*object, *block) == *checksum {
+                    self.bad.remove(&(*object, *block));
+                }
+            }
+            Record::DeleteVolume { volume } => self.forget(*volume),
+            _ => {}
+        }
+    }
+
+    fn forget(&mut self, volume: VolumeId) {
+        self.tables.retain(|o, _| o.group.volume != volume);
+        self.bad.retain(|(o, _)| o.group.volume != volume);
+    }
+}
+
+/// The store of one node.
+#[derive(Debug, Default)]
+pub struct Store {
+    /// Blocks as of the last record given.
+    pub now: Image,
+    /// Blocks as of the last durable record.
+    pub durable: Image,
+    /// State as of the last durable record.
+    pub state: Durable,
+    /// Records that are not durable.
+    pending: VecDeque<(Ticket, Record<Blocks>)>,
+    /// How many of `pending` the flush under way will make durable; 0 for no flush.
+    flushing: usize,
+    /// Deliberate bug: a flush is answered when it starts.
+    pub skip_flush: bool,
+}
+
+/// What is wrong with a record in itself: its checksums and its bytes do not belong together.
+pub fn malformed(record: &Record<Blocks>) -> Option<&'static str> {
+    let op_ok = |op: &WriteOp<Blocks>| match op {
+        WriteOp::Data { blocks, checksums, data } => {
+            checksums.len() == blocks.count as usize
+                && data.values().len() == checksums.len()
+                && (checksums.iter().zip(data.values()))
+                    .all(|(sum, v)| *sum == payload::checksum(*v) && *v != 0)
+        }
+        WriteOp::Zero { .. } => true,
+    };
+    let patch_ok = |patch: &Patch<Blocks>| {
+        let sums = patch.blocks.iter().map(|b| b.1).filter(|sum| *sum != 0);
+        sums.eq(patch.data.values().iter().map(|v| payload::checksum(*v)))
+    };
+    let ok = match record {
+        Record::Write { op, .. } => op_ok(op),
+        Record::Install { patches, writes, .. } => patches.iter().all(patch_ok) && writes.iter().all(op_ok),
+        Record::Heal { checksum, data, .. } => match data.values() {
+            [v] => payload::checksum(*v) == *checksum,
+            _ => false,
+        },
+        _ => true,
+    };
+    (!ok).then_some("checksums and bytes of the record do not belong together")
+}
+
+impl Store {
+    /// An empty store, with the deliberate bug or without.
+    pub fn new(skip_flush: bool) -> Store {
+        Store { skip_flush, ..Store::default() }
+    }
+
+    /// Takes a record. Reads see it from now on.
+    pub fn push(&mut self, ticket: Ticket, record: Record<Blocks>) {
+        self.now.apply(&record);
+        self.pending.push_back((ticket, record));
+    }
+
+    /// Begins a flush of at most `limit` records if none is under way and there is something to do.
+    /// With [`Store::skip_flush`], the ticket that may be answered at once.
+    pub fn start_flush(&mut self, limit: usize) -> Option<Option<Ticket>> {
+        if self.flushing > 0 || self.pending.is_empty() {
+            return None;
+        }
+        self.flushing = self.pending.len().min(limit.max(1));
+        let last = self.pending[self.flushing - 1].0;
+        Some(self.skip_flush.then_some(last))
+    }
+
+    /// The flush under way has ended: gives each record that became durable, after it was applied, to
+    /// `each`; then the last ticket.
+    pub fn end_flush(&mut self, mut each: impl FnMut(&Store, &Record<Blocks>)) -> Option<Ticket> {
+        let mut last = None;
+        for _ in 0..std::mem::take(&mut self.flushing) {
+            let Some((ticket, record)) = self.pending.pop_front() else {
+                break;
+            };
+            self.make_durable(&record);
+            each(self, &record);
+            last = Some(ticket);
+        }
+        last
+    }
+
+    fn make_durable(&mut self, record: &Record<Blocks>) {
+        self.state.apply(record);
+        self.durable.apply(record);
+    }
+
+    /// The power is gone: `survive` of the records under way became durable although nobody was told
+    /// (at most as many as the flush had). Gives those to `each`; says how many were lost.
+    pub fn crash(&mut self, survive: usize, mut each: impl FnMut(&Store, &Record<Blocks>)) -> usize {
+        for _ in 0..survive.min(self.flushing) {
+            if let Some((_, record)) = self.pending.pop_front() {
+                self.make_durable(&record);
+                each(self, &record);
+            }
+        }
+        self.flushing = 0;
+        let lost = self.pending.len();
+        self.pending.clear();
+        // What rotted stays rotten only if it is durable; blocks that only memory had are gone.
+        self.now = self.durable.clone();
+        lost
+    }
+
+    /// How many records the flush under way has.
+    pub fn flushing(&self) -> usize {
+        self.flushing
+    }
+
+    /// Bit rot: the bytes of a block that is no hole turn bad, in both images.
+    pub fn rot(&mut self, object: ObjectId, block: u32) -> bool {
+        let rotten = self.now.sum(object, block) != 0
+            && self.now.sum(object, block) == self.durable.sum(object, block);
+        if rotten {
+            self.now.bad.insert((object, block));
+            self.durable.bad.insert((object, block));
+        }
+        rotten
+    }
+
+    /// Reads blocks as they are now.
+    pub fn read(&self, object: ObjectId, range: BlockRange, mode: &ReadMode) -> ReadResult<Blocks> {
+        let mut found = ReadResult { checksums: Box::default(), data: Blocks::None, bad: Vec::new() };
+        let mut sums = Vec::with_capacity(range.count as usize);
+        let mut values = Vec::with_capacity(range.count as usize);
+        for n in 0..range.count {
+            let block = range.first + n;
+            let sum = self.now.sum(object, block);
+            sums.push(sum);
+            let wanted = sum != 0
+                && match mode {
+                    ReadMode::All => true,
+                    ReadMode::ChecksumsOnly => false,
+                    ReadMode::Differing(have) => have.get(n as usize) != Some(&sum),
+                };
+            if wanted && !self.now.bad.is_empty() && self.now.bad.contains(&(object, block)) {
+                found.bad.push(block);
+            } else if wanted {
+                values.push(payload::value(sum));
+            }
+        }
+        found.checksums = sums.into_boxed_slice();
+        found.data = Blocks::new(&values);
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_core::{Ballot, Head};
+
+    fn write(seq: u64, value: u64) -> Record<Blocks> {
+        Record::Write {
+            object: ObjectId::default(),
+            head: Head { ballot: Ballot(1), seq },
+            snap: 0,
+            op: WriteOp::Data {
+                blocks: BlockRange::new(0, 1),
+                checksums: Box::new([payload::checksum(value)]),
+                data: Blocks::One(value),
+            },
+        }
+    }
+
+    #[test]
+    fn a_crash_keeps_a_prefix() {
+        let mut store = Store::default();
+        for n in 1..=4 {
+            store.push(n, write(n, n));
+        }
+        assert_eq!(store.start_flush(3), Some(None));
+        assert_eq!(store.start_flush(3), None, "one flush at a time");
+        let object = ObjectId::default();
+        assert_eq!(payload::value(store.now.sum(object, 0)), 4);
+        assert_eq!(store.crash(2, |_, _| ()), 2);
+        assert_eq!(payload::value(store.now.sum(object, 0)), 2);
+        assert_eq!(store.state.groups[&object.group].objects[&0].seq, 2);
+    }
+
+    #[test]
+    fn a_flush_ends_with_its_last_ticket() {
+        let mut store = Store::default();
+        for n in 1..=3 {
+            store.push(n, write(n, n));
+        }
+        store.start_flush(2);
+        store.push(4, write(4, 4));
+        let mut seen = 0;
+        assert_eq!(store.end_flush(|_, _| seen += 1), Some(2));
+        assert_eq!(seen, 2);
+        assert_eq!(store.crash(9, |_, _| ()), 2, "nothing was under way");
+    }
+
+    #[test]
+    fn bad_blocks_are_told_and_mended_by_a_write() {
+        let mut store = Store::default();
+        let object = ObjectId::default();
+        store.push(1, write(1, 7));
+        store.start_flush(1);
+        store.end_flush(|_, _| ());
+        assert!(store.rot(object, 0));
+        let range = BlockRange::new(0, 2);
+        assert_eq!(store.read(object, range, &ReadMode::All).bad, vec![0]);
+        let only = store.read(object, range, &ReadMode::ChecksumsOnly);
+        assert!(only.bad.is_empty() && only.data.values().is_empty());
+        store.push(2, write(2, 8));
+        let after = store.read(object, range, &ReadMode::All);
+        assert_eq!(after.data.values(), &[8]);
+        let equal = ReadMode::Differing(after.checksums.clone());
+        assert!(store.read(object, range, &equal).data.values().is_empty());
+    }
+
+    #[test]
+    fn a_record_whose_bytes_are_another_writes_is_malformed() {
+        assert_eq!(malformed(&write(1, 5)), None);
+        let Record::Write { object, head, snap, op: WriteOp::Data { blocks, checksums, .. } } = write(1, 5)
+        else {
+            unreachable!()
+        };
+        let data = Blocks::One(6);
+        let op = WriteOp::Data { blocks, checksums, data };
+        assert!(malformed(&Record::Write { object, head, snap, op }).is_some());
+    }
+}

@@ -1,0 +1,162 @@
+//! The second phase: faults have stopped. Each volume gets one more front end, which reads everything,
+//! writes everything and reads it again; then a healer, which must find or make every copy whole.
+//!
+//! All of that within [`crate::plan::Plan::calm_limit`] of virtual time: a cluster that is safe because
+//! it does nothing any more is no good.
+
+use super::nodes::ROOMY;
+use super::{Event, World};
+use crate::check;
+use crate::plan::VOLUMES_MAX;
+use trefoil_core::VolumeId;
+
+/// How far a volume has come.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
+pub enum Stage {
+    /// Wants its last front end.
+    #[default]
+    FrontEnd,
+    /// Wants its healer.
+    Healer,
+    /// All copies are equal.
+    Done,
+}
+
+/// The second phase.
+#[derive(Debug, Default)]
+pub struct Calm {
+    /// When it began.
+    pub since: u64,
+    /// By volume.
+    pub stages: [Stage; VOLUMES_MAX],
+    /// The last generation of the first phase, by volume.
+    before: [u64; VOLUMES_MAX],
+}
+
+impl World {
+    /// Faults stop.
+    pub(super) fn begin_calm(&mut self) {
+        self.faulty = false;
+        self.calm.since = self.now;
+        if self.trace.wanted() {
+            self.say(None, "faults stop".to_string());
+        }
+        self.net.shut = Default::default();
+        self.monitor.down_until = 0;
+        let kill = self.rng.one_in(2);
+        for li in 0..self.leaders.len() {
+            let host = &mut self.leaders[li];
+            host.quiet = true;
+            host.renews = false;
+            if host.paused {
+                self.queue.push(self.now, Event::LeaderResumes { li });
+            }
+            if kill {
+                self.kill_leader(li);
+            }
+        }
+        for ni in 0..self.plan.nodes {
+            self.nodes[ni].slow = 1;
+            self.nodes[ni].room = ROOMY;
+            let life = self.nodes[ni].life;
+            self.queue.push(self.now, Event::NodeResumes { ni, life });
+            self.queue.push(self.now, Event::NodeStarts { ni });
+        }
+        for volume in self.plan.volume_ids() {
+            self.calm.before[volume.0 as usize - 1] = self.monitor.volume(volume).generation;
+        }
+    }
+
+    /// Whether the volume wants a front end (false) or a healer (true); `None`: it has what it wants.
+    pub(super) fn calm_wants(&mut self, volume: VolumeId) -> Option<bool> {
+        let v = volume.0 as usize - 1;
+        let healer = match self.calm.stages[v] {
+            Stage::FrontEnd => false,
+            Stage::Healer => true,
+            Stage::Done => return None,
+        };
+        let has = self.leaders.iter().any(|l| {
+            l.volume == volume
+                && l.machine.is_some()
+                && l.healer == healer
+                && l.generation > self.calm.before[v]
+        });
+        (!has).then_some(healer)
+    }
+
+    pub(super) fn calm_done(&self, volume: VolumeId) -> bool {
+        !self.faulty && self.calm.stages[volume.0 as usize - 1] == Stage::Done
+    }
+
+    /// A leader has released, and the monitors know.
+    pub(super) fn calm_released(&mut self, volume: VolumeId, generation: u64) {
+        let v = volume.0 as usize - 1;
+        if !self.faulty && self.calm.stages[v] == Stage::FrontEnd && generation > self.calm.before[v] {
+            self.calm.stages[v] = Stage::Healer;
+            // What a healer of the first phase may have been granted does not count.
+            self.calm.before[v] = self.monitor.volume(volume).generation;
+        }
+    }
+
+    /// A leader says that all is whole.
+    pub(super) fn all_whole(&mut self, li: usize) {
+        let (volume, generation, healer) =
+            (self.leaders[li].volume, self.leaders[li].generation, self.leaders[li].healer);
+        if self.trace.wanted() {
+            self.say(Some((volume, None)), format!("leader {li}: all is whole"));
+        }
+        let now = self.moment();
+        self.linear.opened_all(volume.0, generation, now);
+        let v = volume.0 as usize - 1;
+        if !self.faulty && self.calm.stages[v] == Stage::Healer && generation > self.calm.before[v] {
+            let nodes = &self.nodes;
+            let checked = check::i6_calm::check(&self.plan, volume, |ni| &nodes[ni].store);
+            self.note(checked);
+            for index in 0..self.plan.objects as u32 {
+                if let Some(slot) = check::slot(volume, index) {
+                    self.check_choice(slot);
+                }
+            }
+            self.calm.stages[v] = Stage::Done;
+        }
+        if healer && !self.leaders[li].releasing {
+            self.leaders[li].releasing = true;
+            self.queue.push(self.now + 1, Event::ReleaseLeader { li });
+        }
+    }
+
+    /// All volumes are well.
+    pub(super) fn is_calm(&self) -> bool {
+        self.plan.volume_ids().all(|volume| self.calm_done(volume))
+    }
+
+    /// It took too long: says what is missing.
+    pub(super) fn not_calm(&mut self) {
+        let mut what = String::from("faults have stopped, but");
+        for volume in self.plan.volume_ids() {
+            let stage = self.calm.stages[volume.0 as usize - 1];
+            if stage != Stage::Done {
+                let alive: Vec<String> = self
+                    .leaders
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, l)| l.volume == volume && l.machine.is_some())
+                    .map(|(li, l)| {
+                        let behind = l.machine.as_ref().map_or(0, |m| m.copies_behind());
+                        format!(
+                            "leader {li} (generation {}, healer {}, attached {}, releasing {}, {} ops, {behind} \
+                             copies behind)",
+                            l.generation,
+                            l.healer,
+                            l.attached,
+                            l.releasing,
+                            l.ops.len()
+                        )
+                    })
+                    .collect();
+                what += &format!(" {volume} is at {stage:?}: [{}];", alive.join(", "));
+            }
+        }
+        self.note(Err(check::Violation::plain("I6", what)));
+    }
+}

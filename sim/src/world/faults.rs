@@ -1,0 +1,203 @@
+//! What goes wrong. Every fault ends by itself after a time, and all of them end with the first phase.
+//!
+//! What is not done to a cluster is as much a part of it: a block goes bad on one copy at a time, since
+//! nothing could answer for it otherwise; and a device that has said "durable" keeps its word, unless
+//! the fault is that it does not ([`Fault::LostState`]).
+
+use super::net::{ENDS, MONITOR, host_end};
+use super::nodes::ROOMY;
+use super::{Event, World};
+use crate::coverage::Cover;
+use crate::plan::{FAULTS, Fault, NODES_MAX};
+use trefoil_core::{GroupId, ObjectId, VolumeId};
+
+impl World {
+    /// One fault, and the next one's time.
+    pub(super) fn fault(&mut self) {
+        if !self.faulty {
+            return;
+        }
+        let next = self.now + self.rng.between(self.plan.fault_every.0, self.plan.fault_every.1);
+        self.queue.push(next, Event::Fault);
+        let Some(kind) = self.rng.weighted(&self.plan.faults) else { return };
+        let lasts = self.rng.magnitude(self.plan.fault_lasts.0, self.plan.fault_lasts.1);
+        if self.trace.wanted() {
+            self.say(None, format!("fault: {:?} for {lasts} µs", FAULTS[kind]));
+        }
+        self.trace.mix(kind as u64);
+        let ni = self.rng.index(self.plan.nodes);
+        match FAULTS[kind] {
+            Fault::NodeCrash => {
+                self.crash_node(ni);
+                self.queue.push(self.now + lasts, Event::NodeStarts { ni });
+            }
+            Fault::AllNodesCrash => {
+                self.coverage.count(Cover::PowerCuts);
+                for ni in 0..self.plan.nodes {
+                    self.crash_node(ni);
+                    let lasts = self.rng.magnitude(self.plan.fault_lasts.0, self.plan.fault_lasts.1);
+                    self.queue.push(self.now + lasts, Event::NodeStarts { ni });
+                }
+            }
+            Fault::NodePause => {
+                let node = &mut self.nodes[ni];
+                if node.machine.is_some() && !node.paused {
+                    self.coverage.count(Cover::NodePauses);
+                    node.paused = true;
+                    let life = node.life;
+                    self.queue.push(self.now + lasts, Event::NodeResumes { ni, life });
+                }
+            }
+            Fault::SlowDisk => {
+                self.nodes[ni].slow = self.rng.between(2, 30);
+                self.queue.push(self.now + lasts, Event::DiskRecovers { ni });
+            }
+            Fault::NoRoom => {
+                if self.nodes[ni].room == ROOMY {
+                    self.nodes[ni].room = self.rng.below(8);
+                    self.rooms_shut += 1;
+                    self.queue.push(self.now + lasts, Event::RoomAgain { ni });
+                }
+            }
+            Fault::LeaderDies => {
+                if let Some(li) = self.some_leader() {
+                    self.coverage.count(Cover::LeaderDeaths);
+                    self.kill_leader(li);
+                }
+            }
+            Fault::LeaderPause => {
+                if let Some(li) = self.some_leader()
+                    && !self.leaders[li].paused
+                {
+                    self.coverage.count(Cover::LeaderPauses);
+                    self.leaders[li].paused = true;
+                    self.queue.push(self.now + lasts, Event::LeaderResumes { li });
+                }
+            }
+            Fault::ConnectionBreaks => {
+                if let Some(li) = self.some_leader() {
+                    let id = self.leaders[li].conns[ni];
+                    if id != 0 {
+                        self.break_conn(id);
+                    }
+                }
+            }
+            Fault::PeerConnectionBreaks => {
+                let other = self.rng.index(self.plan.nodes);
+                if other != ni {
+                    self.break_link(ni, other);
+                }
+            }
+            Fault::Partition => self.partition(lasts),
+            Fault::OneWay => {
+                let (a, b) = (self.some_end(), self.some_end());
+                if a != b {
+                    self.coverage.count(Cover::Partitions);
+                    let until = self.now + lasts;
+                    self.net.shut[a][b] = self.net.shut[a][b].max(until);
+                }
+            }
+            Fault::MonitorDown => {
+                self.coverage.count(Cover::MonitorDown);
+                self.monitor.down_until = self.monitor.down_until.max(self.now + lasts);
+            }
+            Fault::RenewalsLost => {
+                if let Some(li) = self.some_leader() {
+                    self.leaders[li].renews = false;
+                    self.queue.push(self.now + lasts, Event::RenewsAgain { li });
+                }
+            }
+            Fault::BadBlock => self.rot(ni),
+            Fault::Takeover => {
+                if let Some(li) = self.some_leader() {
+                    let volume = self.leaders[li].volume;
+                    self.monitor.volume(volume).wanted = true;
+                    if self.rng.one_in(2) {
+                        self.leaders[li].renews = false;
+                    } else if !self.leaders[li].paused {
+                        self.release_leader(li);
+                    }
+                }
+            }
+            Fault::Release => {
+                if let Some(li) = self.some_leader()
+                    && !self.leaders[li].paused
+                {
+                    self.release_leader(li);
+                }
+            }
+            Fault::LostState => {}
+        }
+    }
+
+    fn some_leader(&mut self) -> Option<usize> {
+        let alive = |l: &super::LeaderHost| l.machine.is_some();
+        let count = self.leaders.iter().filter(|l| alive(l)).count();
+        let nth = self.rng.index(count);
+        (0..self.leaders.len()).filter(|li| alive(&self.leaders[*li])).nth(nth)
+    }
+
+    fn some_end(&mut self) -> usize {
+        match self.rng.index(self.plan.nodes + self.plan.hosts + 1) {
+            n if n < self.plan.nodes => n,
+            n if n < self.plan.nodes + self.plan.hosts => host_end(n - self.plan.nodes),
+            _ => MONITOR,
+        }
+    }
+
+    /// Two sides that cannot hear each other; some connections across break, others wait.
+    fn partition(&mut self, lasts: u64) {
+        self.coverage.count(Cover::Partitions);
+        let sides = self.rng.bits();
+        let until = self.now + lasts;
+        let side = |end: usize| sides >> end & 1;
+        for a in 0..ENDS {
+            for b in 0..ENDS {
+                if side(a) != side(b) {
+                    self.net.shut[a][b] = self.net.shut[a][b].max(until);
+                }
+            }
+        }
+        if self.rng.one_in(2) {
+            return;
+        }
+        for li in 0..self.leaders.len() {
+            for ni in 0..self.plan.nodes {
+                let id = self.leaders[li].conns[ni];
+                if id != 0 && side(ni) != side(host_end(self.leaders[li].host)) && self.rng.one_in(2) {
+                    self.break_conn(id);
+                }
+            }
+        }
+        for a in 0..NODES_MAX.min(self.plan.nodes) {
+            for b in 0..a {
+                if side(a) != side(b) && self.rng.one_in(2) {
+                    self.break_link(a, b);
+                }
+            }
+        }
+    }
+
+    /// A block of a node's copy goes bad, if no other copy of it is.
+    fn rot(&mut self, ni: usize) {
+        let volume = VolumeId(self.rng.between(1, self.plan.volumes as u64));
+        let index = self.rng.index(self.plan.objects) as u32;
+        let block = self.plan.first_block + self.rng.index(self.plan.blocks) as u32;
+        let (pg, config) = self.plan.pg(volume, index);
+        let object = ObjectId { group: GroupId { volume, pg }, index };
+        let member = config.takes_part(trefoil_core::NodeId(ni as u32));
+        if member
+            && !self.nodes.iter().any(|n| n.store.now.bad.contains(&(object, block)))
+            && self.nodes[ni].store.rot(object, block)
+        {
+            self.coverage.count(Cover::Rot);
+            self.rot_so_far += 1;
+            if self.trace.wanted() {
+                self.say(
+                    Some((volume, Some(index))),
+                    format!("block {block} of {object} goes bad on node.{ni}"),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! The world: one cluster, one thread, one seed.
+//!
+//! [`World::step`] takes the next event from the queue and gives it to whom it concerns. Everything that
+//! can happen is an [`Event`]; everything random is drawn from the one generator; nothing else is read
+//! that could differ between two runs. The checkers look at what goes in and out, see [`crate::check`].
+//!
+//! | file | what |
+//! |---|---|
+//! | [`net`] | connections, breaks, partitions |
+//! | `nodes` | storage nodes and their stores |
+//! | `leaders` | front ends, healers, clients |
+//! | `monitor` | generations and leases |
+//! | `faults` | what goes wrong |
+//! | `calm` | the second phase |
+
+mod calm;
+mod faults;
+mod leaders;
+mod monitor;
+pub mod net;
+mod nodes;
+mod words;
+
+pub use calm::Stage;
+pub use leaders::LeaderHost;
+pub use nodes::NodeHost;
+
+use crate::check::i1_acknowledged::Acknowledged;
+use crate::check::i2_linearizable::Linearizable;
+use crate::check::i3_one_content::OneContent;
+use crate::check::i4_equal_heads::EqualHeads;
+use crate::check::p1_majority::Majority;
+use crate::check::p4_one_writer::OneWriter;
+use crate::check::{self, Checked, Moment, Violation};
+use crate::coverage::{Cover, Coverage};
+use crate::payload::Blocks;
+use crate::plan::{Bug, NODES_MAX, Plan};
+use crate::queue::Queue;
+use crate::rng::Rng;
+use crate::trace::{About, Trace};
+use net::{Network, TO_LEADER, TO_NODE};
+use trefoil_core::message::{FromNode, PeerMsg, ToNode};
+use trefoil_core::node::{ConnId, ReadResult, Ticket};
+use trefoil_core::placement::PgConfig;
+use trefoil_core::record::Durable;
+use trefoil_core::{NodeId, ObjectId, VolumeId, leader, node};
+
+/// Steps that the second phase may take at most, whatever the virtual time.
+const CALM_STEPS_MAX: u64 = 3_000_000;
+
+/// A process's clock, in µs: it starts anywhere, and runs a little too fast or too slow.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct Clock {
+    offset: u64,
+    ppm: i64,
+}
+
+impl Clock {
+    /// What it shows at a point of the world's time.
+    pub fn local(&self, now: u64) -> u64 {
+        let skew = now as i64 * self.ppm / 1_000_000;
+        self.offset + (now as i64 + skew) as u64
+    }
+    /// A point of the world's time at which it shows at least this, and hardly more.
+    pub fn when(&self, local: u64) -> u64 {
+        let passed = local.saturating_sub(self.offset) as i128;
+        let mut now = (passed * 1_000_000 / i128::from(1_000_000 + self.ppm)) as u64;
+        while self.local(now) < local {
+            now += 1;
+        }
+        now
+    }
+}
+
+/// Something that happens. `ni`: a node's number; `li`: a leader's.
+#[allow(missing_docs)]
+pub enum Event {
+    ToNode { conn: ConnId, msg: ToNode<Blocks> },
+    ToLeader { conn: ConnId, msg: FromNode<Blocks> },
+    NodeLosesConn { conn: ConnId },
+    LeaderLosesConn { conn: ConnId },
+    LeaderGone { ni: usize, life: u32, conn: ConnId },
+    Connect { li: usize, ni: usize },
+    Peer { from: usize, to: usize, link_life: u32, life: u32, msg: Box<PeerMsg<Blocks>> },
+    PeerLost { ni: usize, life: u32, other: usize },
+    Flushed { ni: usize, life: u32 },
+    SaidDurable { ni: usize, life: u32, ticket: Ticket },
+    ReadDone { ni: usize, life: u32, token: u64, object: ObjectId, found: ReadResult<Blocks> },
+    NodeTick { ni: usize, life: u32 },
+    NodeStarts { ni: usize },
+    NodeResumes { ni: usize, life: u32 },
+    DiskRecovers { ni: usize },
+    RoomAgain { ni: usize },
+    LeaderTick { li: usize },
+    LeaderResumes { li: usize },
+    LeaderEnds { li: usize },
+    ReleaseLeader { li: usize },
+    Config { li: usize, pg: u32, config: PgConfig },
+    Client { li: usize, client: u32 },
+    Renew { li: usize },
+    RenewsAgain { li: usize },
+    Renewal { volume: VolumeId, generation: u64, li: usize, sent: u64 },
+    Renewed { li: usize, until: u64 },
+    Release { volume: VolumeId, generation: u64, clean: bool },
+    VolumeTimer { volume: VolumeId },
+    Ask { volume: VolumeId, healer: bool, host: usize, asked: u64 },
+    Granted { volume: VolumeId, generation: u64, healer: bool, host: usize, asked: u64 },
+    Fault,
+}
+
+/// A cluster, and everything around it.
+pub struct World {
+    /// What the seed decided.
+    pub plan: Plan,
+    /// Virtual time (µs).
+    pub now: u64,
+    /// Events taken.
+    pub steps: u64,
+    /// What happened, counted.
+    pub coverage: Coverage,
+    /// What happened, in words or as a hash.
+    pub trace: Trace,
+    /// What must not be, if it was.
+    pub violation: Option<Box<Violation>>,
+    /// Faults happen.
+    faulty: bool,
+    rng: Rng,
+    queue: Queue<Event>,
+    net: Network,
+    nodes: Vec<NodeHost>,
+    /// Each node's state as of the last record that it gave out.
+    given: Vec<Durable>,
+    leaders: Vec<LeaderHost>,
+    host_clocks: Vec<Clock>,
+    monitor: monitor::Monitor,
+    calm: calm::Calm,
+    moments: Moment,
+    next_value: u64,
+    next_op: u64,
+    rot_so_far: u64,
+    rooms_shut: u64,
+    lost_state: [bool; NODES_MAX],
+    // The checkers.
+    linear: Linearizable,
+    acknowledged: Acknowledged,
+    content: OneContent,
+    heads: EqualHeads,
+    majority: Majority,
+    writer: OneWriter,
+    // Buffers.
+    node_out: Vec<node::Output<Blocks>>,
+    leader_out: Vec<leader::Output<Blocks>>,
+}
+
+impl World {
+    /// The world of a plan, before anything has happened.
+    pub fn new(plan: Plan, words: bool) -> World {
+        let mut rng = Rng::new(plan.seed);
+        let skip_flush = plan.bug == Some(Bug::SkipFlush);
+        let nodes =
+            (0..plan.nodes).map(|_| NodeHost::new(World::new_clock(&mut rng, &plan), skip_flush)).collect();
+        let host_clocks = (0..plan.hosts).map(|_| World::new_clock(&mut rng, &plan)).collect();
+        let monitor = monitor::Monitor::new(World::new_clock(&mut rng, &plan));
+        let mut world = World {
+            given: vec![Durable::default(); plan.nodes],
+            plan,
+            now: 0,
+            steps: 0,
+            coverage: Coverage::default(),
+            trace: Trace::new(words),
+            violation: None,
+            faulty: true,
+            rng,
+            queue: Queue::default(),
+            net: Network::default(),
+            nodes,
+            leaders: Vec::new(),
+            host_clocks,
+            monitor,
+            calm: calm::Calm::default(),
+            moments: 0,
+            next_value: 1,
+            next_op: 1,
+            rot_so_far: 0,
+            rooms_shut: 0,
+            lost_state: [false; NODES_MAX],
+            linear: Linearizable::default(),
+            acknowledged: Acknowledged::default(),
+            content: OneContent::default(),
+            heads: EqualHeads::default(),
+            majority: Majority::default(),
+            writer: OneWriter::default(),
+            node_out: Vec::new(),
+            leader_out: Vec::new(),
+        };
+        for ni in 0..world.plan.nodes {
+            world.start_node(ni);
+        }
+        for volume in world.plan.volume_ids() {
+            world.queue.push(0, Event::VolumeTimer { volume });
+        }
+        world.queue.push(world.plan.fault_every.1, Event::Fault);
+        world
+    }
+
+    /// Runs both phases to their end, or to the first violation.
+    pub fn run(&mut self) {
+        while self.violation.is_none() && self.steps < self.plan.steps && self.step() {}
+        if self.violation.is_some() {
+            return;
+        }
+        self.begin_calm();
+        let last_step = self.steps + CALM_STEPS_MAX;
+        while self.violation.is_none() && !self.is_calm() {
+            if self.now > self.calm.since + self.plan.calm_limit || self.steps > last_step || !self.step() {
+                self.not_calm();
+            }
+        }
+    }
+
+    /// The next thing happens. False if nothing ever will.
+    pub fn step(&mut self) -> bool {
+        let Some((time, event)) = self.queue.pop() else { return false };
+        self.now = self.now.max(time);
+        self.steps += 1;
+        self.trace.mix(time);
+        self.happen(event, true);
+        true
+    }
+
+    /// A moment of its own, with room for one more behind it.
+    fn moment(&mut self) -> Moment {
+        self.moments += 2;
+        self.moments
+    }
+
+    fn note(&mut self, checked: Checked) {
+        if let Err(violation) = checked {
+            if self.trace.wanted() {
+                self.say(None, format!("VIOLATION of {}: {}", violation.invariant, violation.what));
+            }
+            self.violation.get_or_insert(violation);
+        }
+    }
+
+    fn say(&mut self, about: About, text: String) {
+        self.trace.line(self.steps, self.now, about, text);
+    }
+
+    /// Every quorum's choice, of one object.
+    fn check_choice(&mut self, slot: usize) {
+        let object = check::object_of(slot);
+        if object.0.0 as usize > self.plan.volumes || object.1 as usize >= self.plan.objects {
+            return;
+        }
+        let nodes = &self.nodes;
+        let now = self.moments + 1;
+        let checked =
+            check::quorum_choice::check(&self.plan, &self.linear, object, now, |ni| &nodes[ni].store);
+        self.note(checked);
+    }
+
+    fn node_lives(&self, ni: usize, life: u32) -> bool {
+        self.nodes[ni].life == life && self.nodes[ni].machine.is_some()
+    }
+
+    /// Gives back what has to wait because the one that it concerns stands still.
+    fn defer(&mut self, event: Event) -> Option<Event> {
+        let (ni, li) = match &event {
+            Event::ToNode { conn, .. } | Event::NodeLosesConn { conn } => {
+                (Some(self.net.conn(*conn).node), None)
+            }
+            Event::ToLeader { conn, .. } | Event::LeaderLosesConn { conn } => {
+                (None, Some(self.net.conn(*conn).leader))
+            }
+            Event::Peer { to, .. } => (Some(*to), None),
+            Event::PeerLost { ni, .. }
+            | Event::Flushed { ni, .. }
+            | Event::SaidDurable { ni, .. }
+            | Event::ReadDone { ni, .. }
+            | Event::LeaderGone { ni, .. }
+            | Event::NodeTick { ni, .. } => (Some(*ni), None),
+            Event::LeaderTick { li }
+            | Event::Client { li, .. }
+            | Event::Renewed { li, .. }
+            | Event::Renew { li }
+            | Event::ReleaseLeader { li }
+            | Event::Config { li, .. }
+            | Event::Connect { li, .. } => (None, Some(*li)),
+            _ => (None, None),
+        };
+        match (ni, li) {
+            (Some(ni), _) if self.nodes[ni].paused => self.nodes[ni].deferred.push_back(event),
+            (_, Some(li)) if self.leaders[li].paused => self.leaders[li].deferred.push_back(event),
+            _ => return Some(event),
+        }
+        None
+    }
+
+    /// `fresh`: it happens now; else it arrived while the one that it concerns stood still.
+    fn happen(&mut self, event: Event, fresh: bool) {
+        // What arrives behind the break of its connection does not arrive. Looked at before it waits: what
+        // has reached a host that stands still is in its buffers.
+        let cut = match &event {
+            Event::ToNode { conn, .. } if fresh => {
+                let conn = self.net.conn(*conn);
+                (conn.cut[TO_NODE] <= self.now).then_some(conn.node)
+            }
+            Event::ToLeader { conn, .. } if fresh => {
+                let conn = self.net.conn(*conn);
+                (conn.cut[TO_LEADER] <= self.now).then_some(conn.node)
+            }
+            _ => None,
+        };
+        if cut.is_some() {
+            return self.coverage.count(Cover::LostMessages);
+        }
+        let Some(event) = self.defer(event) else { return };
+        match event {
+            Event::ToNode { conn, msg } => {
+                let (ni, life, told) = {
+                    let c = self.net.conn(conn);
+                    (c.node, c.life, c.node_told)
+                };
+                if self.node_lives(ni, life) && !told {
+                    self.node_input(ni, node::Input::Leader { conn, msg });
+                }
+            }
+            Event::ToLeader { conn, msg } => {
+                let (li, ni) = {
+                    let c = self.net.conn(conn);
+                    (c.leader, c.node)
+                };
+                if self.leaders[li].conns[ni] == conn {
+                    self.leader_input(li, leader::Input::Node { node: NodeId(ni as u32), msg });
+                }
+            }
+            Event::NodeLosesConn { conn } => {
+                let c = self.net.conn(conn);
+                let (ni, life, told) = (c.node, c.life, c.node_told);
+                c.node_told = true;
+                if !told && self.node_lives(ni, life) {
+                    self.node_input(ni, node::Input::LeaderGone { conn });
+                }
+            }
+            Event::LeaderGone { ni, life, conn } => {
+                if self.node_lives(ni, life) {
+                    self.node_input(ni, node::Input::LeaderGone { conn });
+                }
+            }
+            Event::LeaderLosesConn { conn } => self.leader_loses(conn),
+            Event::Connect { li, ni } => self.connect(li, ni),
+            Event::Peer { from, to, link_life, life, msg } => {
+                let link = self.net.links[from][to];
+                let arrives =
+                    link.life == link_life || !fresh || (link.life == link_life + 1 && self.now < link.cut);
+                if arrives && self.node_lives(to, life) {
+                    self.peer_says(to, from, *msg);
+                } else {
+                    self.coverage.count(Cover::LostMessages);
+                }
+            }
+            Event::PeerLost { ni, life, other } => {
+                if self.node_lives(ni, life) {
+                    self.node_input(ni, node::Input::PeerGone { node: NodeId(other as u32) });
+                }
+            }
+            Event::Flushed { ni, life } => {
+                if self.node_lives(ni, life) {
+                    self.flushed(ni);
+                }
+            }
+            Event::SaidDurable { ni, life, ticket } => {
+                if self.node_lives(ni, life) {
+                    self.node_input(ni, node::Input::Durable { ticket });
+                }
+            }
+            Event::ReadDone { ni, life, token, object, found } => {
+                if self.node_lives(ni, life) {
+                    self.read_done(ni, token, object, found);
+                }
+            }
+            Event::NodeTick { ni, life } => {
+                if self.node_lives(ni, life) {
+                    self.queue.push(self.now + 100_000, Event::NodeTick { ni, life });
+                    self.node_input(ni, node::Input::Tick);
+                }
+            }
+            Event::NodeStarts { ni } => self.start_node(ni),
+            Event::NodeResumes { ni, life } => {
+                if self.nodes[ni].life == life && self.nodes[ni].paused {
+                    self.nodes[ni].paused = false;
+                    for event in std::mem::take(&mut self.nodes[ni].deferred) {
+                        self.happen(event, false);
+                    }
+                }
+            }
+            Event::DiskRecovers { ni } => self.nodes[ni].slow = 1,
+            Event::RoomAgain { ni } => self.nodes[ni].room = nodes::ROOMY,
+            Event::LeaderTick { li } => {
+                if self.leaders[li].tick_at <= self.now {
+                    self.leaders[li].tick_at = 0;
+                    self.leader_input(li, leader::Input::Tick);
+                }
+            }
+            Event::LeaderResumes { li } => {
+                if self.leaders[li].paused {
+                    self.leaders[li].paused = false;
+                    for event in std::mem::take(&mut self.leaders[li].deferred) {
+                        self.happen(event, false);
+                    }
+                }
+            }
+            Event::LeaderEnds { li } => self.kill_leader(li),
+            Event::ReleaseLeader { li } => self.release_leader(li),
+            Event::Config { li, pg, config } => {
+                self.leader_input(li, leader::Input::Config { pg, config });
+            }
+            Event::Client { li, client } => self.client(li, client),
+            Event::Renew { li } => self.renew(li),
+            Event::RenewsAgain { li } => {
+                if self.faulty && self.leaders[li].machine.is_some() && !self.leaders[li].renews {
+                    self.leaders[li].renews = !self.leaders[li].healer;
+                    self.queue.push(self.now, Event::Renew { li });
+                }
+            }
+            Event::Renewal { volume, generation, li, sent } => self.renewal(volume, generation, li, sent),
+            Event::Renewed { li, until } => self.renewed(li, until),
+            Event::Release { volume, generation, clean } => self.released(volume, generation, clean),
+            Event::VolumeTimer { volume } => self.volume_timer(volume),
+            Event::Ask { volume, healer, host, asked } => self.ask(volume, healer, host, asked),
+            Event::Granted { volume, generation, healer, host, asked } => {
+                self.start_leader(volume, generation, healer, host, asked);
+            }
+            Event::Fault => self.fault(),
+        }
+    }
+
+    fn leader_loses(&mut self, conn: ConnId) {
+        let c = self.net.conn(conn);
+        let (li, ni) = (c.leader, c.node);
+        if std::mem::replace(&mut c.leader_told, true) || self.leaders[li].conns[ni] != conn {
+            return;
+        }
+        self.leaders[li].conns[ni] = 0;
+        self.leader_input(li, leader::Input::NodeDown { node: NodeId(ni as u32) });
+        let at = self.now + self.rng.magnitude(200, 20_000);
+        self.queue.push(at, Event::Connect { li, ni });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_can_be_turned_back() {
+        for ppm in [-40_000, -7, 0, 13, 40_000] {
+            let clock = Clock { offset: 1234, ppm };
+            for now in [0, 1, 999, 1_000_003, 77_000_000] {
+                let at = clock.when(clock.local(now));
+                assert!(clock.local(at) >= clock.local(now));
+                assert!(at <= now + 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Storage nodes: the machine of `trefoil-core`, a simulated store, and what a daemon's shell does.
+
+use super::{Clock, Event, World};
+use crate::check::i4_equal_heads::EqualHeads;
+use crate::check::{self, Checked, slot_of};
+use crate::coverage::{Cover, Coverage};
+use crate::payload::{self, Blocks};
+use crate::plan::Plan;
+use crate::store::{self, Store};
+use std::collections::VecDeque;
+use trefoil_core::message::{FromNode, PeerMsg};
+use trefoil_core::node::{Input, Node, NodeConfig, Output};
+use trefoil_core::record::{Durable, Record};
+use trefoil_core::{NodeId, ObjectId, PgId, Time};
+
+/// Room for as many blocks as anyone could write.
+pub const ROOMY: u64 = 1 << 40;
+
+/// A storage node, up or down.
+pub struct NodeHost {
+    /// The machine; `None` while the node is down.
+    pub machine: Option<Node<Blocks>>,
+    /// What is on its device.
+    pub store: Store,
+    /// Counts its starts.
+    pub life: u32,
+    /// Its clock.
+    pub clock: Clock,
+    /// It stands still; what happens to it waits here.
+    pub paused: bool,
+    /// See [`NodeHost::paused`].
+    pub deferred: VecDeque<Event>,
+    /// Blocks that its store says it has room for.
+    pub room: u64,
+    /// Its device is so many times slower than planned.
+    pub slow: u64,
+}
+
+impl NodeHost {
+    pub(super) fn new(clock: Clock, skip_flush: bool) -> NodeHost {
+        NodeHost {
+            machine: None,
+            store: Store::new(skip_flush),
+            life: 0,
+            clock,
+            paused: false,
+            deferred: VecDeque::new(),
+            room: ROOMY,
+            slow: 1,
+        }
+    }
+}
+
+/// What a flush changed: the objects whose votes may be others now.
+struct Became {
+    touched: u32,
+    checked: Checked,
+}
+
+impl Default for Became {
+    fn default() -> Became {
+        Became { touched: 0, checked: Ok(()) }
+    }
+}
+
+impl Became {
+    /// A record has become durable; the store is as it was right then. Every head names one content.
+    fn record(
+        &mut self,
+        plan: &Plan,
+        heads: &mut EqualHeads,
+        coverage: &mut Coverage,
+        ni: usize,
+        store: &Store,
+        record: &Record<Blocks>,
+    ) {
+        match record {
+            Record::Write { object, .. } | Record::Install { object, .. } => {
+                let Some(slot) = slot_of(*object) else { return };
+                let group = store.state.groups.get(&object.group);
+                let head = group.and_then(|g| g.objects.get(&object.index)).copied().unwrap_or_default();
+                let seen = heads.seen(slot, NodeId(ni as u32), head, store.durable.tables.get(object));
+                if self.checked.is_ok() {
+                    self.checked = seen;
+                }
+                self.touched |= 1 << slot;
+            }
+            Record::Settle { group, .. } => {
+                for index in 0..plan.objects as u32 {
+                    if plan.pg(group.volume, index).0 == group.pg
+                        && let Some(slot) = check::slot(group.volume, index)
+                    {
+                        self.touched |= 1 << slot;
+                    }
+                }
+            }
+            Record::Heal { .. } => coverage.count(Cover::Healed),
+            _ => {}
+        }
+    }
+}
+
+impl World {
+    /// A node starts from what is durable.
+    pub(super) fn start_node(&mut self, ni: usize) {
+        if self.nodes[ni].machine.is_some() {
+            return;
+        }
+        let node = &mut self.nodes[ni];
+        node.life += 1;
+        let durable: Durable = node.store.state.clone();
+        node.machine = Some(Node::new(NodeConfig { id: NodeId(ni as u32) }, durable));
+        let life = node.life;
+        if self.trace.wanted() {
+            self.say(None, format!("node.{ni} starts (life {life})"));
+        }
+        let configs = self.plan.pgs.iter().enumerate();
+        let configs = configs.map(|(pg, c)| (PgId { pool: crate::plan::POOL, pg: pg as u32 }, c.clone()));
+        self.node_input(ni, Input::Config(configs.collect()));
+        let first = self.now + self.rng.below(100_000);
+        self.queue.push(first, Event::NodeTick { ni, life });
+    }
+
+    /// The power of a node is gone.
+    pub(super) fn crash_node(&mut self, ni: usize) {
+        if self.nodes[ni].machine.take().is_none() {
+            return;
+        }
+        self.coverage.count(Cover::Crashes);
+        let flushing = self.nodes[ni].store.flushing();
+        let survive = if flushing == 0 { 0 } else { self.rng.index(flushing + 1) };
+        let node = &mut self.nodes[ni];
+        node.paused = false;
+        node.deferred.clear();
+        node.slow = 1;
+        let mut durable = Became::default();
+        let World { nodes, heads, plan, coverage, .. } = self;
+        let lost = nodes[ni].store.crash(survive, |store, record| {
+            durable.record(plan, heads, coverage, ni, store, record);
+        });
+        self.given[ni] = self.nodes[ni].store.state.clone();
+        if self.trace.wanted() {
+            self.say(None, format!("node.{ni} crashes: {survive} records survive, {lost} are lost"));
+        }
+        if lost > 0 {
+            self.coverage.count(Cover::LostSuffix);
+        }
+        if survive > 0 {
+            self.coverage.count(Cover::SurvivingSuffix);
+        }
+        self.note(durable.checked);
+        // What was answered and lost shows here.
+        for slot in 0..check::SLOTS {
+            self.check_choice(slot);
+        }
+        for li in 0..self.leaders.len() {
+            let id = self.leaders[li].conns[ni];
+            if id != 0 {
+                self.node_end_gone(id);
+            }
+        }
+        for other in (0..self.plan.nodes).filter(|other| *other != ni) {
+            self.break_link(ni, other);
+        }
+    }
+
+    pub(super) fn node_input(&mut self, ni: usize, input: Input<Blocks>) {
+        let host = &mut self.nodes[ni];
+        let Some(machine) = host.machine.as_mut() else { return };
+        let now = Time(host.clock.local(self.now));
+        machine.set_room(host.room, host.room < ROOMY);
+        let mut out = std::mem::take(&mut self.node_out);
+        machine.handle(now, input, &mut out);
+        for output in out.drain(..) {
+            self.node_output(ni, output);
+        }
+        self.node_out = out;
+        self.start_flush(ni);
+    }
+
+    fn start_flush(&mut self, ni: usize) {
+        let limit = self.plan.flush_records;
+        let Some(answer) = self.nodes[ni].store.start_flush(limit) else { return };
+        let takes = self.rng.between(self.plan.flush.0, self.plan.flush.1) * self.nodes[ni].slow;
+        let life = self.nodes[ni].life;
+        self.queue.push(self.now + takes, Event::Flushed { ni, life });
+        if let Some(ticket) = answer {
+            // The deliberate bug: said before it is true.
+            self.queue.push(self.now, Event::SaidDurable { ni, life, ticket });
+        }
+    }
+
+    pub(super) fn flushed(&mut self, ni: usize) {
+        let mut durable = Became::default();
+        let World { nodes, heads, plan, coverage, .. } = self;
+        let ticket = nodes[ni].store.end_flush(|store, record| {
+            durable.record(plan, heads, coverage, ni, store, record);
+        });
+        self.note(durable.checked);
+        for slot in 0..check::SLOTS {
+            if durable.touched >> slot & 1 == 1 {
+                self.check_choice(slot);
+            }
+        }
+        if let Some(ticket) = ticket {
+            self.node_input(ni, Input::Durable { ticket });
+        }
+        self.start_flush(ni);
+    }
+
+    fn node_output(&mut self, ni: usize, output: Output<Blocks>) {
+        match output {
+            Output::Persist { ticket, record } => {
+                self.record_given(ni, &record);
+                self.nodes[ni].store.push(ticket, record);
+            }
+            Output::ToLeader { conn, msg } => {
+                self.node_says(ni, &msg);
+                if self.trace.wanted() {
+                    let li = self.net.conn(conn).leader;
+                    let about = super::words::about_from_node(&msg);
+                    self.say(about, format!("node.{ni} → leader {li} (conn {conn}): {msg:?}"));
+                }
+                self.send_to_leader(conn, msg);
+            }
+            Output::ToPeer { node, msg } => {
+                if self.trace.wanted() {
+                    let about = super::words::about_peer(&msg);
+                    self.say(about, format!("node.{ni} → {node}: {msg:?}"));
+                }
+                self.send_to_peer(ni, node.0 as usize, msg);
+            }
+            Output::Read { token, object, blocks, mode } => {
+                let found = self.nodes[ni].store.read(object, blocks, &mode);
+                let takes = self.rng.between(self.plan.read.0, self.plan.read.1) * self.nodes[ni].slow;
+                let life = self.nodes[ni].life;
+                self.queue.push(self.now + takes, Event::ReadDone { ni, life, token, object, found });
+            }
+            Output::CloseLeader { conn, why } => {
+                if self.trace.wanted() {
+                    self.say(None, format!("node.{ni} closes conn {conn}: {why}"));
+                }
+                let life = self.nodes[ni].life;
+                self.node_end_gone(conn);
+                self.queue.push(self.now, Event::LeaderGone { ni, life, conn });
+            }
+            Output::Differs { group } => {
+                self.coverage.count(Cover::Differs);
+                self.volume_differs(group.volume);
+            }
+        }
+    }
+
+    fn record_given(&mut self, ni: usize, record: &Record<Blocks>) {
+        if let Some(why) = store::malformed(record) {
+            let what = format!("node.{ni}: {why}: {record:?}");
+            self.note(Err(check::Violation::plain("record", what)));
+        }
+        if self.trace.wanted() {
+            self.say(super::words::about_record(record), format!("node.{ni} gives {record:?}"));
+        }
+        let now = self.moment();
+        match record {
+            Record::Write { object, head, op, .. } => {
+                if let Some(slot) = slot_of(*object) {
+                    let checked = self.content.persisted(slot, (head.ballot, head.seq), op, now);
+                    self.note(checked);
+                }
+            }
+            Record::Install { patches, writes, .. } => {
+                self.coverage.count(Cover::Repairs);
+                if patches.len() > 1 {
+                    self.coverage.count(Cover::RepairsOfPieces);
+                }
+                if !writes.is_empty() {
+                    self.coverage.count(Cover::RepairsWithOverlay);
+                }
+            }
+            Record::Settle { add, .. } if !add.is_empty() => self.coverage.count(Cover::Behind),
+            _ => {}
+        }
+        // Against the state before it: what was given out last and not this.
+        let checked = check::never_back::check(NodeId(ni as u32), &self.given[ni], record);
+        self.note(checked);
+        self.given[ni].apply(record);
+    }
+
+    fn node_says(&mut self, ni: usize, msg: &FromNode<Blocks>) {
+        let node = NodeId(ni as u32);
+        let checked = check::durable_first::check(node, &self.nodes[ni].store, msg);
+        self.note(checked);
+        match msg {
+            FromNode::Have { object, ballot, seq, .. } => {
+                if let Some(slot) = slot_of(*object) {
+                    self.majority.claimed(slot, node, *ballot, *seq);
+                }
+            }
+            FromNode::Opened { group, ballot, objects, .. } => {
+                self.coverage.count(Cover::Opened);
+                // After a reconnect, a vote in the ballot itself says what a `Have` would have said.
+                for vote in objects.iter().filter(|v| v.head.ballot == *ballot && v.behind.is_none()) {
+                    if let Some(slot) = check::slot(group.volume, vote.index) {
+                        self.majority.claimed(slot, node, *ballot, vote.head.seq);
+                    }
+                }
+            }
+            FromNode::OpenRefused { .. } => self.coverage.count(Cover::OpenRefused),
+            FromNode::FenceRefused { .. } => self.coverage.count(Cover::FenceRefused),
+            FromNode::Gap { repair: false, .. } => self.coverage.count(Cover::Gaps),
+            FromNode::Gap { repair: true, .. } => self.coverage.count(Cover::RepairsGivenUp),
+            FromNode::NoSpace { .. } => self.coverage.count(Cover::NoSpace),
+            FromNode::Confirmed { .. } => self.coverage.count(Cover::Confirms),
+            FromNode::ReadRefused { .. } => self.coverage.count(Cover::ReadRefused),
+            FromNode::Bad { .. } => self.coverage.count(Cover::BadReads),
+            _ => {}
+        }
+    }
+
+    pub(super) fn read_done(
+        &mut self,
+        ni: usize,
+        token: u64,
+        object: ObjectId,
+        found: trefoil_core::node::ReadResult<Blocks>,
+    ) {
+        let bad = found.bad.clone();
+        self.node_input(ni, Input::Read { token, found });
+        for block in bad {
+            let checksum = self.nodes[ni].store.now.sum(object, block);
+            self.node_input(ni, Input::BadBlock { object, block, checksum });
+        }
+    }
+
+    pub(super) fn peer_says(&mut self, to: usize, from: usize, mut msg: PeerMsg<Blocks>) {
+        // The shell verifies what has crossed a wire.
+        if let PeerMsg::Block { checksum, data, .. } = &mut msg {
+            let good = |d: &Blocks| matches!(d.values(), [v] if payload::checksum(*v) == *checksum);
+            if data.as_ref().is_some_and(|d| !good(d)) {
+                *data = None;
+            }
+        }
+        self.node_input(to, Input::Peer { node: NodeId(from as u32), msg });
+    }
+}

@@ -1,0 +1,3 @@
+//! The administrator's commands, one file each.
+
+pub mod crush;
