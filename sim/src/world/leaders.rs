@@ -25,6 +25,8 @@ pub struct Pending {
     kind: usize,
     value: Value,
     began: Moment,
+    /// When it was issued; `None` if its leader was not attached then.
+    issued: Option<u64>,
     floor: PerBlock,
 }
 
@@ -380,7 +382,10 @@ impl World {
             );
         }
         let floor = self.acknowledged.floor(slot);
-        self.leaders[li].ops.insert(id, Pending { client, index, first, count, kind, value, began, floor });
+        let issued = self.leaders[li].attached.then_some(self.now);
+        self.leaders[li]
+            .ops
+            .insert(id, Pending { client, index, first, count, kind, value, began, issued, floor });
         self.leader_input(li, Input::Op(ClientOp { id: OpId(id), object: index, kind: op }));
     }
 
@@ -396,6 +401,7 @@ impl World {
             let text = format!("leader {li}: op {} ends: {:?} (moment {now})", done.id.0, done.result);
             self.say(Some((volume, Some(op.index))), text);
         }
+        self.in_time(&op, volume);
         let is_write = op.kind == 1 || op.kind == 2;
         match done.result {
             Ok(OpOutput::Written) if is_write => self.written(slot, generation, &op, now),
@@ -432,6 +438,31 @@ impl World {
         let at = self.now + self.rng.between(self.plan.think.0, self.plan.think.1);
         self.queue.push(at, Event::Client { li, client: op.client });
         self.script_done(li);
+    }
+
+    /// P2, in runs where only one node is in trouble at a time.
+    fn in_time(&mut self, op: &Pending, volume: VolumeId) {
+        let (Some(limit), Some(issued), true) = (self.plan.stall_limit, op.issued, self.faulty) else {
+            return;
+        };
+        let took = self.now - issued;
+        self.longest = self.longest.max(took);
+        if took > limit {
+            let what = format!("an operation took {took} µs with one node in trouble; {limit} are allowed");
+            self.note(Err(check::Violation::of("P2", (volume, op.index), what)));
+        }
+    }
+
+    /// The first phase ends: what is still waited for must not have waited for too long.
+    pub(super) fn all_in_time(&mut self) {
+        for li in 0..self.leaders.len() {
+            let volume = self.leaders[li].volume;
+            let mut ops: Vec<Pending> = self.leaders[li].ops.values().cloned().collect();
+            ops.sort_unstable_by_key(|op| op.began);
+            for op in ops {
+                self.in_time(&op, volume);
+            }
+        }
     }
 
     fn written(&mut self, slot: usize, generation: u64, op: &Pending, now: Moment) {
