@@ -179,7 +179,7 @@ impl Plan {
             volumes: r.between(1, VOLUMES_MAX as u64) as usize,
             objects: r.between(1, OBJECTS_MAX as u64) as usize,
             blocks: r.between(2, BLOCKS_MAX as u64) as usize,
-            first_block: if r.one_in(8) { 125 } else { 0 },
+            first_block: if r.one_in(5) { 125 } else { 0 },
             hosts: r.between(2, 3) as usize,
             delay: (latency / 2, latency * 2),
             late_one_in: if r.one_in(3) { 0 } else { r.magnitude(10, 1_000) },

@@ -217,7 +217,7 @@ impl World {
     fn leader_output(&mut self, li: usize, output: Output<Blocks>) {
         match output {
             Output::Send { to, msg } => {
-                self.leader_says(li, &msg);
+                self.leader_says(&msg);
                 if self.trace.wanted() {
                     let about = super::words::about_to_node(&msg);
                     self.say(about, format!("leader {li} → {:?}: {msg:?}", to.as_slice()));
@@ -303,23 +303,21 @@ impl World {
         }
     }
 
-    fn leader_says(&mut self, li: usize, msg: &ToNode<Blocks>) {
-        let volume = self.leaders[li].volume;
-        let generation = self.leaders[li].generation;
+    fn leader_says(&mut self, msg: &ToNode<Blocks>) {
         match msg {
             ToNode::Open { ballot, .. } if ballot.round() > 0 => self.coverage.count(Cover::Rounds),
             ToNode::Repair { .. } => self.coverage.count(Cover::RepairsOrdered),
             ToNode::Write { object, ballot, seq, op, .. } => {
                 let Some(slot) = check::slot_of(*object) else { return };
                 let now = self.moment();
-                self.linear.opened(slot, generation, now);
+                self.linear.opened(slot, *ballot, now);
                 let checked = self.content.sent(slot, (*ballot, *seq), op);
                 self.note(checked);
             }
-            ToNode::Read { object, .. } => {
-                let Some(slot) = slot(volume, object.index) else { return };
+            ToNode::Read { object, ballot, .. } => {
+                let Some(slot) = check::slot_of(*object) else { return };
                 let now = self.moment();
-                self.linear.opened(slot, generation, now);
+                self.linear.opened(slot, *ballot, now);
             }
             _ => {}
         }
@@ -415,6 +413,7 @@ impl World {
             Err(error) => {
                 self.coverage.count(Cover::OpErrors);
                 if is_write {
+                    self.linear.give_up(slot, op.first..op.first + op.count, op.value, op.began);
                     self.coverage.count(Cover::Indeterminate);
                 }
                 let newest = self.monitor.volume(volume).generation == generation;
