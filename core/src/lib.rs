@@ -23,6 +23,8 @@
 //! | [`crush`] | placement: bit for bit what Ceph's crushtool computes |
 //! | [`placement`] | configurations of a placement group, quorums |
 //! | [`client`] | what a leader is asked and answers |
+//! | [`map`] | the cluster map, leases, liveness: what the monitors agree on |
+//! | [`wire`] | frames: what travels between daemons |
 //! | [`checksum`] | the 64-bit checksum of a block, which also names the block |
 #![forbid(unsafe_code)]
 
@@ -34,9 +36,11 @@ pub mod crush;
 pub mod ids;
 pub mod leader;
 pub mod limits;
+pub mod map;
 pub mod message;
 pub mod node;
 pub mod placement;
 pub mod record;
+pub mod wire;
 
 pub use ids::*;

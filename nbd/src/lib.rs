@@ -1,1 +1,8 @@
 //! The NBD front end.
+
+pub mod blocks;
+pub mod config;
+pub mod disk;
+pub mod proto;
+pub mod server;
+pub mod session;

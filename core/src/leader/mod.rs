@@ -165,13 +165,17 @@ impl<P: Clone + Default> Leader<P> {
             }
         }
         let attached = options.healer;
+        // A daemon's leaders follow each other on one connection to a node. An answer to a read of the last
+        // one, which arrives late, must not be taken for one of this one's: ids begin elsewhere for each
+        // generation, and no leader lives for 2^40 reads.
+        let next_id = spec.generation.0 << 40 | 1;
         let shared = Shared {
             spec,
             options,
             peers: BTreeMap::new(),
             lease_until: Time(0),
             live: 0,
-            next_id: 1,
+            next_id,
             deposed: None,
             resets: Vec::new(),
         };

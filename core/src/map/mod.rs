@@ -1,0 +1,181 @@
+//! The cluster map: who is there, what volumes exist, where their objects live, who may lead them.
+//!
+//! A pure state machine. The monitors agree on a sequence of [`Command`]s through Raft, and
+//! [`ClusterMap::apply`] makes the same map of it everywhere: in each monitor, in the simulator, after
+//! each restart. A command that is refused changes nothing, the version included.
+//!
+//! # Layout
+//!
+//! | module | what |
+//! |---|---|
+//! | `types` | the map's parts and their limits |
+//! | `command` | what can be done to it, and how that fails |
+//! | `apply` | doing it |
+//! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
+//! | [`liveness`] | which nodes have been heard of: the same |
+//!
+//! # Versions
+//!
+//! `version` counts every change. `layout` is the version of the last change that anybody but the
+//! monitors acts on (nodes, pools, placement groups, volumes): grants, releases and log positions
+//! raise the one and not the other, so that attaching a disk does not send the map to everybody. There
+//! are no deltas yet: who has an older layout gets the whole map, which the limits in `types` keep
+//! within one frame.
+
+mod apply;
+mod command;
+pub mod lease;
+pub mod liveness;
+mod types;
+
+pub use command::{Command, FailureDomain, Grant, MapError, Reply};
+pub use types::*;
+
+use crate::crush::{CrushMap, object_pg};
+use crate::ids::*;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// Raised by one by each change; 0: not initialised.
+    pub version: u64,
+    /// `version` when something last changed that daemons act on.
+    pub layout: u64,
+    /// Drawn at random by Init. All zeros before.
+    pub cluster_id: [u8; 16],
+    /// For people.
+    pub name: String,
+    /// Where placement groups should live. Where they do is in `pgs`.
+    pub crush: CrushMap,
+    /// The nodes.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// The pools.
+    pub pools: BTreeMap<PoolId, Pool>,
+    /// Every placement group of every pool.
+    pub pgs: BTreeMap<PgId, Pg>,
+    /// The volumes that exist.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Every volume id below this one was issued; it is never issued again.
+    pub next_volume: VolumeId,
+    next_node: NodeId,
+    next_pool: PoolId,
+    positions: Positions,
+}
+
+impl Default for ClusterMap {
+    fn default() -> ClusterMap {
+        ClusterMap::new()
+    }
+}
+
+impl ClusterMap {
+    /// The map before Init.
+    pub fn new() -> ClusterMap {
+        ClusterMap {
+            version: 0,
+            layout: 0,
+            cluster_id: [0; 16],
+            name: String::new(),
+            crush: CrushMap::with_root(),
+            nodes: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            pgs: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            next_volume: VolumeId(1),
+            next_node: NodeId(0),
+            next_pool: PoolId(1),
+            positions: BTreeMap::new(),
+        }
+    }
+
+    /// The group of an object, or none where the volume does not exist or is not that large.
+    pub fn group_of(&self, volume: VolumeId, object: ObjectIndex) -> Option<GroupId> {
+        let it = self.volumes.get(&volume)?;
+        if object >= it.objects() {
+            return None;
+        }
+        let pg_num = self.pools.get(&it.pool)?.pg_num;
+        let pg = PgId {
+            pool: it.pool,
+            pg: object_pg(volume.0, object, pg_num),
+        };
+        Some(GroupId { volume, pg })
+    }
+
+    /// Where a placement group lives.
+    pub fn members(&self, pg: PgId) -> Option<&Pg> {
+        self.pgs.get(&pg)
+    }
+
+    /// The placement groups of a pool, in order.
+    pub fn pool_pgs(&self, pool: PoolId) -> impl Iterator<Item = (PgId, &Pg)> {
+        let first = PgId { pool, pg: 0 };
+        let last = PgId { pool, pg: u32::MAX };
+        self.pgs.range(first..=last).map(|(id, pg)| (*id, pg))
+    }
+
+    /// The placement groups that a volume's objects may be in: all of its pool. (A small volume has
+    /// objects in few of them; [`ClusterMap::groups_of`] says in which.)
+    pub fn volume_pgs(&self, volume: VolumeId) -> impl Iterator<Item = (PgId, &Pg)> {
+        let pool = self.volumes.get(&volume).map(|it| it.pool);
+        pool.into_iter().flat_map(|pool| self.pool_pgs(pool))
+    }
+
+    /// Every node that has or gets a copy of any object of the volume: whom a leader fences.
+    pub fn volume_nodes(&self, volume: VolumeId) -> BTreeSet<NodeId> {
+        self.volume_pgs(volume)
+            .flat_map(|(_, pg)| pg.nodes())
+            .collect()
+    }
+
+    /// The groups that a volume has objects in, each with its objects, in order. Hashes every object:
+    /// for attaching and healing, not for each request.
+    pub fn groups_of(&self, volume: VolumeId) -> BTreeMap<GroupId, Vec<ObjectIndex>> {
+        let mut groups: BTreeMap<GroupId, Vec<ObjectIndex>> = BTreeMap::new();
+        let objects = self.volumes.get(&volume).map_or(0, Volume::objects);
+        for object in 0..objects {
+            if let Some(group) = self.group_of(volume, object) {
+                groups.entry(group).or_default().push(object);
+            }
+        }
+        groups
+    }
+
+    /// The volume of that name.
+    pub fn volume_named(&self, name: &str) -> Option<(VolumeId, &Volume)> {
+        let mut volumes = self.volumes.iter();
+        volumes
+            .find(|(_, it)| it.name == name)
+            .map(|(id, it)| (*id, it))
+    }
+
+    /// The pool of that name.
+    pub fn pool_named(&self, name: &str) -> Option<(PoolId, &Pool)> {
+        let mut pools = self.pools.iter();
+        pools
+            .find(|(_, it)| it.name == name)
+            .map(|(id, it)| (*id, it))
+    }
+
+    /// True if a node may delete what it has of the volume: the id was issued, and is gone. An id that
+    /// was not issued yet, as far as this map goes, says nothing: the map may be old.
+    pub fn is_deleted(&self, volume: VolumeId) -> bool {
+        volume.0 != 0 && volume < self.next_volume && !self.volumes.contains_key(&volume)
+    }
+
+    /// The greatest log position that the node has reported as durable, as far as it was committed
+    /// (N8).
+    pub fn position(&self, node: NodeId) -> u64 {
+        self.positions.get(&node).copied().unwrap_or(0)
+    }
+
+    /// The last granted generation of every volume: what a node that lost state is fenced with (N8).
+    pub fn generations(&self) -> impl Iterator<Item = (VolumeId, Generation)> + '_ {
+        self.volumes.iter().map(|(id, it)| (*id, it.generation))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Node to leader, on the wire.
+
+use super::get::*;
+use super::{DecodeError, Message, kind, payload_is, some_bytes};
+use crate::ids::*;
+use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
+use crate::message::{FromNode, Line, ObjectVote, Refusal};
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// Bytes of one vote in an `Opened`: keeps the answer of a full group below the frame's limit.
+const VOTE_LEN: usize = 32;
+
+/// How a vote's line is told: it is the group's.
+const LINE_OF_GROUP: u32 = 0;
+/// How a vote's line is told: the ballot follows.
+const LINE_AT: u32 = 1;
+/// How a vote's line is told: there is none.
+const LINE_LOST: u32 = 2;
+
+fn put_vote(out: &mut BytesMut, vote: &ObjectVote) {
+    let (tag, line) = match vote.behind {
+        None => (LINE_OF_GROUP, Ballot::ZERO),
+        Some(Line::At(ballot)) => (LINE_AT, ballot),
+        Some(Line::Lost) => (LINE_LOST, Ballot::ZERO),
+    };
+    out.put_u32_le(vote.index);
+    out.put_u32_le(tag);
+    put_head(out, &vote.head);
+    out.put_u64_le(line.0);
+}
+
+fn get_vote(get: &mut Get<'_>) -> Result<ObjectVote, DecodeError> {
+    let (index, tag) = (get.u32("object")?, get.u32("line kind")?);
+    let (head, line) = (get.head()?, get.ballot()?);
+    let behind = match tag {
+        LINE_AT => Some(Line::At(line)),
+        LINE_OF_GROUP if line == Ballot::ZERO => None,
+        LINE_LOST if line == Ballot::ZERO => Some(Line::Lost),
+        LINE_OF_GROUP | LINE_LOST => return Err(get.range("line", line.0)),
+        tag => return Err(get.range("line kind", u64::from(tag))),
+    };
+    Ok(ObjectVote { index, head, behind })
+}
+
+fn refusal_code(why: Refusal) -> u32 {
+    match why {
+        Refusal::Promised => 0,
+        Refusal::Epoch => 1,
+        Refusal::NotMember => 2,
+        Refusal::NotReady => 3,
+    }
+}
+
+fn get_refusal(get: &mut Get<'_>) -> Result<Refusal, DecodeError> {
+    Ok(match get.u32("refusal")? {
+        0 => Refusal::Promised,
+        1 => Refusal::Epoch,
+        2 => Refusal::NotMember,
+        3 => Refusal::NotReady,
+        code => return Err(get.range("refusal", u64::from(code))),
+    })
+}
+
+impl Message for FromNode<Bytes> {
+    fn kind(&self) -> u16 {
+        match self {
+            FromNode::Fenced { .. } => kind::FENCED,
+            FromNode::FenceRefused { .. } => kind::FENCE_REFUSED,
+            FromNode::Opened { .. } => kind::OPENED,
+            FromNode::OpenRefused { .. } => kind::OPEN_REFUSED,
+            FromNode::Settled { .. } => kind::SETTLED,
+            FromNode::Have { .. } => kind::HAVE,
+            FromNode::Gap { .. } => kind::GAP,
+            FromNode::NoSpace { .. } => kind::NO_SPACE,
+            FromNode::Data { .. } => kind::DATA,
+            FromNode::Bad { .. } => kind::BAD,
+            FromNode::ReadRefused { .. } => kind::READ_REFUSED,
+            FromNode::Confirmed { .. } => kind::CONFIRMED,
+            FromNode::Differs { .. } => kind::DIFFERS,
+        }
+    }
+
+    fn encode_meta(&self, out: &mut BytesMut) {
+        match self {
+            FromNode::Fenced { volume, generation } => {
+                out.put_u64_le(volume.0);
+                out.put_u64_le(generation.0);
+            }
+            FromNode::FenceRefused { volume, generation, fence } => {
+                out.put_u64_le(volume.0);
+                out.put_u64_le(generation.0);
+                out.put_u64_le(fence.0);
+            }
+            FromNode::Opened { group, ballot, settled, lost, objects } => {
+                put_group(out, group);
+                out.put_u64_le(ballot.0);
+                out.put_u64_le(settled.0);
+                out.put_u32_le(u32::from(*lost));
+                out.reserve(4 + objects.len() * VOTE_LEN);
+                // At most GROUP_OBJECTS_MAX.
+                out.put_u32_le(objects.len() as u32);
+                for vote in objects {
+                    put_vote(out, vote);
+                }
+            }
+            FromNode::OpenRefused { group, ballot, promised, fence, epoch, why } => {
+                put_group(out, group);
+                out.put_u64_le(ballot.0);
+                out.put_u64_le(promised.0);
+                out.put_u64_le(fence.0);
+                out.put_u64_le(epoch.0);
+                out.put_u32_le(refusal_code(*why));
+            }
+            FromNode::Settled { group, ballot } => {
+                put_group(out, group);
+                out.put_u64_le(ballot.0);
+            }
+            FromNode::Have { object, ballot, seq, full } => {
+                put_object(out, object);
+                out.put_u64_le(ballot.0);
+                out.put_u64_le(*seq);
+                out.put_u32_le(u32::from(*full));
+            }
+            FromNode::Gap { object, ballot, head, repair } => {
+                put_object(out, object);
+                out.put_u64_le(ballot.0);
+                put_head(out, head);
+                out.put_u32_le(u32::from(*repair));
+            }
+            FromNode::NoSpace { object, ballot, seq } => {
+                put_object(out, object);
+                out.put_u64_le(ballot.0);
+                out.put_u64_le(*seq);
+            }
+            FromNode::Data { group, id, checksums, .. } => {
+                put_group(out, group);
+                out.put_u64_le(*id);
+                // At most OBJECT_BLOCKS_MAX.
+                out.put_u32_le(checksums.len() as u32);
+                put_u64s(out, checksums);
+            }
+            FromNode::Bad { group, id, blocks } => {
+                put_group(out, group);
+                out.put_u64_le(*id);
+                put_u32s(out, blocks);
+            }
+            FromNode::ReadRefused { group, id } | FromNode::Confirmed { group, id } => {
+                put_group(out, group);
+                out.put_u64_le(*id);
+            }
+            FromNode::Differs { group } => put_group(out, group),
+        }
+    }
+
+    fn payload(&self) -> Option<Bytes> {
+        match self {
+            FromNode::Data { data, .. } => some_bytes(data),
+            _ => None,
+        }
+    }
+
+    fn decode(kind: u16, meta: &[u8], payload: Bytes) -> Result<Self, DecodeError> {
+        let mut get = Get::new(kind, meta);
+        if kind != kind::DATA {
+            payload_is(kind, &payload, 0)?;
+        }
+        let msg = match kind {
+            kind::HAVE => FromNode::Have {
+                object: get.object()?,
+                ballot: get.ballot()?,
+                seq: get.seq()?,
+                full: get.bool("full")?,
+            },
+            kind::DATA => {
+                let (group, id) = (get.group()?, get.u64("id")?);
+                let count = get.count("block count", OBJECT_BLOCKS_MAX as usize)?;
+                let checksums = get.checksums(count)?;
+                // Without bytes it answers a Read that asked for checksums only; the leader knows which.
+                if !payload.is_empty() {
+                    if count > OP_BLOCKS_MAX as usize {
+                        return Err(get.range("block count", count as u64));
+                    }
+                    payload_is(kind, &payload, not_holes(&checksums))?;
+                }
+                FromNode::Data { group, id, checksums, data: payload }
+            }
+            kind::CONFIRMED => FromNode::Confirmed { group: get.group()?, id: get.u64("id")? },
+            kind::FENCED => {
+                FromNode::Fenced { volume: VolumeId(get.u64("volume")?), generation: get.generation()? }
+            }
+            kind::FENCE_REFUSED => FromNode::FenceRefused {
+                volume: VolumeId(get.u64("volume")?),
+                generation: get.generation()?,
+                fence: get.generation()?,
+            },
+            kind::OPENED => {
+                let (group, ballot, settled) = (get.group()?, get.ballot()?, get.ballot()?);
+                let lost = get.bool("lost")?;
+                let count = get.count("object count", GROUP_OBJECTS_MAX)?;
+                if count * VOTE_LEN > get.left() {
+                    return Err(DecodeError::Short { kind, field: "objects" });
+                }
+                let mut objects = Vec::with_capacity(count);
+                for _ in 0..count {
+                    objects.push(get_vote(&mut get)?);
+                }
+                FromNode::Opened { group, ballot, settled, lost, objects }
+            }
+            kind::OPEN_REFUSED => FromNode::OpenRefused {
+                group: get.group()?,
+                ballot: get.ballot()?,
+                promised: get.ballot()?,
+                fence: get.generation()?,
+                epoch: Epoch(get.u64("epoch")?),
+                why: get_refusal(&mut get)?,
+            },
+            kind::SETTLED => FromNode::Settled { group: get.group()?, ballot: get.ballot()? },
+            kind::GAP => FromNode::Gap {
+                object: get.object()?,
+                ballot: get.ballot()?,
+                head: get.head()?,
+                repair: get.bool("repair")?,
+            },
+            kind::NO_SPACE => {
+                FromNode::NoSpace { object: get.object()?, ballot: get.ballot()?, seq: get.seq()? }
+            }
+            kind::BAD => FromNode::Bad {
+                group: get.group()?,
+                id: get.u64("id")?,
+                blocks: get.block_list(BlockRange::new(0, OBJECT_BLOCKS_MAX))?,
+            },
+            kind::READ_REFUSED => FromNode::ReadRefused { group: get.group()?, id: get.u64("id")? },
+            kind::DIFFERS => FromNode::Differs { group: get.group()? },
+            kind => return Err(DecodeError::Kind { kind }),
+        };
+        get.end()?;
+        Ok(msg)
+    }
+}

@@ -1,0 +1,140 @@
+//! Node to node, on the wire.
+
+use super::get::*;
+use super::{DecodeError, Message, kind, payload_is, some_bytes};
+use crate::checksum::HOLE;
+use crate::ids::BLOCK_SIZE;
+use crate::limits::PIECE_BLOCKS_MAX;
+use crate::message::PeerMsg;
+use bytes::{BufMut, Bytes, BytesMut};
+
+impl Message for PeerMsg<Bytes> {
+    fn kind(&self) -> u16 {
+        match self {
+            PeerMsg::Fetch { .. } => kind::FETCH,
+            PeerMsg::Piece { .. } => kind::PIECE,
+            PeerMsg::NotYet { .. } => kind::NOT_YET,
+            PeerMsg::FetchBlock { .. } => kind::FETCH_BLOCK,
+            PeerMsg::Block { .. } => kind::BLOCK,
+            PeerMsg::Digest { .. } => kind::DIGEST,
+            PeerMsg::DigestDiffers { .. } => kind::DIGEST_DIFFERS,
+        }
+    }
+
+    fn encode_meta(&self, out: &mut BytesMut) {
+        match self {
+            PeerMsg::Fetch { object, ballot, request, min, blocks, have } => {
+                put_object(out, object);
+                out.put_u64_le(ballot.0);
+                out.put_u64_le(*request);
+                out.put_u64_le(*min);
+                put_blocks(out, *blocks);
+                put_u64s(out, have);
+            }
+            PeerMsg::Piece { object, ballot, request, head, blocks, checksums, bad, .. } => {
+                put_object(out, object);
+                out.put_u64_le(ballot.0);
+                out.put_u64_le(*request);
+                put_head(out, head);
+                put_blocks(out, *blocks);
+                put_u64s(out, checksums);
+                put_u32s(out, bad);
+            }
+            PeerMsg::NotYet { object, ballot, request } => {
+                put_object(out, object);
+                out.put_u64_le(ballot.0);
+                out.put_u64_le(*request);
+            }
+            PeerMsg::FetchBlock { object, request, block, checksum } => {
+                put_object(out, object);
+                out.put_u64_le(*request);
+                out.put_u32_le(*block);
+                out.put_u64_le(*checksum);
+            }
+            PeerMsg::Block { object, request, block, checksum, data } => {
+                put_object(out, object);
+                out.put_u64_le(*request);
+                out.put_u32_le(*block);
+                out.put_u64_le(*checksum);
+                out.put_u32_le(u32::from(data.is_some()));
+            }
+            PeerMsg::Digest { group, settled, digest } => {
+                put_group(out, group);
+                out.put_u64_le(settled.0);
+                out.put_u64_le(*digest);
+            }
+            PeerMsg::DigestDiffers { group } => put_group(out, group),
+        }
+    }
+
+    fn payload(&self) -> Option<Bytes> {
+        match self {
+            PeerMsg::Piece { data, .. } => some_bytes(data),
+            PeerMsg::Block { data, .. } => data.clone(),
+            _ => None,
+        }
+    }
+
+    fn decode(kind: u16, meta: &[u8], payload: Bytes) -> Result<Self, DecodeError> {
+        let mut get = Get::new(kind, meta);
+        if !matches!(kind, kind::PIECE | kind::BLOCK) {
+            payload_is(kind, &payload, 0)?;
+        }
+        let msg = match kind {
+            kind::FETCH => {
+                let (object, ballot, request, min) =
+                    (get.object()?, get.ballot()?, get.u64("request")?, get.seq()?);
+                let blocks = get.blocks(PIECE_BLOCKS_MAX)?;
+                PeerMsg::Fetch {
+                    object,
+                    ballot,
+                    request,
+                    min,
+                    blocks,
+                    have: get.checksums(blocks.count as usize)?,
+                }
+            }
+            kind::PIECE => {
+                let (object, ballot, request, head) =
+                    (get.object()?, get.ballot()?, get.u64("request")?, get.head()?);
+                let blocks = get.blocks(PIECE_BLOCKS_MAX)?;
+                let checksums = get.checksums(blocks.count as usize)?;
+                let bad = get.block_list(blocks)?;
+                let sum_of = |block: &u32| checksums[(block - blocks.first) as usize];
+                // A hole is never bad: it has no bytes that could be.
+                if let Some(block) = bad.iter().find(|block| sum_of(block) == HOLE) {
+                    return Err(get.range("bad block", u64::from(*block)));
+                }
+                // Which blocks differ, only the asker knows: it verifies the number and each checksum.
+                let (found, most) = (payload.len(), not_holes(&checksums) - bad.len());
+                if found % BLOCK_SIZE != 0 || found > most * BLOCK_SIZE {
+                    return Err(DecodeError::Payload { kind, found, expected: most * BLOCK_SIZE });
+                }
+                PeerMsg::Piece { object, ballot, request, head, blocks, checksums, bad, data: payload }
+            }
+            kind::NOT_YET => {
+                PeerMsg::NotYet { object: get.object()?, ballot: get.ballot()?, request: get.u64("request")? }
+            }
+            kind::FETCH_BLOCK => PeerMsg::FetchBlock {
+                object: get.object()?,
+                request: get.u64("request")?,
+                block: get.block()?,
+                checksum: get.u64("checksum")?,
+            },
+            kind::BLOCK => {
+                let (object, request) = (get.object()?, get.u64("request")?);
+                let (block, checksum) = (get.block()?, get.u64("checksum")?);
+                let found = get.bool("found")?;
+                payload_is(kind, &payload, usize::from(found))?;
+                PeerMsg::Block { object, request, block, checksum, data: found.then_some(payload) }
+            }
+            kind::DIGEST => {
+                PeerMsg::Digest { group: get.group()?, settled: get.ballot()?, digest: get.u64("digest")? }
+            }
+            kind::DIGEST_DIFFERS => PeerMsg::DigestDiffers { group: get.group()? },
+            kind => return Err(DecodeError::Kind { kind }),
+        };
+        get.end()?;
+        Ok(msg)
+    }
+}

@@ -1,0 +1,527 @@
+//! Talking to the monitors: one connection, made when it is needed, made again when it breaks.
+//!
+//! Any number of calls may be under way. A call waits for a connection, goes to the next address when one does
+//! not answer, and backs off between rounds, all within its deadline. When the connection breaks under a
+//! call, it is made again if that can do no harm; otherwise the caller is told that it does not know
+//! ([`CallError::Unsure`]). One thread, within a `LocalSet`; clones share the connection.
+
+use crate::health::Status;
+use crate::rpc::*;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::Instant;
+use trefoil_core::map::lease::Renewal;
+use trefoil_core::map::{Ack, ClusterMap, FailureDomain, Holder};
+use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
+use trefoil_transport::{
+    Connected, Expect, Frame, Hello, Options, Reader, Role, SendError, Sender, connect,
+};
+
+/// The first pause between two rounds of all addresses; it doubles each time.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+/// The longest pause.
+pub const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long a call takes at most, where its method does not say otherwise.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CallError {
+    /// No monitor answered in time. The text is of the last attempt.
+    #[error("no monitor answers: {0}")]
+    Unavailable(String),
+    /// The connection broke, or the time was over, when the request had been sent: it may have been done.
+    #[error(
+        "the connection to the monitor broke: it is not known whether the request was done; look, and try again"
+    )]
+    Unsure,
+    /// The monitor's answer is an error.
+    #[error("{0}")]
+    Answered(#[from] RpcError),
+    /// The monitor's answer makes no sense.
+    #[error("the monitor's answer cannot be read: {0}")]
+    Malformed(String),
+}
+
+/// What came of asking for a volume.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Attached {
+    /// It is the asker's.
+    Granted(Granted),
+    /// Somebody else has it, and was asked to release it.
+    Busy {
+        /// Who.
+        holder: Holder,
+        /// When its lease will have run out, if it is not renewed.
+        retry_after: Duration,
+    },
+}
+
+/// What came of a renewal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Renewed {
+    /// Volume by volume.
+    pub volumes: Vec<(VolumeId, Renewal)>,
+    /// The latest layout of the map.
+    pub layout: u64,
+    /// Groups to open in the background.
+    pub differing: Vec<GroupId>,
+    /// When the request that was answered was sent: leases run from here. By the clock of
+    /// [`std::time::Instant`], which stands still while the host is suspended: a holder whose host was
+    /// suspended must not trust it.
+    pub sent: std::time::Instant,
+}
+
+type Waiting = Rc<RefCell<HashMap<u64, oneshot::Sender<Frame>>>>;
+
+struct Link {
+    sender: Sender,
+    waiting: Waiting,
+}
+
+struct Inner {
+    addresses: Vec<SocketAddr>,
+    hello: RefCell<Hello>,
+    link: RefCell<Option<Rc<Link>>>,
+    connecting: Mutex<Backoff>,
+    next_id: Cell<u64>,
+    address: Cell<usize>,
+}
+
+struct Backoff {
+    pause: Duration,
+    not_before: Instant,
+}
+
+/// A handle to the monitors.
+#[derive(Clone)]
+pub struct MonitorClient {
+    inner: Rc<Inner>,
+}
+
+/// Hands answers to those who wait, until the connection ends.
+async fn listen(mut reader: Reader, waiting: Waiting) {
+    let mut frames = Vec::new();
+    while reader.read_batch(&mut frames).await.is_ok() {
+        for frame in frames.drain(..) {
+            if let Some((_, id, _)) = split(&frame.meta)
+                && frame.kind == KIND_RESPONSE
+                && let Some(asker) = waiting.borrow_mut().remove(&id)
+            {
+                // An asker that has given up needs no answer.
+                let _ = asker.send(frame);
+            }
+        }
+    }
+    // Wakes all that wait with an error.
+    waiting.borrow_mut().clear();
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.sender.close("the client is gone");
+    }
+}
+
+/// Takes a call out of those that wait, also when it is cancelled.
+struct Ticket {
+    waiting: Waiting,
+    id: u64,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.waiting.borrow_mut().remove(&self.id);
+    }
+}
+
+impl MonitorClient {
+    /// Connects to nobody yet. `hello` says who asks; a cluster id of zeros is learned from the first
+    /// monitor that answers, and insisted on from then on.
+    pub fn new(addresses: Vec<SocketAddr>, hello: Hello) -> MonitorClient {
+        let backoff = Backoff {
+            pause: RETRY_MIN,
+            not_before: Instant::now(),
+        };
+        MonitorClient {
+            inner: Rc::new(Inner {
+                addresses,
+                hello: RefCell::new(hello),
+                link: RefCell::new(None),
+                connecting: Mutex::new(backoff),
+                next_id: Cell::new(1),
+                address: Cell::new(0),
+            }),
+        }
+    }
+
+    /// The cluster's id, once a monitor has answered.
+    pub fn cluster_id(&self) -> Option<[u8; 16]> {
+        let id = self.inner.hello.borrow().cluster_id;
+        (id != [0; 16]).then_some(id)
+    }
+
+    /// From now on, connections say this: for a node that has got its id.
+    pub fn set_identity(&self, id: u64, incarnation: u64) {
+        let mut hello = self.inner.hello.borrow_mut();
+        (hello.id, hello.incarnation) = (id, incarnation);
+    }
+
+    fn live(&self) -> Option<Rc<Link>> {
+        let link = self.inner.link.borrow();
+        link.as_ref()
+            .filter(|link| link.sender.closed().is_none())
+            .cloned()
+    }
+
+    /// The connection; makes it if there is none, one round of all addresses at a time.
+    async fn link(&self, deadline: Instant) -> Result<Rc<Link>, CallError> {
+        let mut last = "no address is configured".to_owned();
+        let connected = async {
+            let mut backoff = self.inner.connecting.lock().await;
+            loop {
+                if let Some(link) = self.live() {
+                    return link;
+                }
+                tokio::time::sleep_until(backoff.not_before).await;
+                for _ in 0..self.inner.addresses.len() {
+                    let at = self.inner.address.get() % self.inner.addresses.len();
+                    let hello = *self.inner.hello.borrow();
+                    let expect = Expect {
+                        role: Role::Monitor,
+                        identity: None,
+                    };
+                    match connect(self.inner.addresses[at], hello, &expect, Options::default())
+                        .await
+                    {
+                        Ok(connected) => {
+                            backoff.pause = RETRY_MIN;
+                            return self.adopt(connected);
+                        }
+                        Err(error) => {
+                            last = error.to_string();
+                            self.inner.address.set(at + 1);
+                        }
+                    }
+                }
+                backoff.not_before = Instant::now() + backoff.pause;
+                backoff.pause = (2 * backoff.pause).min(RETRY_MAX);
+            }
+        };
+        let link = tokio::time::timeout_at(deadline, connected).await;
+        link.map_err(|_| CallError::Unavailable(last))
+    }
+
+    fn adopt(&self, connected: Connected) -> Rc<Link> {
+        let Connected {
+            hello,
+            reader,
+            sender,
+        } = connected;
+        self.inner.hello.borrow_mut().cluster_id = hello.cluster_id;
+        let waiting = Waiting::default();
+        tokio::task::spawn_local(listen(reader, waiting.clone()));
+        let link = Rc::new(Link { sender, waiting });
+        *self.inner.link.borrow_mut() = Some(link.clone());
+        link
+    }
+
+    /// Asks; the answer, its payload, and when the question was sent.
+    async fn call(
+        &self,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<(Response, bytes::Bytes, std::time::Instant), CallError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let link = self.link(deadline).await?;
+            let id = self.inner.next_id.replace(self.inner.next_id.get() + 1);
+            let (answer, receiver) = oneshot::channel();
+            link.waiting.borrow_mut().insert(id, answer);
+            let ticket = Ticket {
+                waiting: link.waiting.clone(),
+                id,
+            };
+            let sent = std::time::Instant::now();
+            match link
+                .sender
+                .push(KIND_REQUEST, |meta| encode(meta, id, request), None)
+            {
+                Ok(()) => link.sender.flush(),
+                Err(SendError::TooLong(error)) => {
+                    return Err(CallError::Malformed(error.to_string()));
+                }
+                // Not sent: the next connection, then.
+                Err(_) => {
+                    tokio::time::sleep(RETRY_MIN).await;
+                    continue;
+                }
+            }
+            let received = tokio::time::timeout_at(deadline, receiver).await;
+            drop(ticket);
+            let frame = match received {
+                Ok(Ok(frame)) => frame,
+                Ok(Err(_)) if request.is_idempotent() => {
+                    // A monitor that takes connections and drops them is not asked without a pause.
+                    tokio::time::sleep(RETRY_MIN).await;
+                    continue;
+                }
+                Ok(Err(_)) => return Err(CallError::Unsure),
+                Err(_) => {
+                    // A monitor that hangs: let the next call try another connection.
+                    link.sender.close("the monitor does not answer");
+                    return Err(match request.is_idempotent() {
+                        true => CallError::Unavailable(format!("no answer within {timeout:?}")),
+                        false => CallError::Unsure,
+                    });
+                }
+            };
+            let Some((version, _, rest)) = split(&frame.meta) else {
+                return Err(CallError::Malformed("too short".to_owned()));
+            };
+            let response = decode(version, rest).map_err(CallError::Malformed)?;
+            return match response {
+                Response::Error(RpcError::NotLeading(_))
+                    if Instant::now() + RETRY_MIN < deadline =>
+                {
+                    tokio::time::sleep(RETRY_MIN).await;
+                    continue;
+                }
+                Response::Error(error) => Err(error.into()),
+                response => Ok((response, frame.payload, sent)),
+            };
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Result<Response, CallError> {
+        Ok(self.call(&request, CALL_TIMEOUT).await?.0)
+    }
+
+    fn map_of(
+        answer: (Response, bytes::Bytes, std::time::Instant),
+    ) -> Result<Option<Arc<ClusterMap>>, CallError> {
+        match answer.0 {
+            Response::MapUnchanged { .. } => Ok(None),
+            Response::Map { .. } => {
+                let (version, rest) = answer.1.split_first().unwrap_or((&0, &[]));
+                let map = decode(*version, rest).map_err(CallError::Malformed)?;
+                Ok(Some(Arc::new(map)))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The map, unless its layout is `have`.
+    pub async fn get_map(&self, have: u64) -> Result<Option<Arc<ClusterMap>>, CallError> {
+        Self::map_of(self.call(&Request::GetMap { have }, CALL_TIMEOUT).await?)
+    }
+
+    /// The map as soon as its layout is not `have`; none if that takes longer than `timeout` (which is
+    /// cut to [`WAIT_MAX`]).
+    pub async fn wait_map(
+        &self,
+        have: u64,
+        timeout: Duration,
+    ) -> Result<Option<Arc<ClusterMap>>, CallError> {
+        let timeout = timeout.min(Duration::from_micros(WAIT_MAX));
+        let request = Request::WaitMap {
+            have,
+            timeout: timeout.as_micros() as u64,
+        };
+        Self::map_of(self.call(&request, timeout + CALL_TIMEOUT).await?)
+    }
+
+    /// Introduces a node; its id.
+    pub async fn register_node(
+        &self,
+        id: Option<NodeId>,
+        incarnation: Incarnation,
+        address: SocketAddr,
+        host: String,
+        class: Option<String>,
+        size: u64,
+    ) -> Result<NodeId, CallError> {
+        let request = Request::RegisterNode {
+            id,
+            incarnation,
+            address,
+            host,
+            class,
+            size,
+        };
+        match self.ask(request).await? {
+            Response::Node(id) => Ok(id),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Says that a node lives: the latest layout, and the position floor (N8).
+    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(u64, u64), CallError> {
+        match self.ask(Request::Heartbeat(heartbeat)).await? {
+            Response::Alive {
+                layout,
+                position_floor,
+            } => Ok((layout, position_floor)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks for a volume. The lease of what is granted runs from the second value, when the question
+    /// was sent.
+    pub async fn attach(
+        &self,
+        volume: VolumeKey,
+        holder: Holder,
+        above: Generation,
+    ) -> Result<(Attached, std::time::Instant), CallError> {
+        let request = Request::Attach {
+            volume,
+            holder,
+            above,
+        };
+        let (response, _, sent) = self.call(&request, CALL_TIMEOUT).await?;
+        match response {
+            Response::Granted(granted) => Ok((Attached::Granted(*granted), sent)),
+            Response::Busy {
+                holder,
+                retry_after,
+            } => {
+                let retry_after = Duration::from_micros(retry_after);
+                Ok((
+                    Attached::Busy {
+                        holder,
+                        retry_after,
+                    },
+                    sent,
+                ))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Renews leases, within `timeout`.
+    pub async fn renew(
+        &self,
+        holder: Holder,
+        volumes: Vec<(VolumeId, Generation)>,
+        timeout: Duration,
+    ) -> Result<Renewed, CallError> {
+        let request = Request::Renew { holder, volumes };
+        let (response, _, sent) = self.call(&request, timeout).await?;
+        match response {
+            Response::Renewed {
+                volumes,
+                layout,
+                differing,
+            } => Ok(Renewed {
+                volumes,
+                layout,
+                differing,
+                sent,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Lets volumes go: volume, generation, and whether every member holds every object whole.
+    pub async fn release(
+        &self,
+        volumes: Vec<(VolumeId, Generation, bool)>,
+    ) -> Result<(), CallError> {
+        done(self.ask(Request::Release { volumes }).await?)
+    }
+
+    /// Volumes to heal, at most `max`, each with its generation; and from when their leases run.
+    pub async fn heal_work(
+        &self,
+        holder: Holder,
+        max: u32,
+    ) -> Result<(Vec<Granted>, std::time::Instant), CallError> {
+        let request = Request::HealWork { holder, max };
+        let (response, _, sent) = self.call(&request, CALL_TIMEOUT).await?;
+        match response {
+            Response::Heal(work) => Ok((work, sent)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// How everything is.
+    pub async fn status(&self) -> Result<Status, CallError> {
+        match self.ask(Request::Status).await? {
+            Response::Status(status) => Ok(*status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a pool; its id.
+    pub async fn create_pool(
+        &self,
+        name: String,
+        size: u8,
+        pg_num: u32,
+        domain: FailureDomain,
+        ack: Ack,
+    ) -> Result<PoolId, CallError> {
+        let request = Request::CreatePool {
+            name,
+            size,
+            pg_num,
+            domain,
+            ack,
+        };
+        match self.ask(request).await? {
+            Response::Pool(id) => Ok(id),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a volume; its id.
+    pub async fn create_volume(
+        &self,
+        name: String,
+        pool: String,
+        size: u64,
+        object_size: u64,
+        io_timeout: Option<u64>,
+    ) -> Result<VolumeId, CallError> {
+        let request = Request::CreateVolume {
+            name,
+            pool,
+            size,
+            object_size,
+            io_timeout,
+        };
+        match self.ask(request).await? {
+            Response::Volume(id) => Ok(id),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Removes a volume and its data.
+    pub async fn remove_volume(&self, volume: VolumeKey) -> Result<(), CallError> {
+        done(self.ask(Request::RemoveVolume { volume }).await?)
+    }
+
+    /// Replaces the CRUSH map. Moves nothing by itself.
+    pub async fn set_crush(&self, crush: trefoil_core::crush::CrushMap) -> Result<(), CallError> {
+        let crush = Box::new(crush);
+        done(self.ask(Request::SetCrush { crush }).await?)
+    }
+}
+
+fn done(response: Response) -> Result<(), CallError> {
+    match response {
+        Response::Done => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(response: &Response) -> CallError {
+    let text = format!("{response:?}");
+    CallError::Malformed(text.chars().take(80).collect())
+}

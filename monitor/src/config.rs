@@ -1,0 +1,157 @@
+//! The monitor's configuration: every key, its default, and what is refused.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use trefoil_core::map::{Ack, FailureDomain, PG_NUM_DEFAULT, POOL_SIZE_DEFAULT};
+
+/// As in the file; unknown keys are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MonitorConfig {
+    /// Where it listens. Default: 127.0.0.1:10800. Port 0: any that is free.
+    pub listen: SocketAddr,
+    /// Where its state is. Default: `monitor-data`.
+    pub data_dir: PathBuf,
+    /// The cluster's name, for people; must stay as it was at the first start. Default: `trefoil`.
+    pub cluster_name: String,
+    /// Listen beyond loopback without encryption. Default: false, and such a listener is refused.
+    pub allow_plaintext: bool,
+    /// How long a volume's lease lasts, in milliseconds. Default: 6000. A volume whose front end died
+    /// without a release is granted to another after this and the margin.
+    pub lease_ms: u64,
+    /// Room for clocks of different speed, in milliseconds. Default: 1000.
+    pub lease_margin_ms: u64,
+    /// How often holders are told to renew, in milliseconds. Default: 2000.
+    pub renew_ms: u64,
+    /// A node that is not heard of for so many milliseconds is shown as down. Default: 3000.
+    pub node_timeout_ms: u64,
+    /// Connections at once. Default: 1024.
+    pub connections_max: usize,
+    /// A pool to make once enough nodes have registered. Default: none.
+    pub bootstrap: Option<Bootstrap>,
+}
+
+impl Default for MonitorConfig {
+    fn default() -> MonitorConfig {
+        MonitorConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 10800)),
+            data_dir: PathBuf::from("monitor-data"),
+            cluster_name: "trefoil".to_owned(),
+            allow_plaintext: false,
+            lease_ms: 6000,
+            lease_margin_ms: 1000,
+            renew_ms: 2000,
+            node_timeout_ms: 3000,
+            connections_max: trefoil_transport::CONNECTIONS_MAX,
+            bootstrap: None,
+        }
+    }
+}
+
+/// A pool that is made by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bootstrap {
+    /// How many nodes must have registered. Default: 3.
+    pub nodes: usize,
+    /// The pool's name. Default: `default`. If there is a pool of that name, nothing is made.
+    pub pool: String,
+    /// Copies. Default: 3.
+    pub size: u8,
+    /// Placement groups. Default: 32.
+    pub pg_num: u32,
+    /// `"host"`, `"osd"`, or `{ rule = 3 }` for a CRUSH rule. Default: `"host"`.
+    pub failure_domain: FailureDomain,
+    /// `majority` or `all-in-sync`. Default: `majority`.
+    pub ack: Ack,
+}
+
+impl Default for Bootstrap {
+    fn default() -> Bootstrap {
+        Bootstrap {
+            nodes: 3,
+            pool: "default".to_owned(),
+            size: POOL_SIZE_DEFAULT,
+            pg_num: PG_NUM_DEFAULT,
+            failure_domain: FailureDomain::Host,
+            ack: Ack::Majority,
+        }
+    }
+}
+
+impl MonitorConfig {
+    /// Refuses what cannot work, in words that say which key and what to do.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let loopback = self.listen.ip().is_loopback();
+        anyhow::ensure!(
+            loopback || self.allow_plaintext,
+            "listen = \"{}\" is not loopback, and connections are not encrypted yet: listen on 127.0.0.1, or set \
+             allow_plaintext = true if everybody on that network may read and change everything",
+            self.listen
+        );
+        anyhow::ensure!(
+            trefoil_core::map::is_name(&self.cluster_name),
+            "cluster_name = {:?} is no name: use letters, digits, '.', '_' and '-'",
+            self.cluster_name
+        );
+        anyhow::ensure!(
+            (500..=600_000).contains(&self.lease_ms),
+            "lease_ms = {}: choose 500 to 600000",
+            self.lease_ms
+        );
+        // 1/8 of the lease covers clocks of which one runs 12 % slower: far beyond what is broken.
+        anyhow::ensure!(
+            self.lease_margin_ms >= self.lease_ms / 8 && self.lease_margin_ms <= 600_000,
+            "lease_margin_ms = {}: choose at least an eighth of lease_ms ({}), at most 600000",
+            self.lease_margin_ms,
+            self.lease_ms / 8
+        );
+        anyhow::ensure!(
+            self.renew_ms >= 50 && self.renew_ms <= self.lease_ms / 2,
+            "renew_ms = {}: choose 50 to half of lease_ms, so that one lost renewal does not lose a lease",
+            self.renew_ms
+        );
+        anyhow::ensure!(
+            (100..=3_600_000).contains(&self.node_timeout_ms),
+            "node_timeout_ms = {}: choose 100 to 3600000",
+            self.node_timeout_ms
+        );
+        anyhow::ensure!(
+            (1..=65_536).contains(&self.connections_max),
+            "connections_max = {}: choose 1 to 65536",
+            self.connections_max
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_settings_are_refused() {
+        let good = MonitorConfig::default();
+        good.check().unwrap();
+        type Change = fn(&mut MonitorConfig);
+        let bad: [(Change, &str); 6] = [
+            (|c| c.listen = ([0, 0, 0, 0], 1).into(), "allow_plaintext"),
+            (|c| c.cluster_name = "a b".to_owned(), "cluster_name"),
+            (|c| c.lease_ms = 1, "lease_ms"),
+            (|c| c.lease_margin_ms = 1, "lease_margin_ms"),
+            (|c| c.renew_ms = 4000, "renew_ms"),
+            (|c| c.connections_max = 0, "connections_max"),
+        ];
+        for (change, key) in bad {
+            let mut config = good.clone();
+            change(&mut config);
+            let text = config.check().unwrap_err().to_string();
+            assert!(text.contains(key), "{text}");
+        }
+        let mut open = good;
+        open.listen = ([0, 0, 0, 0], 1).into();
+        open.allow_plaintext = true;
+        open.check().unwrap();
+    }
+}

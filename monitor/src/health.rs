@@ -1,0 +1,324 @@
+//! How everything is: coded checks, each with what it means and what to do about it.
+//!
+//! Computed when somebody asks, from the map and from what nodes have said since this monitor leads.
+//! What is not known is never shown as healthy.
+
+use crate::rpc::Heartbeat;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use trefoil_core::map::liveness::Liveness;
+use trefoil_core::map::{ClusterMap, HolderKind, Pg};
+use trefoil_core::{Generation, NodeId, Time, VolumeId};
+
+/// Nodes and volumes that a check names; the summary counts all.
+const DETAILS_MAX: usize = 20;
+
+/// A node that has used more than this share of its room, in percent, is nearly full.
+const NEARFULL_PERCENT: u64 = 85;
+
+/// The worst of all checks.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(non_camel_case_types)]
+pub enum Health {
+    /// Nothing to report, and everybody has been heard of.
+    HEALTH_OK,
+    /// Redundancy or knowledge is reduced; I/O goes on.
+    HEALTH_WARN,
+    /// Data or service is at stake.
+    HEALTH_ERR,
+}
+
+/// One kind of check.
+#[derive(Copy, Clone, Debug)]
+pub struct CheckKind {
+    /// Its code.
+    pub code: &'static str,
+    /// How bad it is.
+    pub health: Health,
+    /// What it means.
+    pub meaning: &'static str,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+macro_rules! checks {
+    ($($name:ident = $health:ident, $meaning:literal, $remedy:literal;)*) => {
+        $(const $name: CheckKind = CheckKind {
+            code: stringify!($name),
+            health: Health::$health,
+            meaning: $meaning,
+            remedy: $remedy,
+        };)*
+        /// Every check that there is; `docs/operations.md` lists them.
+        pub const CHECKS: &[CheckKind] = &[$($name),*];
+    };
+}
+
+checks! {
+    MONITOR_SETTLING = HEALTH_WARN,
+        "The monitor has just started and has not heard of every node yet: what it shows of them is what it knew before.",
+        "Wait a few seconds. If it stays, see NODE_DOWN.";
+    NO_POOL = HEALTH_WARN,
+        "There is no pool, so no volume can be made.",
+        "Start enough storage nodes (three, on three hosts), or create a pool with another failure domain.";
+    NODE_DOWN = HEALTH_WARN,
+        "Nodes have not been heard of for longer than node_timeout_ms. I/O goes on with the others.",
+        "Look at the node's log and start it again. If its device is lost, see docs/operations.md, Replacing a node.";
+    PG_DEGRADED = HEALTH_WARN,
+        "Placement groups have a member that is down: one more failure may stop their I/O.",
+        "Bring the nodes that are down back.";
+    PG_UNAVAILABLE = HEALTH_ERR,
+        "Placement groups have no majority of members up: I/O to their objects waits.",
+        "Bring the nodes that are down back, those first that are named by most groups.";
+    NODE_NEARFULL = HEALTH_WARN,
+        "Nodes have used more than 85 % of their room.",
+        "Add nodes, or remove or trim volumes.";
+    NODE_FULL = HEALTH_ERR,
+        "Nodes refuse new data for lack of room. Writes go on as long as a majority of each group has room.",
+        "Add nodes, or remove or trim volumes.";
+    NODE_LOST_STATE = HEALTH_ERR,
+        "Nodes have lost data that they had acknowledged. Their copies are not believed until they are healed.",
+        "Replace the device, or check why it lost acknowledged writes (a volatile cache without power protection?).";
+    BAD_BLOCKS = HEALTH_ERR,
+        "Nodes have blocks that fail their checksum and for which no peer had good bytes yet. Reads use other copies.",
+        "See that the peers of these nodes are up. If it stays, restore the blocks from a backup by writing them.";
+    COPIES_BEHIND = HEALTH_WARN,
+        "Nodes have copies that are behind and are being repaired.",
+        "Wait. If the number does not fall, see that the volumes are attached or healers run, and that all nodes are up.";
+    VOLUME_NEEDS_HEAL = HEALTH_WARN,
+        "Volumes that nobody has attached were not released with all copies whole, or nodes say that their copies differ.",
+        "Wait for a healer (any running daemon). If it stays, see that all nodes of the volumes are up.";
+}
+
+/// A check that applies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Its code, from [`CHECKS`].
+    pub code: String,
+    /// How bad it is.
+    pub health: Health,
+    /// What, and how many.
+    pub summary: String,
+    /// Which ones: the first 20.
+    pub details: Vec<String>,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// A node's last heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its id.
+    pub node: NodeId,
+    /// True or false as last known; none: not heard of since this monitor leads.
+    pub up: Option<bool>,
+    /// What it said; none as above.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// A volume's holder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its id.
+    pub volume: VolumeId,
+    /// The last that was granted.
+    pub generation: Generation,
+    /// A front end has it, and its lease has not run out.
+    pub attached: bool,
+    /// A healer has it.
+    pub healing: bool,
+    /// Not held, and not known to be whole.
+    pub needs_heal: bool,
+}
+
+/// How everything is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The worst of the checks.
+    pub health: Health,
+    /// What applies.
+    pub checks: Vec<Check>,
+    /// The cluster's name. The map has the rest.
+    pub cluster_name: String,
+    /// The cluster's id.
+    pub cluster_id: [u8; 16],
+    /// The map's version.
+    pub version: u64,
+    /// Microseconds since this monitor began to lead.
+    pub leading_for: u64,
+    /// The nodes, in order.
+    pub nodes: Vec<NodeStatus>,
+    /// The volumes, in order.
+    pub volumes: Vec<VolumeStatus>,
+    /// Placement groups in all.
+    pub pgs: u64,
+    /// Those with a member down and a majority up.
+    pub pgs_degraded: u64,
+    /// Those without a majority up.
+    pub pgs_unavailable: u64,
+}
+
+/// What a status is made of.
+pub(crate) struct Facts<'a> {
+    pub map: &'a ClusterMap,
+    pub liveness: &'a Liveness,
+    pub heartbeats: &'a BTreeMap<NodeId, Heartbeat>,
+    pub volumes: Vec<VolumeStatus>,
+    pub now: Time,
+    pub started: Time,
+}
+
+fn majority_up(set: &[NodeId], up: impl Fn(NodeId) -> bool) -> bool {
+    2 * set.iter().filter(|node| up(**node)).count() > set.len()
+}
+
+/// The checks that apply, worst first.
+pub(crate) fn status(facts: Facts<'_>) -> Status {
+    let map = facts.map;
+    let mut checks = Vec::new();
+    let mut report = |kind: CheckKind, count: usize, what: &str, details: Vec<String>| {
+        if count > 0 {
+            checks.push(Check {
+                code: kind.code.to_owned(),
+                health: kind.health,
+                summary: format!("{count} {what}"),
+                details: details.into_iter().take(DETAILS_MAX).collect(),
+                remedy: kind.remedy.to_owned(),
+            });
+        }
+    };
+    let up = |node: NodeId| map.nodes.get(&node).is_some_and(|it| it.up);
+    let nodes_with = |test: &dyn Fn(NodeId) -> bool| -> Vec<String> {
+        let ids = map.nodes.keys().filter(|id| test(**id));
+        ids.map(|id| format!("{id} ({})", map.nodes[id].address))
+            .collect()
+    };
+    let said = |test: fn(&Heartbeat) -> bool| {
+        nodes_with(&|id| facts.heartbeats.get(&id).is_some_and(test))
+    };
+    let mut nodes_report =
+        |kind, what: &str, nodes: Vec<String>| report(kind, nodes.len(), what, nodes);
+
+    let unheard = nodes_with(&|id| up(id) && !facts.liveness.known(id));
+    nodes_report(
+        MONITOR_SETTLING,
+        "nodes not heard of since the monitor started",
+        unheard,
+    );
+    nodes_report(NODE_DOWN, "nodes down", nodes_with(&|id| !up(id)));
+    let nearly = said(|it| {
+        !it.full
+            && u128::from(it.bytes_used) * 100
+                > u128::from(it.bytes_total) * u128::from(NEARFULL_PERCENT)
+    });
+    nodes_report(NODE_NEARFULL, "nodes nearly full", nearly);
+    nodes_report(NODE_FULL, "nodes full", said(|it| it.full));
+    let lost = nodes_with(&|id| map.nodes[&id].lost);
+    nodes_report(NODE_LOST_STATE, "nodes with lost state", lost);
+    nodes_report(
+        BAD_BLOCKS,
+        "nodes with bad blocks",
+        said(|it| it.bad_blocks > 0),
+    );
+    nodes_report(
+        COPIES_BEHIND,
+        "nodes with copies behind",
+        said(|it| it.behind > 0),
+    );
+
+    if map.pools.is_empty() {
+        report(NO_POOL, 1, "cluster without a pool", vec![]);
+    }
+    let available = |pg: &Pg| majority_up(&pg.old, up) && majority_up(&pg.new, up);
+    let unavailable: Vec<String> = map
+        .pgs
+        .iter()
+        .filter(|(_, pg)| !available(pg))
+        .map(|(id, _)| id.to_string())
+        .collect();
+    let degraded: Vec<String> = map
+        .pgs
+        .iter()
+        .filter(|(_, pg)| available(pg) && !pg.old.iter().chain(&pg.new).all(|node| up(*node)))
+        .map(|(id, _)| id.to_string())
+        .collect();
+    let (pgs_unavailable, pgs_degraded) = (unavailable.len() as u64, degraded.len() as u64);
+    report(
+        PG_UNAVAILABLE,
+        unavailable.len(),
+        "placement groups without a majority",
+        unavailable,
+    );
+    report(
+        PG_DEGRADED,
+        degraded.len(),
+        "placement groups with a member down",
+        degraded,
+    );
+    let unhealed: Vec<String> = facts
+        .volumes
+        .iter()
+        .filter(|it| it.needs_heal)
+        .filter_map(|it| {
+            map.volumes
+                .get(&it.volume)
+                .map(|volume| volume.name.clone())
+        })
+        .collect();
+    report(
+        VOLUME_NEEDS_HEAL,
+        unhealed.len(),
+        "volumes to be healed",
+        unhealed,
+    );
+    checks.sort_by_key(|check| std::cmp::Reverse(check.health));
+
+    let nodes = map.nodes.iter().map(|(id, node)| NodeStatus {
+        node: *id,
+        up: facts
+            .liveness
+            .known(*id)
+            .then_some(node.up)
+            .or((!node.up).then_some(false)),
+        heartbeat: facts.heartbeats.get(id).cloned(),
+    });
+    Status {
+        health: checks
+            .iter()
+            .map(|check| check.health)
+            .max()
+            .unwrap_or(Health::HEALTH_OK),
+        cluster_name: map.name.clone(),
+        cluster_id: map.cluster_id,
+        version: map.version,
+        leading_for: facts.now.since(facts.started),
+        nodes: nodes.collect(),
+        pgs: map.pgs.len() as u64,
+        pgs_degraded,
+        pgs_unavailable,
+        volumes: facts.volumes,
+        checks,
+    }
+}
+
+/// The holder's part of a volume's status.
+pub(crate) fn volume_status(
+    map: &ClusterMap,
+    id: VolumeId,
+    expired: bool,
+    differs: bool,
+) -> VolumeStatus {
+    let volume = map.volumes.get(&id);
+    let kind = volume
+        .and_then(|it| it.holder.as_ref())
+        .map(|holder| holder.kind);
+    let held = kind.is_some() && !expired;
+    let clean = volume.is_some_and(|it| it.clean);
+    VolumeStatus {
+        volume: id,
+        generation: volume.map(|it| it.generation).unwrap_or_default(),
+        attached: held && kind == Some(HolderKind::FrontEnd),
+        healing: held && kind == Some(HolderKind::Healer),
+        needs_heal: !held && (!clean || differs),
+    }
+}

@@ -1,0 +1,360 @@
+//! Log, vote and snapshot in one `redb` file, each commit in two phases.
+//!
+//! Everything in the file is `postcard` behind a version byte. Commits block for as long as the disk
+//! takes, so they run on tokio's blocking threads; they are awaited one after the other, because Raft
+//! wants its writes in order.
+
+use super::Types;
+use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{Entry, LogId, OptionalSend, StorageError, StorageIOError, Vote};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::fmt::Debug;
+use std::ops::RangeBounds;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+const VOTE: &str = "vote";
+const PURGED: &str = "purged";
+const IDENTITY: &str = "identity";
+pub(super) const SNAPSHOT: &str = "snapshot";
+
+/// The format of everything in the file.
+const FORMAT: u8 = 1;
+/// Bytes of the file that redb keeps in memory.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// Whose file it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub cluster_id: [u8; 16],
+    pub cluster_name: String,
+}
+
+/// Why the data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("{0} is in use by another monitor: stop it, or choose another data directory")]
+    InUse(PathBuf),
+    #[error(
+        "{path} belongs to cluster {theirs:?}, not {ours:?}: check data directory and cluster name"
+    )]
+    OtherCluster {
+        path: PathBuf,
+        theirs: String,
+        ours: String,
+    },
+    #[error(
+        "{path} cannot be used: {error}; if the disk is sound, restore the monitor's directory from a copy"
+    )]
+    Damaged { path: PathBuf, error: Failure },
+    #[error("cannot create {path}: {error}")]
+    Create {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+}
+
+/// A failure of the file or of what is in it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{0}")]
+    Redb(#[from] redb::Error),
+    #[error("undecodable content: {0}")]
+    Content(#[from] postcard::Error),
+    #[error(
+        "content of format {0}, this release knows {FORMAT}: use the release that wrote it, or a newer one"
+    )]
+    Format(u8),
+    #[error("{0} bytes left over behind the content")]
+    LeftOver(usize),
+    #[error("the writer was cut off: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Failure> {
+    Ok(postcard::to_extend(value, vec![FORMAT])?)
+}
+
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    match bytes.split_first() {
+        Some((&FORMAT, rest)) => match postcard::take_from_bytes(rest)? {
+            (value, []) => Ok(value),
+            // Bytes of another type may decode to something; what is left over gives them away.
+            (_, left) => Err(Failure::LeftOver(left.len())),
+        },
+        Some((other, _)) => Err(Failure::Format(*other)),
+        None => Err(Failure::Format(0)),
+    }
+}
+
+/// The file. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Store {
+    database: Arc<Database>,
+}
+
+type RaftResult<T> = Result<T, StorageError<u64>>;
+
+impl Store {
+    /// Opens the file in `dir`, or makes it with `fresh` as its identity.
+    ///
+    /// Blocks; for the start of the process only.
+    pub fn open(
+        dir: &Path,
+        cluster_name: &str,
+        fresh: Identity,
+    ) -> Result<(Store, Identity), OpenError> {
+        let path = dir.join("monitor.redb");
+        std::fs::create_dir_all(dir).map_err(|error| {
+            let path = dir.to_owned();
+            OpenError::Create { path, error }
+        })?;
+        let database = match Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create(&path)
+        {
+            Ok(database) => database,
+            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(OpenError::InUse(path)),
+            Err(error) => {
+                let error = Failure::Redb(error.into());
+                return Err(OpenError::Damaged { path, error });
+            }
+        };
+        // The file's name must outlive a power cut as surely as its content.
+        let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|error| {
+            let path = dir.to_owned();
+            OpenError::Create { path, error }
+        })?;
+        let store = Store {
+            database: Arc::new(database),
+        };
+        let identity = match store.identify(fresh) {
+            Ok(identity) => identity,
+            Err(error) => return Err(OpenError::Damaged { path, error }),
+        };
+        if identity.cluster_name != cluster_name {
+            return Err(OpenError::OtherCluster {
+                path,
+                theirs: identity.cluster_name,
+                ours: cluster_name.to_owned(),
+            });
+        }
+        Ok((store, identity))
+    }
+
+    fn identify(&self, fresh: Identity) -> Result<Identity, Failure> {
+        let mut identity = fresh;
+        // Makes both tables, too, so that reading finds them.
+        self.write(|_, meta| {
+            let known = meta.get(IDENTITY)?.map(|value| value.value().to_vec());
+            match known {
+                Some(bytes) => identity = decode(&bytes).map_err(Failed::Ours)?,
+                None => {
+                    let bytes = encode(&identity).map_err(Failed::Ours)?;
+                    meta.insert(IDENTITY, bytes.as_slice())?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(identity)
+    }
+
+    /// One durable change. Blocks.
+    fn write(
+        &self,
+        change: impl FnOnce(
+            &mut redb::Table<'_, u64, &'static [u8]>,
+            &mut redb::Table<'_, &'static str, &'static [u8]>,
+        ) -> Result<(), Failed>,
+    ) -> Result<(), Failure> {
+        let mut transaction = self.database.begin_write().map_err(redb::Error::from)?;
+        // A crash in the middle of a commit must be told from the commit before: checksums alone are
+        // not trusted with that.
+        transaction.set_two_phase_commit(true);
+        {
+            let mut log = transaction.open_table(LOG).map_err(redb::Error::from)?;
+            let mut meta = transaction.open_table(META).map_err(redb::Error::from)?;
+            change(&mut log, &mut meta).map_err(|failed| match failed {
+                Failed::Redb(error) => Failure::Redb(error.into()),
+                Failed::Ours(error) => error,
+            })?;
+        }
+        transaction.commit().map_err(redb::Error::from)?;
+        Ok(())
+    }
+
+    /// As [`Store::write`], on a blocking thread.
+    async fn change<F>(&self, change: F) -> Result<(), Failure>
+    where
+        F: FnOnce(
+                &mut redb::Table<'_, u64, &'static [u8]>,
+                &mut redb::Table<'_, &'static str, &'static [u8]>,
+            ) -> Result<(), Failed>
+            + Send
+            + 'static,
+    {
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || store.write(change)).await?
+    }
+
+    /// Puts one value into the table of single values, durably.
+    pub(super) async fn put<T: Serialize>(
+        &self,
+        key: &'static str,
+        value: &T,
+    ) -> Result<(), Failure> {
+        let bytes = encode(value)?;
+        self.change(move |_, meta| {
+            meta.insert(key, bytes.as_slice())?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Reads such a value. From redb's cache or the page cache; not worth a thread.
+    pub(super) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Failure> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(META)?;
+            Ok(table.get(key)?.map(|value| value.value().to_vec()))
+        };
+        read()?.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<Entry<Types>>, Failure> {
+        let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(LOG)?;
+            let mut entries = Vec::new();
+            for entry in table.range(range)? {
+                entries.push(entry?.1.value().to_vec());
+            }
+            Ok(entries)
+        };
+        read()?.iter().map(|bytes| decode(bytes)).collect()
+    }
+
+    fn last(&self) -> Result<Option<Entry<Types>>, Failure> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(LOG)?;
+            Ok(table.last()?.map(|entry| entry.1.value().to_vec()))
+        };
+        read()?.map(|bytes| decode(&bytes)).transpose()
+    }
+}
+
+/// Why a change was given up.
+enum Failed {
+    Redb(redb::StorageError),
+    Ours(Failure),
+}
+
+impl From<redb::StorageError> for Failed {
+    fn from(error: redb::StorageError) -> Failed {
+        Failed::Redb(error)
+    }
+}
+
+fn any(error: Failure) -> openraft::AnyError {
+    openraft::AnyError::new(&error)
+}
+
+impl RaftLogReader<Types> for Store {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> RaftResult<Vec<Entry<Types>>> {
+        self.entries(range)
+            .map_err(|error| StorageIOError::read_logs(any(error)).into())
+    }
+}
+
+impl RaftLogStorage<Types> for Store {
+    type LogReader = Store;
+
+    async fn get_log_state(&mut self) -> RaftResult<LogState<Types>> {
+        let read = |error| StorageIOError::read_logs(any(error));
+        let purged: Option<LogId<u64>> = self.get(PURGED).map_err(read)?;
+        let last = self.last().map_err(read)?.map(|entry| entry.log_id);
+        Ok(LogState {
+            last_purged_log_id: purged,
+            last_log_id: last.or(purged),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Store {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote<u64>) -> RaftResult<()> {
+        let saved = self.put(VOTE, vote).await;
+        saved.map_err(|error| StorageIOError::write_vote(any(error)).into())
+    }
+
+    async fn read_vote(&mut self) -> RaftResult<Option<Vote<u64>>> {
+        self.get(VOTE)
+            .map_err(|error| StorageIOError::read_vote(any(error)).into())
+    }
+
+    // The commit index is not saved: it would cost a commit of the file for each command. A monitor that
+    // starts applies the log when it has become leader, and serves nobody before that.
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<Types>) -> RaftResult<()>
+    where
+        I: IntoIterator<Item = Entry<Types>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let encoded: Result<Vec<(u64, Vec<u8>)>, Failure> = entries
+            .into_iter()
+            .map(|entry| Ok((entry.log_id.index, encode(&entry)?)))
+            .collect();
+        let append = async {
+            let encoded = encoded?;
+            self.change(move |log, _| {
+                for (index, bytes) in &encoded {
+                    log.insert(index, bytes.as_slice())?;
+                }
+                Ok(())
+            })
+            .await
+        };
+        match append.await {
+            Ok(()) => {
+                callback.log_io_completed(Ok(()));
+                Ok(())
+            }
+            Err(error) => {
+                callback.log_io_completed(Err(std::io::Error::other(error.to_string())));
+                Err(StorageIOError::write_logs(any(error)).into())
+            }
+        }
+    }
+
+    async fn truncate(&mut self, log_id: LogId<u64>) -> RaftResult<()> {
+        let truncated = self
+            .change(move |log, _| {
+                log.retain_in(log_id.index.., |_, _| false)?;
+                Ok(())
+            })
+            .await;
+        truncated.map_err(|error| StorageIOError::write_logs(any(error)).into())
+    }
+
+    async fn purge(&mut self, log_id: LogId<u64>) -> RaftResult<()> {
+        let purge = async {
+            let purged = encode(&log_id)?;
+            self.change(move |log, meta| {
+                // Together: a log that begins behind what is said to be purged would have a hole.
+                meta.insert(PURGED, purged.as_slice())?;
+                log.retain_in(..=log_id.index, |_, _| false)?;
+                Ok(())
+            })
+            .await
+        };
+        purge
+            .await
+            .map_err(|error| StorageIOError::write_logs(any(error)).into())
+    }
+}

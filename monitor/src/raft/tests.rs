@@ -1,0 +1,113 @@
+//! The store against openraft's own suite, and a map that comes back from a snapshot and a purged log.
+
+use super::*;
+use openraft::StorageError;
+use openraft::testing::{StoreBuilder, Suite};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+fn identity() -> Identity {
+    Identity {
+        cluster_id: [4; 16],
+        cluster_name: "test".to_owned(),
+    }
+}
+
+struct Builder;
+
+impl StoreBuilder<Types, Store, Machine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, Store, Machine), StorageError<u64>> {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path(), "test", identity()).unwrap();
+        let (machine, _) = Machine::load(store.clone()).unwrap();
+        Ok((dir, store, machine))
+    }
+}
+
+#[test]
+fn the_store_does_what_raft_expects_of_it() {
+    Suite::test_all(Builder).unwrap();
+}
+
+async fn start(dir: &Path) -> (Raft, SharedMap) {
+    let (store, _) = Store::open(dir, "test", identity()).unwrap();
+    let (machine, map) = Machine::load(store.clone()).unwrap();
+    let config = openraft::Config {
+        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(50),
+        max_in_snapshot_log_to_keep: 5,
+        purge_batch_size: 1,
+        ..openraft::Config::default()
+    };
+    let raft = Raft::new(VOTER, Arc::new(config), Nobody, store, machine);
+    let raft = raft.await.unwrap();
+    if raft.is_initialized().await.unwrap() {
+        raft.trigger().elect().await.unwrap();
+    } else {
+        let voters = BTreeMap::from([(VOTER, openraft::BasicNode::new(""))]);
+        raft.initialize(voters).await.unwrap();
+    }
+    let wait = raft.wait(Some(std::time::Duration::from_secs(20)));
+    wait.state(openraft::ServerState::Leader, "leads")
+        .await
+        .unwrap();
+    raft.ensure_linearizable().await.unwrap();
+    (raft, map)
+}
+
+async fn write(raft: &Raft, command: Command) {
+    raft.client_write(command)
+        .await
+        .unwrap()
+        .data
+        .0
+        .unwrap()
+        .unwrap();
+}
+
+fn register(n: u64) -> Command {
+    Command::RegisterNode {
+        id: None,
+        incarnation: trefoil_core::Incarnation(n + 1),
+        address: ([127, 0, 0, 1], 1).into(),
+        host: format!("host{n}"),
+        class: None,
+        size: 1 << 40,
+        now: 0,
+    }
+}
+
+#[test]
+fn the_map_comes_back_from_a_snapshot_and_what_is_left_of_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    // The runtimes are dropped in mid-air: nothing is stopped in order.
+    let before = runtime().block_on(async {
+        let (raft, map) = start(dir.path()).await;
+        let identity = identity();
+        let (cluster_id, name) = (identity.cluster_id, identity.cluster_name);
+        write(&raft, Command::Init { cluster_id, name }).await;
+        for n in 0..120 {
+            write(&raft, register(n)).await;
+        }
+        let wait = raft.wait(Some(std::time::Duration::from_secs(20)));
+        let purged = |metrics: &openraft::RaftMetrics<u64, openraft::BasicNode>| {
+            metrics.purged.is_some_and(|id| id.index > 40)
+        };
+        wait.metrics(purged, "the log is purged").await.unwrap();
+        write(&raft, register(120)).await;
+        map.borrow().clone()
+    });
+    assert_eq!(before.nodes.len(), 121);
+    for _ in 0..2 {
+        let after = runtime().block_on(async {
+            let (_raft, map) = start(dir.path()).await;
+            map.borrow().clone()
+        });
+        assert_eq!(after, before);
+    }
+}

@@ -1,0 +1,318 @@
+//! What daemons and administrators ask the monitors, and what they answer.
+//!
+//! A frame of kind [`KIND_REQUEST`] or [`KIND_RESPONSE`] whose meta is a version byte, the request's id
+//! (u64, little-endian) and a `postcard` value. Ids are the asker's; answers come in any order.
+//! Append variants at the end only, and raise [`VERSION`] where a type changes.
+//!
+//! Times that travel are lengths in microseconds, never points in time: no two clocks are compared.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::net::SocketAddr;
+use trefoil_core::crush::CrushMap;
+use trefoil_core::map::lease::Renewal;
+use trefoil_core::map::{Ack, FailureDomain, Holder, MapError, Volume};
+use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
+use trefoil_transport::KIND_USER_MIN;
+
+use crate::health::Status;
+
+/// The frame of a [`Request`].
+pub const KIND_REQUEST: u16 = KIND_USER_MIN;
+/// The frame of a [`Response`].
+pub const KIND_RESPONSE: u16 = KIND_USER_MIN + 1;
+/// Of every type here. Both sides must have the same.
+pub const VERSION: u8 = 1;
+
+/// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
+pub const REQUESTS_MAX: usize = 64;
+/// Differing groups in one heartbeat. A node with more reports the rest when these are healed.
+pub const DIFFERING_MAX: usize = 256;
+/// Volumes in one Renew, Release or HealWork. A front end with more sends several.
+pub const VOLUMES_PER_REQUEST_MAX: usize = 1024;
+/// The longest [`Request::WaitMap`], in microseconds.
+pub const WAIT_MAX: u64 = 30_000_000;
+
+/// Names a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeKey {
+    /// By its id.
+    Id(VolumeId),
+    /// By its name, as clients do.
+    Name(String),
+}
+
+/// What a node says of itself, every second or so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Its id.
+    pub node: NodeId,
+    /// Its store.
+    pub incarnation: Incarnation,
+    /// The position up to which its log is durable.
+    pub position: u64,
+    /// It has lost acknowledged state, and not all of it is healed (N8).
+    pub lost: bool,
+    /// Bytes of its device that can hold data.
+    pub bytes_total: u64,
+    /// Bytes of them in use.
+    pub bytes_used: u64,
+    /// It refuses new data for lack of room.
+    pub full: bool,
+    /// Blocks that are bad here now: their bytes fail their checksum, and no peer had good ones.
+    pub bad_blocks: u64,
+    /// Blocks whose bytes failed their checksum since the node started, healed or not.
+    pub checksum_errors: u64,
+    /// Objects that are behind here.
+    pub behind: u64,
+    /// Reads, writes, and their bytes since the node started.
+    pub reads: u64,
+    /// See `reads`.
+    pub writes: u64,
+    /// See `reads`.
+    pub read_bytes: u64,
+    /// See `reads`.
+    pub write_bytes: u64,
+    /// Groups of which the node has seen that its copy differs from a peer's (section 8): all of them at
+    /// present, at most [`DIFFERING_MAX`].
+    pub differing: Vec<GroupId>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// The map, if its layout is not the one that the asker has. 0: none.
+    GetMap {
+        /// [`trefoil_core::map::ClusterMap::layout`] of the asker's.
+        have: u64,
+    },
+    /// As GetMap, and waits until there is another layout, or for `timeout` microseconds.
+    WaitMap {
+        /// As in GetMap.
+        have: u64,
+        /// At most [`WAIT_MAX`].
+        timeout: u64,
+    },
+    /// A storage node introduces itself.
+    RegisterNode {
+        /// The id that it was given before.
+        id: Option<NodeId>,
+        /// Its store.
+        incarnation: Incarnation,
+        /// Where it listens.
+        address: SocketAddr,
+        /// Its CRUSH host.
+        host: String,
+        /// Its device class.
+        class: Option<String>,
+        /// Bytes of its device.
+        size: u64,
+    },
+    /// A node lives.
+    Heartbeat(Heartbeat),
+    /// The volume, please. To be asked again after the time that Busy names, or sooner.
+    Attach {
+        /// Which one.
+        volume: VolumeKey,
+        /// For whom.
+        holder: Holder,
+        /// A promise that a node named when it refused, above all granted generations (6.5); else 0.
+        above: Generation,
+    },
+    /// These are still in use.
+    Renew {
+        /// By whom.
+        holder: Holder,
+        /// Which ones, at most [`VOLUMES_PER_REQUEST_MAX`].
+        volumes: Vec<(VolumeId, Generation)>,
+    },
+    /// These are not in use any more.
+    Release {
+        /// Volume, generation, and whether every member holds every object whole, so that there is
+        /// nothing to heal. At most [`VOLUMES_PER_REQUEST_MAX`].
+        volumes: Vec<(VolumeId, Generation, bool)>,
+    },
+    /// Volumes to heal (section 8), each with a generation for it.
+    HealWork {
+        /// Who would do it; its kind must be Healer.
+        holder: Holder,
+        /// How many more it can take.
+        max: u32,
+    },
+    /// How is everything?
+    Status,
+    /// A new pool.
+    CreatePool {
+        /// Its name.
+        name: String,
+        /// Copies.
+        size: u8,
+        /// Placement groups.
+        pg_num: u32,
+        /// What puts copies apart.
+        domain: FailureDomain,
+        /// When a write is acknowledged.
+        ack: Ack,
+    },
+    /// A new volume.
+    CreateVolume {
+        /// Its name.
+        name: String,
+        /// Its pool's name.
+        pool: String,
+        /// Bytes.
+        size: u64,
+        /// Bytes of an object.
+        object_size: u64,
+        /// Milliseconds.
+        io_timeout: Option<u64>,
+    },
+    /// A volume goes, with its data.
+    RemoveVolume {
+        /// Which one.
+        volume: VolumeKey,
+    },
+    /// Another CRUSH map.
+    SetCrush {
+        /// The map.
+        crush: Box<CrushMap>,
+    },
+}
+
+impl Request {
+    /// True where asking twice does no more than asking once, so that the client may ask again when it
+    /// does not know whether the first was heard. (Attach is: a second generation for the same
+    /// process replaces its first.)
+    pub fn is_idempotent(&self) -> bool {
+        !matches!(
+            self,
+            Request::CreatePool { .. }
+                | Request::CreateVolume { .. }
+                | Request::RemoveVolume { .. }
+        )
+    }
+}
+
+/// A volume that was granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// Its id.
+    pub volume: VolumeId,
+    /// The generation: never granted before, never granted again.
+    pub generation: Generation,
+    /// What the map says of it.
+    pub info: Volume,
+    /// The lease lasts this many microseconds *from when the request was sent*.
+    pub lease: u64,
+    /// It should be renewed this often, in microseconds.
+    pub renew: u64,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    /// The asker has the latest layout.
+    MapUnchanged {
+        /// It.
+        layout: u64,
+    },
+    /// The frame's payload is the map: [`VERSION`] and its `postcard`.
+    Map {
+        /// Its layout.
+        layout: u64,
+    },
+    /// The node's id.
+    Node(NodeId),
+    /// To a heartbeat.
+    Alive {
+        /// The latest layout: a node with an older one asks for the map.
+        layout: u64,
+        /// The greatest log position that the monitors have been told by this node. A node whose log
+        /// ends before it at start has lost state (N8). After a monitor's restart it may be
+        /// some seconds old.
+        position_floor: u64,
+    },
+    /// Here it is.
+    Granted(Box<Granted>),
+    /// Not now.
+    Busy {
+        /// Who has it.
+        holder: Holder,
+        /// Microseconds after which it is worth asking again at the latest.
+        retry_after: u64,
+    },
+    /// To a renewal.
+    Renewed {
+        /// Volume by volume, in the order of the question.
+        volumes: Vec<(VolumeId, Renewal)>,
+        /// The latest layout.
+        layout: u64,
+        /// Groups of these volumes that nodes say differ: open them in the background.
+        differing: Vec<GroupId>,
+    },
+    /// What to heal.
+    Heal(Vec<Granted>),
+    /// How everything is.
+    Status(Box<Status>),
+    /// The pool's id.
+    Pool(PoolId),
+    /// The volume's id.
+    Volume(VolumeId),
+    /// It is done.
+    Done,
+    /// It is not.
+    Error(RpcError),
+}
+
+/// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum RpcError {
+    /// The map does not allow it.
+    #[error("{0}")]
+    Refused(#[from] MapError),
+    /// The request cannot be read, or breaks a limit.
+    #[error("malformed request: {0}")]
+    Malformed(String),
+    /// More than [`REQUESTS_MAX`] at once on one connection.
+    #[error("more than {REQUESTS_MAX} requests at once on one connection: wait for answers")]
+    TooMany,
+    /// This monitor does not lead (yet): try again, or another one.
+    #[error("this monitor does not lead at present: {0}")]
+    NotLeading(String),
+    /// The monitor failed while it did it; it may yet take effect.
+    #[error("the monitor cannot tell whether it was done: {0}")]
+    Unsure(String),
+    /// A role that may not ask this.
+    #[error("not allowed: {0}")]
+    NotAllowed(String),
+}
+
+/// Appends the meta of a request or response to a buffer.
+pub(crate) fn encode<T: Serialize>(meta: &mut bytes::BytesMut, id: u64, value: &T) {
+    meta.extend_from_slice(&[VERSION]);
+    meta.extend_from_slice(&id.to_le_bytes());
+    // postcard fails for sequences of unknown length only, and there are none here.
+    if let Ok(bytes) = postcard::to_stdvec(value) {
+        meta.extend_from_slice(&bytes);
+    }
+}
+
+/// The id of a request or response, and the rest.
+pub(crate) fn split(meta: &[u8]) -> Option<(u8, u64, &[u8])> {
+    let (version, rest) = meta.split_first()?;
+    let (id, rest) = rest.split_first_chunk::<8>()?;
+    Some((*version, u64::from_le_bytes(*id), rest))
+}
+
+/// What is behind the id; bytes that are left over are an error.
+pub(crate) fn decode<T: DeserializeOwned>(version: u8, rest: &[u8]) -> Result<T, String> {
+    if version != VERSION {
+        return Err(format!(
+            "version {version}, this monitor speaks {VERSION}: run the same release on both sides"
+        ));
+    }
+    match postcard::take_from_bytes(rest) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, left)) => Err(format!("{} bytes left over", left.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,80 @@
+//! What a front end asks of the monitors. One narrow door, so that sessions can be tested without any.
+
+use crate::disk::LocalFuture;
+use std::rc::Rc;
+use std::time::Duration;
+use trefoil_core::map::lease::Renewal;
+use trefoil_core::map::{ClusterMap, Holder, HolderKind};
+use trefoil_core::{Generation, GroupId, VolumeId};
+
+/// The monitors do not answer. What is attached goes on without them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the monitors do not answer: {0}")]
+pub struct Unreachable(pub String);
+
+/// A generation.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// It.
+    pub generation: Generation,
+    /// How long the lease lasts after the request was *sent*.
+    pub lease: Duration,
+}
+
+/// Why a volume is not granted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    /// Somebody else has it, and has been asked to let go.
+    #[error("attached by {}", holder.name)]
+    Busy {
+        /// Who.
+        holder: Holder,
+        /// When its lease will have run out, unless it is renewed.
+        retry_after: Duration,
+    },
+    /// There is no such volume.
+    #[error("there is no such volume")]
+    Missing,
+    /// The monitors refuse for another reason.
+    #[error("refused by the monitors: {0}")]
+    Refused(String),
+    /// See [`Unreachable`].
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+}
+
+/// The answer to a renewal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Renewals {
+    /// Volume by volume.
+    pub volumes: Vec<(VolumeId, Renewal)>,
+    /// Groups that nodes say differ: to be opened in the background.
+    pub differing: Vec<GroupId>,
+}
+
+/// The monitors.
+pub trait Cluster {
+    /// The newest map that is known here.
+    fn map(&self) -> Rc<ClusterMap>;
+    /// Resolves when a map is known whose layout is another than `seen`.
+    fn map_changed(&self, seen: u64) -> LocalFuture<()>;
+    /// A node knows a newer map: ask for it soon.
+    fn refresh(&self);
+    /// Who has the volume now; asks the monitors, takes nothing.
+    fn holder(&self, volume: VolumeId) -> LocalFuture<Result<Option<Holder>, Unreachable>>;
+    /// Asks for a generation above `above`. If somebody else has the volume, it is asked to let go.
+    fn attach(
+        &self,
+        volume: VolumeId,
+        kind: HolderKind,
+        above: Generation,
+    ) -> LocalFuture<Result<Granted, AttachError>>;
+    /// Renews leases.
+    fn renew(&self, volumes: Vec<(VolumeId, Generation)>) -> LocalFuture<Result<Renewals, Unreachable>>;
+    /// Gives generations back; the last says whether every copy is whole.
+    fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> LocalFuture<Result<(), Unreachable>>;
+    /// Volumes that need a healer, each granted to this process as one; at most `max`.
+    fn heal(&self, max: usize) -> LocalFuture<Result<Vec<(VolumeId, Granted)>, Unreachable>>;
+    /// The name of this process and its boot, as the monitors know it.
+    fn me(&self) -> Holder;
+}

@@ -1,0 +1,548 @@
+//! The front end: [`Core`] and the tasks around it.
+//!
+//! | task | waits for |
+//! |---|---|
+//! | one per node | its connection, its frames |
+//! | one per volume that is being attached | the monitors |
+//! | renewals | every [`RENEW_INTERVAL`], one for all volumes |
+//! | ticks | what the leaders ask for |
+//! | map | a newer map |
+//! | healer | work from the monitors, every [`HEAL_INTERVAL`] |
+//!
+//! A task borrows the core for one batch and never over an await.
+
+use super::cluster::{AttachError, Cluster, Granted};
+use super::core::{Core, End, Notice, SessionKey};
+use super::links::{Backoff, NodeAddress, RESET_PAUSE};
+use rustc_hash::FxHashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use trefoil_core::leader::{Options, VolumeSpec};
+use trefoil_core::map::lease::Renewal;
+use trefoil_core::map::{ClusterMap, HolderKind, Pg};
+use trefoil_core::placement::PgConfig;
+use trefoil_core::{BLOCK_SIZE, Generation, NodeId, PgId, Time, VolumeId};
+use trefoil_transport::{CloseReason, Connected, Expect, Hello, Role, connect};
+
+/// Time between renewals of the leases: three tries in one lease.
+pub const RENEW_INTERVAL: Duration = Duration::from_secs(2);
+/// How often a volume that somebody else holds is asked for again.
+const BUSY_RETRY: Duration = Duration::from_millis(100);
+/// How often a volume is asked for while the monitors do not answer.
+const UNREACHABLE_RETRY: Duration = Duration::from_millis(250);
+/// After this front end has lost a volume to another one it does not drive that one out for so long.
+/// Without it two clients of one disk would throw each other out in turn.
+pub const HOLD_DOWN: Duration = Duration::from_secs(10);
+/// A volume without clients for this long is released.
+pub const IDLE_RELEASE: Duration = Duration::from_secs(10);
+/// How often the monitors are asked for volumes to heal.
+pub const HEAL_INTERVAL: Duration = Duration::from_secs(5);
+/// Volumes that this process heals at once.
+pub const HEALERS_MAX: usize = 2;
+/// A healer that is not done by then (a node is away, say) gives its place to the next volume.
+pub const HEAL_TIME_MAX: Duration = Duration::from_secs(120);
+/// Tries to give a generation back. After that its lease has to run out.
+const RELEASE_TRIES: usize = 5;
+/// Longest sleep of the ticker, and the shortest.
+const TICK_IDLE: Duration = Duration::from_millis(250);
+const TICK_BUSY: Duration = Duration::from_millis(10);
+
+/// See the module.
+pub struct FrontEnd {
+    core: RefCell<Core>,
+    cluster: Rc<dyn Cluster>,
+    hello: Hello,
+    /// Volumes that were lost to somebody else, and until when they are not taken back.
+    held_down: RefCell<FxHashMap<VolumeId, Instant>>,
+    /// Generations that nodes have promised to somebody (6.5).
+    above: RefCell<FxHashMap<VolumeId, Generation>>,
+    /// Sessions without clients, and since when.
+    idle: RefCell<FxHashMap<SessionKey, Instant>>,
+    /// Sessions of healers, and since when.
+    healers: RefCell<FxHashMap<SessionKey, Instant>>,
+    /// Releases that are on their way to the monitors, and who waits for them.
+    releasing: Cell<usize>,
+    released: Notify,
+    /// Wakes the ticker when operations begin.
+    busy: Notify,
+    ticker_sleeps: Cell<bool>,
+    stopping: Cell<bool>,
+}
+
+impl FrontEnd {
+    /// Nothing runs yet. Must be used within a `LocalSet`.
+    pub fn new(cluster: Rc<dyn Cluster>, hello: Hello) -> Rc<FrontEnd> {
+        let front = Rc::new(FrontEnd {
+            core: RefCell::default(),
+            cluster,
+            hello,
+            held_down: RefCell::default(),
+            above: RefCell::default(),
+            idle: RefCell::default(),
+            healers: RefCell::default(),
+            releasing: Cell::new(0),
+            released: Notify::new(),
+            busy: Notify::new(),
+            ticker_sleeps: Cell::new(false),
+            stopping: Cell::new(false),
+        });
+        front.set_addresses(&front.cluster.map());
+        front
+    }
+
+    /// The monitors.
+    pub fn cluster(&self) -> &Rc<dyn Cluster> {
+        &self.cluster
+    }
+
+    /// Looks at the core without giving it anything.
+    pub fn look<R>(&self, at: impl FnOnce(&Core) -> R) -> R {
+        at(&self.core.borrow())
+    }
+
+    /// One batch: `inputs` gives the core something, then everything runs that can. Must not be called
+    /// from within itself.
+    pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Core) -> R) -> R {
+        let mut notices = Vec::new();
+        let (result, wanted) = {
+            let mut core = self.core.borrow_mut();
+            let result = inputs(&mut core);
+            core.finish();
+            core.take_notices(&mut notices);
+            (result, core.links().take_wanted())
+        };
+        for node in wanted {
+            tokio::task::spawn_local(self.clone().link(node));
+        }
+        for notice in notices {
+            self.act(notice);
+        }
+        if self.ticker_sleeps.get() && self.core.borrow().is_busy() {
+            self.ticker_sleeps.set(false);
+            self.busy.notify_one();
+        }
+        result
+    }
+
+    fn act(self: &Rc<Self>, notice: Notice) {
+        match notice {
+            Notice::Wanted(key) => {
+                tokio::task::spawn_local(self.clone().attach(key));
+            }
+            Notice::Attached(key) => tracing::info!(?key, "a volume is attached"),
+            Notice::Ended(key, end) => self.ended(key, end),
+            Notice::AllWhole(key) => {
+                tracing::info!(?key, "healed: every copy is whole");
+                tokio::task::spawn_local({
+                    let front = self.clone();
+                    async move { front.batch(|core| core.release(key)) }
+                });
+            }
+            Notice::LostData(node) => {
+                tracing::error!(%node, "the node has lost writes that it had reported as durable; it is not counted any more");
+            }
+            Notice::MapStale => self.cluster.refresh(),
+        }
+    }
+
+    fn ended(self: &Rc<Self>, key: SessionKey, (volume, end): (VolumeId, End)) {
+        self.idle.borrow_mut().remove(&key);
+        let healer = self.healers.borrow_mut().remove(&key).is_some();
+        match end {
+            End::Released { generation, clean } => {
+                tracing::info!(%volume, %generation, clean, "a volume is released");
+                self.give_back(volume, generation, clean);
+            }
+            End::Deposed { by } => {
+                if healer {
+                    tracing::info!(%volume, "the healer has made way for another leader");
+                    return;
+                }
+                tracing::warn!(%volume, %by, "another front end has taken the volume over");
+                let mut above = self.above.borrow_mut();
+                let known = above.entry(volume).or_default();
+                *known = (*known).max(by);
+                self.hold_down(volume);
+            }
+            End::Abandoned => {}
+        }
+    }
+
+    fn hold_down(&self, volume: VolumeId) {
+        let mut held_down = self.held_down.borrow_mut();
+        let now = Instant::now();
+        held_down.retain(|_, until| *until > now);
+        held_down.insert(volume, now + HOLD_DOWN);
+    }
+
+    fn give_back(self: &Rc<Self>, volume: VolumeId, generation: Generation, clean: bool) {
+        let front = self.clone();
+        self.releasing.set(self.releasing.get() + 1);
+        tokio::task::spawn_local(async move {
+            for _ in 0..RELEASE_TRIES {
+                match front.cluster.release(vec![(volume, generation, clean)]).await {
+                    Ok(()) => break,
+                    Err(error) => {
+                        tracing::warn!(%volume, %error, "could not give the volume back; trying again");
+                        sleep(UNREACHABLE_RETRY).await;
+                    }
+                }
+            }
+            front.releasing.set(front.releasing.get() - 1);
+            front.released.notify_waiters();
+        });
+    }
+
+    /// What a leader has to know; none if the map does not have the volume (any more).
+    pub fn spec(map: &ClusterMap, volume: VolumeId, generation: Generation) -> Option<VolumeSpec> {
+        let it = map.volumes.get(&volume)?;
+        let pg_num = map.pools.get(&it.pool)?.pg_num;
+        let pg = |pg| map.pgs.get(&PgId { pool: it.pool, pg }).map(config_of);
+        Some(VolumeSpec {
+            id: volume,
+            generation,
+            object_blocks: u32::try_from(it.object_size / BLOCK_SIZE as u64).ok()?,
+            objects: it.objects(),
+            pool: it.pool,
+            pgs: (0..pg_num).map(pg).collect::<Option<_>>()?,
+            pg_of: |volume, object, pg_num| trefoil_core::crush::object_pg(volume.0, object, pg_num),
+            snap: it.snapshots.last().map_or(0, |snapshot| snapshot.id),
+        })
+    }
+
+    /// Gets a generation for a session that a client waits for.
+    async fn attach(self: Rc<Self>, key: SessionKey) {
+        let Some(volume) = self.look(|core| core.volume(key)) else { return };
+        let mut told = false;
+        while self.look(|core| core.is_detached(key)) && !self.stopping.get() {
+            if let Some(wait) = self.held_down_for(volume).await {
+                sleep(wait).await;
+                continue;
+            }
+            let above = self.above.borrow().get(&volume).copied().unwrap_or_default();
+            let sent = Instant::now();
+            match self.cluster.attach(volume, HolderKind::FrontEnd, above).await {
+                Ok(granted) => return self.lead(key, volume, granted, sent, false),
+                Err(AttachError::Busy { holder, retry_after }) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::info!(%volume, holder = holder.name, ?retry_after, "waiting for the volume's holder to let go");
+                    }
+                    sleep(retry_after.min(BUSY_RETRY)).await;
+                }
+                Err(AttachError::Unreachable(error)) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%volume, %error, "cannot attach; requests wait");
+                    }
+                    sleep(UNREACHABLE_RETRY).await;
+                }
+                Err(error @ (AttachError::Missing | AttachError::Refused(_))) => {
+                    tracing::warn!(%volume, %error, "cannot attach; its clients are disconnected");
+                    self.batch(|core| core.release(key));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// How long the volume must be left to whoever took it from here; none if it is free, or the time is
+    /// over.
+    async fn held_down_for(&self, volume: VolumeId) -> Option<Duration> {
+        let until = self.held_down.borrow().get(&volume).copied()?;
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        match self.cluster.holder(volume).await {
+            Ok(None) => None,
+            Ok(Some(holder)) if holder.is(&self.cluster.me()) => None,
+            _ => Some(left.min(UNREACHABLE_RETRY)),
+        }
+    }
+
+    /// A generation has come for a session.
+    fn lead(
+        self: &Rc<Self>,
+        key: SessionKey,
+        volume: VolumeId,
+        granted: Granted,
+        sent: Instant,
+        healer: bool,
+    ) {
+        let map = self.cluster.map();
+        let generation = granted.generation;
+        let Some(spec) = Self::spec(&map, volume, generation) else {
+            tracing::error!(%volume, "the map of this front end does not have the volume that was granted");
+            self.give_back(volume, generation, false);
+            self.cluster.refresh();
+            self.batch(|core| core.release(key));
+            return;
+        };
+        let io_timeout = map.volumes.get(&volume).and_then(|it| it.io_timeout);
+        let io_timeout = io_timeout.map(|ms| ms.saturating_mul(1000));
+        let options = Options { healer, io_timeout, ..Options::default() };
+        let led = self.batch(|core| {
+            let until = core.time_of(sent).after(granted.lease.as_micros() as u64);
+            // A healer serves no reads and needs no lease.
+            core.lead(key, spec, options, if healer { Time(0) } else { until })
+        });
+        if led {
+            tracing::info!(%volume, %generation, healer, "leading a volume");
+        } else {
+            self.give_back(volume, generation, false);
+        }
+    }
+
+    /// The client's side is open: if the volume is free, it is attached at once, so that the first
+    /// request need not wait. A volume that somebody holds is not taken before a request comes.
+    pub async fn attach_if_free(self: Rc<Self>, key: SessionKey) {
+        let Some(volume) = self.look(|core| core.volume(key)) else { return };
+        let free = match self.cluster.holder(volume).await {
+            Ok(None) => true,
+            Ok(Some(holder)) => holder.kind == HolderKind::Healer || holder.is(&self.cluster.me()),
+            Err(_) => false,
+        };
+        if free {
+            self.batch(|core| core.want(key));
+        }
+    }
+
+    /// Makes a node's connection, reads from it, and makes it again, while the map has the node.
+    async fn link(self: Rc<Self>, node: NodeId) {
+        let mut backoff = Backoff::new();
+        loop {
+            // In a statement of its own: the borrow must end before the first await.
+            let address = self.core.borrow_mut().links().address(node);
+            let Some(address) = address else { break };
+            let expect = Expect {
+                role: Role::StorageNode,
+                identity: Some((u64::from(node.0), address.incarnation.0)),
+            };
+            match connect(address.address, self.hello, &expect, Default::default()).await {
+                Err(error) => tracing::debug!(%node, %error, "cannot reach a node"),
+                Ok(connected) => {
+                    backoff.succeeded();
+                    if self.read_link(node, connected).await {
+                        sleep(RESET_PAUSE).await;
+                    }
+                }
+            }
+            // A part of the clock is random enough to keep front ends apart.
+            let draw = self.core.borrow().now().0 as u32;
+            sleep(backoff.pause(draw)).await;
+        }
+        self.core.borrow_mut().links().forget(node);
+    }
+
+    /// Until the connection ends; true if a leader has given it up.
+    async fn read_link(self: &Rc<Self>, node: NodeId, connected: Connected) -> bool {
+        let Connected { mut reader, sender, .. } = connected;
+        tracing::info!(%node, "connected to a node");
+        self.batch(|core| core.link_up(node, sender.clone()));
+        let mut frames = Vec::new();
+        let why = loop {
+            if let Err(why) = reader.read_batch(&mut frames).await {
+                break why;
+            }
+            if !self.batch(|core| core.node_frames(node, &mut frames)) {
+                sender.close("a message that makes no sense");
+                break CloseReason::Local("a message that makes no sense");
+            }
+        };
+        if !self.stopping.get() {
+            tracing::warn!(%node, ?why, "the connection to a node has ended");
+        }
+        self.batch(|core| core.link_down(node))
+    }
+
+    /// Ticks for the leaders, for ever.
+    pub async fn ticks(self: Rc<Self>) {
+        loop {
+            if self.core.borrow().is_busy() {
+                sleep(TICK_BUSY).await;
+            } else {
+                self.ticker_sleeps.set(true);
+                // Either way it is time to look.
+                let _ = timeout(TICK_IDLE, self.busy.notified()).await;
+                self.ticker_sleeps.set(false);
+            }
+            self.batch(|core| core.tick());
+        }
+    }
+
+    /// Renewals for all volumes, for ever; also releases volumes that have no clients.
+    pub async fn renewals(self: Rc<Self>) {
+        loop {
+            let leading = self.look(Core::leading);
+            let volumes: Vec<_> =
+                leading.iter().map(|(_, volume, generation)| (*volume, *generation)).collect();
+            if !volumes.is_empty() {
+                let sent = Instant::now();
+                match timeout(RENEW_INTERVAL, self.cluster.renew(volumes)).await {
+                    Ok(Ok(answers)) => {
+                        for (volume, answer) in answers.volumes {
+                            let key = leading.iter().find(|(_, v, _)| *v == volume);
+                            if let Some((key, volume, _)) = key {
+                                self.renewed(*key, *volume, sent, answer);
+                            }
+                        }
+                        self.batch(|core| answers.differing.iter().for_each(|group| core.differs(*group)));
+                    }
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "leases are not renewed; reads go on by majority");
+                    }
+                    Err(_) => tracing::warn!("leases are not renewed in time; reads go on by majority"),
+                }
+            }
+            self.release_idle();
+            sleep(RENEW_INTERVAL).await;
+        }
+    }
+
+    fn renewed(self: &Rc<Self>, key: SessionKey, volume: VolumeId, sent: Instant, answer: Renewal) {
+        match answer {
+            Renewal::Renewed { release_please } => self.batch(|core| {
+                let lease = trefoil_core::map::lease::LeaseConfig::default().lease;
+                core.lease(key, core.time_of(sent).after(lease));
+                if release_please {
+                    tracing::info!(%volume, "another front end asks for the volume: releasing it");
+                    self.hold_down(volume);
+                    core.release(key);
+                }
+            }),
+            Renewal::Lost => self.batch(|core| core.depose(key, Generation(0))),
+            Renewal::Undecided => {}
+        }
+    }
+
+    fn release_idle(self: &Rc<Self>) {
+        let now = Instant::now();
+        let without: BTreeSet<SessionKey> = self.look(Core::without_clients);
+        let mut over = Vec::new();
+        {
+            let healers = self.healers.borrow();
+            let mut idle = self.idle.borrow_mut();
+            idle.retain(|key, _| without.contains(key));
+            for key in without {
+                let (since, limit) = match healers.get(&key) {
+                    Some(since) => (*since, HEAL_TIME_MAX),
+                    None => (*idle.entry(key).or_insert(now), IDLE_RELEASE),
+                };
+                if now.duration_since(since) >= limit {
+                    over.push(key);
+                }
+            }
+        }
+        for key in over {
+            self.batch(|core| core.release(key));
+        }
+    }
+
+    /// Heals volumes that nobody has attached (section 8), for ever.
+    pub async fn heal(self: Rc<Self>) {
+        loop {
+            sleep(HEAL_INTERVAL).await;
+            let room = HEALERS_MAX.saturating_sub(self.healers.borrow().len());
+            if room == 0 || self.stopping.get() {
+                continue;
+            }
+            let sent = Instant::now();
+            let work = match self.cluster.heal(room).await {
+                Ok(work) => work,
+                Err(error) => {
+                    tracing::debug!(%error, "no work for healers");
+                    continue;
+                }
+            };
+            for (volume, granted) in work {
+                let pool = self.cluster.map().volumes.get(&volume).map(|it| it.pool);
+                let taken = self.look(|core| core.session_of(volume)).is_some();
+                let Some(pool) = pool.filter(|_| !taken) else {
+                    // A client has come meanwhile; or the volume has gone.
+                    self.give_back(volume, granted.generation, false);
+                    continue;
+                };
+                let key = self.batch(|core| core.open(volume, pool, None));
+                self.healers.borrow_mut().insert(key, Instant::now());
+                self.lead(key, volume, granted, sent, true);
+            }
+        }
+    }
+
+    fn set_addresses(&self, map: &ClusterMap) {
+        let address = |node: &trefoil_core::map::Node| NodeAddress {
+            address: node.address,
+            incarnation: node.incarnation,
+        };
+        let book = map.nodes.iter().map(|(id, node)| (*id, address(node))).collect();
+        self.core.borrow_mut().links().set_addresses(book);
+    }
+
+    /// Follows the map, for ever.
+    pub async fn follow_map(self: Rc<Self>) {
+        let mut seen = self.cluster.map();
+        loop {
+            self.cluster.map_changed(seen.layout).await;
+            let map = self.cluster.map();
+            self.set_addresses(&map);
+            let gone: Vec<SessionKey> = seen
+                .volumes
+                .keys()
+                .filter(|volume| map.is_deleted(**volume))
+                .filter_map(|volume| self.look(|core| core.session_of(*volume)))
+                .collect();
+            self.batch(|core| {
+                for (id, pg) in &map.pgs {
+                    if seen.pgs.get(id).is_none_or(|old| old.epoch != pg.epoch) {
+                        core.configure(id.pool, id.pg, &config_of(pg));
+                    }
+                }
+                for key in gone {
+                    core.depose(key, Generation(0));
+                }
+            });
+            seen = map;
+        }
+    }
+
+    /// A client has closed its disk. Never in the middle of a batch.
+    pub fn client_left(&self, key: SessionKey) {
+        self.core.borrow_mut().client_left(key);
+    }
+    /// True when nothing new is taken any more.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+    /// True for a session that heals.
+    pub fn is_healer(&self, key: SessionKey) -> bool {
+        self.healers.borrow().contains_key(&key)
+    }
+
+    /// Releases everything, and waits until the monitors know, at most `within`.
+    pub async fn stop(self: Rc<Self>, within: Duration) {
+        self.stopping.set(true);
+        self.batch(|core| {
+            for key in core.keys() {
+                core.release(key);
+            }
+        });
+        let done = async {
+            loop {
+                let released = self.released.notified();
+                if self.releasing.get() == 0 && self.look(|core| core.keys().is_empty()) {
+                    return;
+                }
+                // A session ends in a batch, which rings nobody.
+                let _ = timeout(TICK_BUSY, released).await;
+            }
+        };
+        if timeout(within, done).await.is_err() {
+            tracing::warn!(?within, "not every volume could be released in time; their leases will run out");
+        }
+        self.core.borrow_mut().links().close_all("the front end is being stopped");
+    }
+}
+
+fn config_of(pg: &Pg) -> PgConfig {
+    PgConfig { epoch: pg.epoch, old: pg.old.clone(), new: pg.new.clone(), learners: pg.learners.clone() }
+}

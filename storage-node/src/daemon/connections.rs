@@ -1,0 +1,218 @@
+//! The tasks around an [`Engine`]: one per connection, one for the store, one for the clock.
+//!
+//! A task waits for something (frames, the store, a tick), then gives the engine one batch. The borrow
+//! of the engine lasts for the batch and never over an await, so there is no lock and no queue between
+//! a socket and the machine. Back-pressure: while the store has more than [`BACKLOG_BYTES_MAX`] that is
+//! not durable yet, no connection is read from; the kernel's socket buffers then stop the senders.
+
+use super::engine::Engine;
+use super::storage::Storage;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use trefoil_core::node::Input;
+use trefoil_core::{Incarnation, NodeId};
+use trefoil_transport::{CloseReason, Connected, Expect, Hello, Options, Role, connect};
+
+/// Bytes that may wait for the device before connections are not read from any more.
+pub const BACKLOG_BYTES_MAX: u64 = 128 << 20;
+
+/// The machine's clock.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// An engine and those who wait for it.
+pub struct Daemon<S> {
+    engine: RefCell<Engine<S>>,
+    /// Said on connections to other nodes.
+    hello: Hello,
+    /// Rung when the store's backlog has shrunk below its limit.
+    room: Notify,
+    /// Rung when the store has failed.
+    failed: Notify,
+}
+
+impl<S: Storage + 'static> Daemon<S> {
+    /// Nothing runs yet.
+    pub fn new(engine: Engine<S>, hello: Hello) -> Rc<Daemon<S>> {
+        Rc::new(Daemon { engine: RefCell::new(engine), hello, room: Notify::new(), failed: Notify::new() })
+    }
+
+    /// One batch: `inputs` feeds the engine. Must not be called from within itself.
+    pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Engine<S>) -> R) -> R {
+        let (result, wanted, backlog, failed) = {
+            let mut engine = self.engine.borrow_mut();
+            engine.begin();
+            let result = inputs(&mut engine);
+            engine.finish();
+            let wanted = engine.peers().take_wanted();
+            (result, wanted, engine.store().backlog_bytes(), engine.failed().is_some())
+        };
+        for node in wanted {
+            tokio::task::spawn_local(self.clone().peer(node));
+        }
+        if backlog <= BACKLOG_BYTES_MAX {
+            self.room.notify_waiters();
+        }
+        if failed {
+            self.failed.notify_one();
+        }
+        result
+    }
+
+    /// Looks at the engine without giving it anything.
+    pub fn look<R>(&self, at: impl FnOnce(&Engine<S>) -> R) -> R {
+        at(&self.engine.borrow())
+    }
+
+    /// Waits until the store has failed, and says why.
+    pub async fn failed(&self) -> String {
+        loop {
+            let failed = self.failed.notified();
+            if let Some(error) = self.engine.borrow().failed() {
+                return error.to_owned();
+            }
+            failed.await;
+        }
+    }
+
+    /// Waits while the store is behind.
+    async fn wait_for_room(&self) {
+        loop {
+            let room = self.room.notified();
+            if self.engine.borrow().store().backlog_bytes() <= BACKLOG_BYTES_MAX {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// One incoming connection, from beginning to end.
+    pub async fn serve(self: Rc<Self>, connected: Connected) {
+        match connected.hello.role {
+            Role::FrontEnd => self.leader(connected).await,
+            Role::StorageNode => self.incoming_peer(connected).await,
+            // The listener's policy lets nobody else in.
+            role => tracing::warn!(%role, "closing a connection that no storage node can serve"),
+        }
+    }
+
+    async fn leader(self: Rc<Self>, connected: Connected) {
+        let Connected { mut reader, sender, .. } = connected;
+        let peer = reader.peer();
+        let conn = self.engine.borrow_mut().leader_came(sender.clone());
+        tracing::info!(%peer, conn, "a front end has connected");
+        // The engine must hear of the end however this task ends, also when it is dropped.
+        let _gone = Gone { daemon: self.clone(), what: Some(Who::Leader(conn)) };
+        let mut frames = Vec::new();
+        let why = loop {
+            self.wait_for_room().await;
+            if let Err(why) = reader.read_batch(&mut frames).await {
+                break why;
+            }
+            if !self.batch(|engine| engine.leader_frames(conn, &mut frames)) {
+                sender.close("a message that makes no sense");
+                break CloseReason::Local("a message that makes no sense");
+            }
+        };
+        tracing::info!(%peer, conn, ?why, "a front end's connection has ended");
+    }
+
+    async fn incoming_peer(self: Rc<Self>, connected: Connected) {
+        let Connected { hello, mut reader, sender } = connected;
+        let peer = reader.peer();
+        let known = u32::try_from(hello.id).ok().map(NodeId).filter(|node| {
+            let address = self.engine.borrow_mut().peers().address(*node);
+            address.is_some_and(|address| address.incarnation == Incarnation(hello.incarnation))
+        });
+        let Some(node) = known else {
+            tracing::warn!(%peer, id = hello.id, "a node that the map does not know (yet) was turned away");
+            sender.close("not in the map");
+            return;
+        };
+        let _gone = Gone { daemon: self.clone(), what: Some(Who::Peer(node)) };
+        let mut frames = Vec::new();
+        let why = loop {
+            self.wait_for_room().await;
+            if let Err(why) = reader.read_batch(&mut frames).await {
+                break why;
+            }
+            if !self.batch(|engine| engine.peer_frames(node, &mut frames)) {
+                break CloseReason::Local("a message that makes no sense");
+            }
+        };
+        tracing::debug!(%node, ?why, "a node's connection has ended");
+    }
+
+    /// Makes a connection to another node and keeps it until it ends. Answers come on the connection
+    /// that the other node makes.
+    async fn peer(self: Rc<Self>, node: NodeId) {
+        let address = self.engine.borrow_mut().peers().address(node);
+        let mut gone = Gone { daemon: self.clone(), what: Some(Who::PeerDown(node)) };
+        let Some(address) = address else { return };
+        let expect =
+            Expect { role: Role::StorageNode, identity: Some((u64::from(node.0), address.incarnation.0)) };
+        match connect(address.address, self.hello, &expect, Options::default()).await {
+            Err(error) => {
+                tracing::debug!(%node, %error, "cannot reach another node");
+            }
+            Ok(Connected { mut reader, sender, .. }) => {
+                self.engine.borrow_mut().peers().connected(node, sender);
+                let mut frames = Vec::new();
+                // Nothing comes this way; the read is there to see the end.
+                let why = match reader.read_batch(&mut frames).await {
+                    Ok(()) => CloseReason::Local("spoke on the wrong connection"),
+                    Err(why) => why,
+                };
+                tracing::debug!(%node, ?why, "the connection to another node has ended");
+            }
+        }
+        gone.end();
+    }
+
+    /// The clock. Ends with the runtime.
+    pub async fn ticks(self: Rc<Self>) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.batch(|engine| engine.feed(Input::Tick));
+        }
+    }
+}
+
+enum Who {
+    Leader(u64),
+    Peer(NodeId),
+    PeerDown(NodeId),
+}
+
+/// Tells the engine of the end of a connection, once.
+struct Gone<S: Storage + 'static> {
+    daemon: Rc<Daemon<S>>,
+    what: Option<Who>,
+}
+
+impl<S: Storage + 'static> Gone<S> {
+    fn end(&mut self) {
+        let Some(what) = self.what.take() else { return };
+        // Dropped with the runtime, in the middle of a batch: there is nobody left to be told.
+        if self.daemon.engine.try_borrow_mut().is_err() {
+            return;
+        }
+        self.daemon.batch(|engine| match what {
+            Who::Leader(conn) => engine.leader_left(conn),
+            Who::Peer(node) => engine.peer_gone(node),
+            Who::PeerDown(node) => {
+                engine.peers().down(node);
+                engine.peer_gone(node);
+            }
+        });
+    }
+}
+
+impl<S: Storage + 'static> Drop for Gone<S> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,339 @@
+//! The node's machine between its store and its connections.
+//!
+//! Everything happens in batches: [`Engine::begin`], any number of [`Engine::feed`], then
+//! [`Engine::finish`], which carries out what the machine has put out, in its order, and once per batch
+//! hands the store its work and the kernel what goes to each connection. An engine has no task of its
+//! own and never waits; the tasks that drive it borrow it for one batch and hold no borrow over an
+//! await.
+//!
+//! What it may not do: decide anything. It moves the machine's outputs to where they belong, and says
+//! so when that is not possible ([`Input::PeerGone`]).
+
+use super::peers::Peers;
+use super::storage::{Storage, StorageEvent};
+use super::verify::{self, Fetches, Verdict};
+use bytes::{Bytes, BytesMut};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
+use std::time::Instant;
+use trefoil_core::message::{FromNode, PeerMsg, ToNode};
+use trefoil_core::node::{ConnId, Input, Node, Output};
+use trefoil_core::wire::messages::Message;
+use trefoil_core::{GroupId, NodeId, Time};
+use trefoil_transport::{Frame, Sender};
+
+/// Groups that differ from a peer's and wait for the next heartbeat. Beyond it they are left to the
+/// next comparison, which finds them again.
+pub const DIFFERING_MAX: usize = 1024;
+
+/// Counters of the shell; the machine has its own.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounters {
+    /// Blocks that came off the wire damaged. Their connection was closed.
+    pub damaged_on_wire: u64,
+    /// Connections that were closed because a message made no sense.
+    pub malformed: u64,
+    /// Bytes of blocks that came from peers: repairs and found blocks.
+    pub peer_bytes_received: u64,
+    /// Bytes of blocks that went to peers.
+    pub peer_bytes_sent: u64,
+    /// Writes that came from leaders.
+    pub writes: u64,
+    /// Reads that came from leaders.
+    pub reads: u64,
+}
+
+struct LeaderConn {
+    sender: Sender,
+    dirty: bool,
+}
+
+/// See the module.
+pub struct Engine<S> {
+    node: Node<Bytes>,
+    store: S,
+    started: Instant,
+    out: Vec<Output<Bytes>>,
+    events: Vec<StorageEvent>,
+    leaders: FxHashMap<ConnId, LeaderConn>,
+    dirty: Vec<ConnId>,
+    last_conn: ConnId,
+    peers: Peers,
+    fetches: Fetches,
+    /// Peers that could not be reached while outputs were carried out.
+    gone: Vec<NodeId>,
+    differing: BTreeSet<GroupId>,
+    failed: Option<String>,
+    counters: EngineCounters,
+    scratch: BytesMut,
+}
+
+impl<S: Storage> Engine<S> {
+    /// A machine that has recovered its state, and the store that recovered it.
+    pub fn new(node: Node<Bytes>, store: S) -> Engine<S> {
+        Engine {
+            node,
+            store,
+            started: Instant::now(),
+            out: Vec::new(),
+            events: Vec::new(),
+            leaders: FxHashMap::default(),
+            dirty: Vec::new(),
+            last_conn: 0,
+            peers: Peers::default(),
+            fetches: Fetches::default(),
+            gone: Vec::new(),
+            differing: BTreeSet::new(),
+            failed: None,
+            counters: EngineCounters::default(),
+            scratch: BytesMut::new(),
+        }
+    }
+
+    fn now(&self) -> Time {
+        // 2^64 µs are 584,000 years.
+        Time(self.started.elapsed().as_micros() as u64)
+    }
+
+    /// The machine.
+    pub fn node(&self) -> &Node<Bytes> {
+        &self.node
+    }
+    /// The store.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+    /// The store, for its end.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+    /// The connections to other nodes.
+    pub fn peers(&mut self) -> &mut Peers {
+        &mut self.peers
+    }
+    /// Counters of the shell.
+    pub fn counters(&self) -> EngineCounters {
+        self.counters
+    }
+    /// Connections of leaders.
+    pub fn leader_count(&self) -> usize {
+        self.leaders.len()
+    }
+    /// Why the store has failed, if it has. Nothing is answered any more.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+    /// Takes the groups that the monitors are to have healed.
+    pub fn take_differing(&mut self) -> Vec<GroupId> {
+        std::mem::take(&mut self.differing).into_iter().collect()
+    }
+
+    /// Before the first input of a batch.
+    pub fn begin(&mut self) {
+        self.node.set_room(self.store.room_blocks(), self.store.nearly_full());
+    }
+
+    /// One input of the batch.
+    pub fn feed(&mut self, input: Input<Bytes>) {
+        if self.failed.is_none() {
+            let now = self.now();
+            self.node.handle(now, input, &mut self.out);
+        }
+    }
+
+    /// After the last input of a batch.
+    pub fn finish(&mut self) {
+        loop {
+            self.carry_out();
+            self.store.submit();
+            // What the store has at hand (blocks in its cache) is answered in the same batch.
+            self.store_events();
+            while let Some(node) = self.gone.pop() {
+                self.peer_gone(node);
+            }
+            if self.out.is_empty() {
+                break;
+            }
+        }
+        for conn in self.dirty.drain(..) {
+            if let Some(leader) = self.leaders.get_mut(&conn) {
+                leader.dirty = false;
+                leader.sender.flush();
+            }
+        }
+        self.peers.flush();
+    }
+
+    fn store_events(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        self.store.poll(&mut events);
+        for event in events.drain(..) {
+            match event {
+                StorageEvent::Durable { ticket } => self.feed(Input::Durable { ticket }),
+                StorageEvent::Read { token, found } => self.feed(Input::Read { token, found }),
+                StorageEvent::BadBlock { object, block, checksum } => {
+                    tracing::warn!(%object, block, "a block's bytes are not good; looking for them at the peers");
+                    self.feed(Input::BadBlock { object, block, checksum });
+                }
+                StorageEvent::Failed { error } => self.fail(error),
+            }
+        }
+        self.events = events;
+    }
+
+    /// The store has failed: leaders must not wait for answers that will not come.
+    fn fail(&mut self, error: String) {
+        if self.failed.is_some() {
+            return;
+        }
+        tracing::error!(%error, "the store has failed; this node stops answering");
+        self.failed = Some(error);
+        self.out.clear();
+        for (_, leader) in self.leaders.drain() {
+            leader.sender.close("the store has failed");
+        }
+        self.peers.close_all("the store has failed");
+    }
+
+    fn carry_out(&mut self) {
+        let mut out = std::mem::take(&mut self.out);
+        for output in out.drain(..) {
+            if self.failed.is_some() {
+                break;
+            }
+            match output {
+                Output::Persist { ticket, record } => self.store.append(ticket, record),
+                Output::Read { token, object, blocks, mode } => {
+                    self.store.read(token, object, blocks, mode);
+                }
+                Output::ToLeader { conn, msg } => self.to_leader(conn, &msg),
+                Output::ToPeer { node, msg } => self.to_peer(node, msg),
+                Output::CloseLeader { conn, why } => self.close_leader(conn, why),
+                Output::Differs { group } => {
+                    if self.differing.len() < DIFFERING_MAX {
+                        self.differing.insert(group);
+                    }
+                }
+            }
+        }
+        // Carrying out puts nothing into the queue; its memory is used again.
+        out.append(&mut self.out);
+        self.out = out;
+    }
+
+    fn to_leader(&mut self, conn: ConnId, msg: &FromNode<Bytes>) {
+        // A connection that is gone has its LeaderGone on the way.
+        let Some(leader) = self.leaders.get_mut(&conn) else { return };
+        let sent = leader.sender.push(msg.kind(), |meta| msg.encode_meta(meta), msg.payload());
+        match sent {
+            Ok(()) if !leader.dirty => {
+                leader.dirty = true;
+                self.dirty.push(conn);
+            }
+            Ok(()) => {}
+            // The connection is closed by now; its reader ends and says LeaderGone.
+            Err(error) => tracing::debug!(conn, %error, "an answer to a front end was dropped"),
+        }
+    }
+
+    fn close_leader(&mut self, conn: ConnId, why: &'static str) {
+        if let Some(leader) = self.leaders.get(&conn) {
+            let peer = leader.sender.peer();
+            tracing::warn!(%peer, conn, why, "closing a front end's connection");
+            leader.sender.close(why);
+        }
+    }
+
+    fn to_peer(&mut self, node: NodeId, msg: PeerMsg<Bytes>) {
+        self.fetches.sent(node, &msg);
+        let bytes = msg.payload().map_or(0, |p| p.len() as u64);
+        self.scratch.clear();
+        msg.encode_meta(&mut self.scratch);
+        if self.peers.send(node, msg.kind(), &self.scratch, msg.payload()) {
+            self.counters.peer_bytes_sent += bytes;
+        } else if !self.gone.contains(&node) {
+            self.gone.push(node);
+        }
+    }
+
+    /// The connection to a peer is gone, or there is none.
+    pub fn peer_gone(&mut self, node: NodeId) {
+        self.fetches.peer_gone(node);
+        self.feed(Input::PeerGone { node });
+    }
+
+    /// A front end has connected.
+    pub fn leader_came(&mut self, sender: Sender) -> ConnId {
+        self.last_conn += 1;
+        self.leaders.insert(self.last_conn, LeaderConn { sender, dirty: false });
+        self.last_conn
+    }
+
+    /// A front end's connection is gone.
+    pub fn leader_left(&mut self, conn: ConnId) {
+        self.leaders.remove(&conn);
+        self.feed(Input::LeaderGone { conn });
+    }
+
+    /// Frames of a front end. False where the connection must be closed; frames before the bad one have
+    /// taken effect, those behind it have not.
+    #[must_use]
+    pub fn leader_frames(&mut self, conn: ConnId, frames: &mut Vec<Frame>) -> bool {
+        for frame in frames.drain(..) {
+            let msg = match ToNode::decode(frame.kind, &frame.meta, frame.payload) {
+                Ok(msg) => msg,
+                Err(error) => {
+                    self.counters.malformed += 1;
+                    tracing::warn!(conn, %error, "a front end's message makes no sense: closing its connection");
+                    return false;
+                }
+            };
+            if let Err(damaged) = verify::leader_message(&msg) {
+                self.counters.damaged_on_wire += 1;
+                tracing::warn!(conn, %damaged, "closing the front end's connection; check the network path");
+                return false;
+            }
+            match &msg {
+                ToNode::Write { .. } => self.counters.writes += 1,
+                ToNode::Read { .. } => self.counters.reads += 1,
+                _ => {}
+            }
+            self.feed(Input::Leader { conn, msg });
+        }
+        true
+    }
+
+    /// Frames of another node. False where the connection must be closed.
+    #[must_use]
+    pub fn peer_frames(&mut self, node: NodeId, frames: &mut Vec<Frame>) -> bool {
+        for frame in frames.drain(..) {
+            let bytes = frame.payload.len() as u64;
+            let msg = match PeerMsg::decode(frame.kind, &frame.meta, frame.payload) {
+                Ok(msg) => msg,
+                Err(error) => {
+                    self.counters.malformed += 1;
+                    tracing::warn!(%node, %error, "a node's message makes no sense: closing its connection");
+                    return false;
+                }
+            };
+            match self.fetches.came(node, &msg) {
+                Verdict::Good => {
+                    self.counters.peer_bytes_received += bytes;
+                    self.feed(Input::Peer { node, msg });
+                }
+                Verdict::Stale => {}
+                Verdict::Malformed => {
+                    self.counters.malformed += 1;
+                    tracing::warn!(%node, "a node's answer has other blocks than were asked for: closing its connection");
+                    return false;
+                }
+                Verdict::Damaged(damaged) => {
+                    self.counters.damaged_on_wire += 1;
+                    tracing::warn!(%node, %damaged, "closing the node's connection; check the network path");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}

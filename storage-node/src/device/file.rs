@@ -1,0 +1,211 @@
+//! A file or block device opened for direct I/O, locked against a second process.
+
+use super::buffer::Buf;
+use super::uring::UringDevice;
+use super::wake::Waker;
+use super::{Completion, Device, Op, blocking::BlockingDevice};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+/// An open, locked device.
+pub struct RawDevice {
+    /// The descriptor, with O_DIRECT where the file system has it.
+    pub file: Flock<File>,
+    /// Bytes.
+    pub size: u64,
+    /// False where the file system refused O_DIRECT (tmpfs): the page cache is in between.
+    pub direct: bool,
+    /// The path, for messages.
+    pub name: String,
+}
+
+/// Why a device could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenDeviceError {
+    /// The system refused.
+    #[error("cannot open {path}: {source}")]
+    Open {
+        /// The path.
+        path: String,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Another process holds it.
+    #[error("{path} is in use by another process (it holds the lock): stop that one first")]
+    Locked {
+        /// The path.
+        path: String,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("{path} is neither a regular file nor a block device")]
+    Kind {
+        /// The path.
+        path: String,
+    },
+}
+
+impl RawDevice {
+    /// Opens `path` for reading and writing and takes the exclusive lock. `create`: a regular file is
+    /// made if there is none.
+    pub fn open(path: &Path, create: bool) -> Result<RawDevice, OpenDeviceError> {
+        let name = path.display().to_string();
+        let refused = |source| OpenDeviceError::Open {
+            path: path.display().to_string(),
+            source,
+        };
+        let open = |flags| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(create)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(flags)
+                .open(path)
+        };
+        let (file, direct) = match open(libc::O_DIRECT | libc::O_CLOEXEC) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                (open(libc::O_CLOEXEC).map_err(refused)?, false)
+            }
+            other => (other.map_err(refused)?, true),
+        };
+        let meta = file.metadata().map_err(refused)?;
+        let kind = meta.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(OpenDeviceError::Kind { path: name });
+        }
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+            if errno == nix::errno::Errno::EWOULDBLOCK {
+                OpenDeviceError::Locked { path: name.clone() }
+            } else {
+                refused(errno.into())
+            }
+        })?;
+        let size = if kind.is_file() {
+            meta.len()
+        } else {
+            // The end of a block device is where a seek to its end goes.
+            nix::unistd::lseek(&*file, 0, nix::unistd::Whence::SeekEnd)
+                .map_err(|e| refused(e.into()))? as u64
+        };
+        Ok(RawDevice {
+            file,
+            size,
+            direct,
+            name,
+        })
+    }
+
+    /// Reads at once.
+    pub fn read_now(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    /// Writes and makes durable at once.
+    pub fn write_now(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)?;
+        self.file.sync_data()
+    }
+}
+
+/// The device of a running store: io_uring where the kernel allows it, threads where not.
+pub enum FileDevice {
+    /// io_uring.
+    Uring(UringDevice),
+    /// The fallback.
+    Blocking(BlockingDevice),
+}
+
+/// Whether to use io_uring.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// io_uring if it works, else threads, and a line in the log that says so.
+    #[default]
+    Auto,
+    /// Threads only.
+    Blocking,
+}
+
+impl FileDevice {
+    /// Puts an engine on the device.
+    pub fn new(raw: RawDevice, engine: Engine) -> io::Result<FileDevice> {
+        let waker = Waker::new()?;
+        if engine == Engine::Blocking {
+            return Ok(FileDevice::Blocking(BlockingDevice::new(raw, waker)?));
+        }
+        match UringDevice::probe(&waker) {
+            Ok(ring) => Ok(FileDevice::Uring(UringDevice::new(ring, raw, waker))),
+            Err(error) => {
+                tracing::warn!(
+                    device = %raw.name, %error,
+                    "io_uring is refused here (seccomp, kernel.io_uring_disabled or an old kernel): \
+                     falling back to pread and pwrite on a few threads, which costs more CPU"
+                );
+                Ok(FileDevice::Blocking(BlockingDevice::new(raw, waker)?))
+            }
+        }
+    }
+
+    /// True on io_uring.
+    pub fn is_uring(&self) -> bool {
+        matches!(self, FileDevice::Uring(_))
+    }
+}
+
+macro_rules! both {
+    ($self:ident, $d:ident => $e:expr) => {
+        match $self {
+            FileDevice::Uring($d) => $e,
+            FileDevice::Blocking($d) => $e,
+        }
+    };
+}
+
+impl Device for FileDevice {
+    fn size(&self) -> u64 {
+        both!(self, d => d.size())
+    }
+    fn name(&self) -> &str {
+        both!(self, d => d.name())
+    }
+    fn start(&mut self, id: u64, op: Op) {
+        both!(self, d => d.start(id, op))
+    }
+    fn submit(&mut self) -> io::Result<()> {
+        both!(self, d => d.submit())
+    }
+    fn completions(&mut self, out: &mut Vec<Completion>) {
+        both!(self, d => d.completions(out))
+    }
+    fn in_flight(&self) -> usize {
+        both!(self, d => d.in_flight())
+    }
+    fn read_now(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        both!(self, d => d.read_now(offset, buf))
+    }
+    fn write_now(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        both!(self, d => d.write_now(offset, data))
+    }
+    fn waker(&self) -> &Waker {
+        both!(self, d => d.waker())
+    }
+}
+
+/// The result of a read with its buffer, as both engines hand it back.
+pub(super) fn ended(id: u64, result: io::Result<()>, buf: Option<Buf>) -> Completion {
+    Completion { id, result, buf }
+}
+
+/// A transfer of `got` of `want` bytes: short ones are errors, and say so.
+pub(super) fn whole(got: usize, want: usize) -> io::Result<()> {
+    if got == want {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!(
+            "short transfer: {got} of {want} bytes (end of device, or no space below the file?)"
+        )))
+    }
+}

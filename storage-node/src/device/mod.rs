@@ -1,0 +1,74 @@
+//! The device below the store: asynchronous reads and durable writes of aligned ranges.
+//!
+//! The store's logic knows nothing but the [`Device`] trait, so that the same code runs on io_uring
+//! ([`uring`]), on a small pool of threads where io_uring is refused ([`blocking`]), and on a
+//! simulated device that loses power after any operation ([`sim`]).
+//!
+//! Buffers are handed over with the operation and come back with its completion: whoever started an
+//! operation cannot touch or free its memory meanwhile.
+
+pub mod blocking;
+pub mod buffer;
+pub mod file;
+pub mod sim;
+pub mod uring;
+pub mod wake;
+
+use buffer::Buf;
+use bytes::Bytes;
+use std::io;
+use wake::Waker;
+
+/// An operation. Offsets and lengths are multiples of 4096.
+pub enum Op {
+    /// Fills `buf` from `offset`.
+    Read {
+        /// Bytes from the start of the device.
+        offset: u64,
+        /// Where the bytes go.
+        buf: Buf,
+    },
+    /// Writes the buffers one behind the other; durable when it completes.
+    Write {
+        /// Bytes from the start of the device.
+        offset: u64,
+        /// At most [`WRITE_BUFS_MAX`], each aligned.
+        bufs: Vec<Bytes>,
+    },
+}
+
+/// Buffers in one write (the kernel's limit is 1024).
+pub const WRITE_BUFS_MAX: usize = 512;
+
+/// An operation that has ended.
+pub struct Completion {
+    /// The number that [`Device::start`] was given.
+    pub id: u64,
+    /// Done as a whole, or not trusted at all: a short transfer is an error.
+    pub result: io::Result<()>,
+    /// The buffer of a read.
+    pub buf: Option<Buf>,
+}
+
+/// What the store needs of a device. All methods are called from one thread.
+pub trait Device {
+    /// Bytes.
+    fn size(&self) -> u64;
+    /// What to call it in messages.
+    fn name(&self) -> &str;
+    /// Queues an operation. Nothing needs to happen before [`Device::submit`]. Operations may be
+    /// carried out in any order.
+    fn start(&mut self, id: u64, op: Op);
+    /// Starts what has been queued and fits, with at most one system call.
+    fn submit(&mut self) -> io::Result<()>;
+    /// Appends the operations that have ended since the last call.
+    fn completions(&mut self, out: &mut Vec<Completion>);
+    /// Operations that have been started and not been given back by `completions`.
+    fn in_flight(&self) -> usize;
+    /// Reads at once; for opening. `buf` is aligned.
+    fn read_now(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Writes durably at once; for formatting and opening. `data` is aligned.
+    fn write_now(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Rung when there are completions.
+    fn waker(&self) -> &Waker;
+}

@@ -1,0 +1,741 @@
+//! The store itself: appends, reads, and the I/O that both need. See the module above for the picture.
+
+use super::batch::page_checksum;
+use super::checkpoint::Phase;
+use super::codec;
+use super::index::{Index, SledIndex};
+use super::log::{BatchRef, LogWriter, RECORD_BLOCKS_MAX};
+use super::read::Read;
+use super::recovery::recover;
+use super::state::{Key, State, in_bounds};
+use super::superblock::Superblock;
+use super::table::{BlockEntry, Captured};
+use super::{OpenError, ReadMode, Recovered, Space, Stats, StoreEvent, StoreOptions};
+use crate::device::buffer::{Buf, Pool};
+use crate::device::file::{FileDevice, RawDevice};
+use crate::device::wake::AsyncWaker;
+use crate::device::{Completion, Device, Op};
+use bytes::Bytes;
+use rustc_hash::FxHashSet;
+use slab::Slab;
+use std::cell::OnceCell;
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use trefoil_core::record::Record;
+use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
+
+/// Pages that are loaded at once.
+const LOADS_MAX: usize = 128;
+/// Blocks in one read of the device.
+const RUN_BLOCKS_MAX: u32 = 256;
+/// Bad blocks remembered; beyond it their damage is reported at each read.
+const BAD_MAX: usize = 64 << 10;
+/// Times that a write is made again after an error that says "try again".
+const WRITE_RETRIES_MAX: u32 = 8;
+
+enum Running {
+    Batch,
+    Page(u32),
+    Piece { read: usize, first: u32 },
+}
+
+/// A store. `D` is the device and `I` the index; the defaults are the real ones.
+pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
+    pub(super) dev: D,
+    pub(super) index: I,
+    pub(super) sb: Superblock,
+    pub(super) options: StoreOptions,
+    pub(super) state: State,
+    pub(super) log: LogWriter,
+    pub(super) phase: Phase,
+    pub(super) index_empty: bool,
+    /// Free blocks when the last checkpoint began.
+    pub(super) checkpoint_from: u64,
+    pub(super) durable_lsn: u64,
+    pub(super) failed: Option<String>,
+    pub(super) stats: Stats,
+    running: Slab<Running>,
+    reads: Slab<Read>,
+    starved: VecDeque<usize>,
+    loads: usize,
+    read_pool: Pool,
+    events: Vec<StoreEvent>,
+    completions: Vec<Completion>,
+    bad: FxHashSet<(ObjectId, u32)>,
+    scratch: Vec<u8>,
+    retries: u32,
+    wake: OnceCell<AsyncWaker>,
+}
+
+impl Store {
+    /// Opens the store at `path`, with its index in `index_dir`. Blocks while the log is replayed;
+    /// `progress` is told `(segment, segments)` meanwhile.
+    pub fn open(
+        path: &Path,
+        index_dir: &Path,
+        options: StoreOptions,
+        progress: &mut dyn FnMut(u32, u32),
+    ) -> Result<(Store, Recovered), OpenError> {
+        let raw = RawDevice::open(path, false)?;
+        let name = raw.name.clone();
+        if !raw.direct {
+            tracing::warn!(device = %name, "the file system has no direct I/O: going through its cache");
+        }
+        let dev = FileDevice::new(raw, options.engine).map_err(|source| OpenError::Io {
+            device: name,
+            what: "cannot start I/O",
+            source,
+        })?;
+        // A foreign device must not cost the index of ours.
+        let (sb, damage) = Superblock::read(&dev)?;
+        let index = SledIndex::open(index_dir, dev.waker().clone());
+        Store::start(dev, index, sb, damage, options, progress)
+    }
+}
+
+impl<D: Device, I: Index> Store<D, I> {
+    /// Opens a store on any device and index.
+    pub fn open_on(
+        dev: D,
+        index: I,
+        options: StoreOptions,
+        progress: &mut dyn FnMut(u32, u32),
+    ) -> Result<(Store<D, I>, Recovered), OpenError> {
+        let (sb, damage) = Superblock::read(&dev)?;
+        Store::start(dev, index, sb, damage, options, progress)
+    }
+
+    fn start(
+        mut dev: D,
+        mut index: I,
+        sb: Superblock,
+        superblock_damage: Option<String>,
+        options: StoreOptions,
+        progress: &mut dyn FnMut(u32, u32),
+    ) -> Result<(Store<D, I>, Recovered), OpenError> {
+        if let Some(damage) = &superblock_damage {
+            tracing::warn!(
+                device = dev.name(),
+                damage,
+                "using the superblock's other copy"
+            );
+        }
+        let mut recovery = recover(&dev, &sb, &mut index, options.table_cache_bytes, progress);
+        recovery.state.tables.replaying = false;
+        recovery.state.session += 1;
+        let chunks = Pool::new(u64::MAX, options.pending_bytes_max.min(32 << 20), None);
+        let mut start = Vec::new();
+        // Two small numbers always serialise.
+        let _ = codec::put_start(recovery.state.session, recovery.state.lost, &mut start);
+        // One LSN is left out: it may be that of a torn batch, which must never fit in again.
+        let before = BatchRef {
+            lsn: recovery.last.lsn + 1,
+            ..recovery.last
+        };
+        let batch_bytes = options.batch_bytes_max;
+        let mut log = LogWriter::new(sb, chunks, batch_bytes, recovery.last, recovery.end);
+        log.skip_to(before.lsn);
+        let mut failed = None;
+        match log.reserve(start.len(), 0) {
+            Ok(_) => {
+                log.push(&start, None);
+                if let Some((offset, bufs)) = log.next_write() {
+                    for buf in bufs {
+                        dev.write_now(offset, &buf)
+                            .map_err(|source| OpenError::Io {
+                                device: dev.name().to_owned(),
+                                what: "cannot write the first record of this session",
+                                source,
+                            })?;
+                    }
+                    log.written();
+                }
+            }
+            Err(error) => failed = Some(error.to_string()),
+        }
+        let waker = dev.waker().clone();
+        let last = log.last();
+        let mut store = Store {
+            read_pool: Pool::new(options.read_bytes_max, 32 << 20, Some(waker)),
+            checkpoint_from: log.free_blocks()
+                + recovery.how.batches.min(1) * options.checkpoint_bytes / 2 / BLOCK_SIZE as u64,
+            dev,
+            index,
+            sb,
+            options,
+            state: recovery.state,
+            log,
+            phase: Phase::Idle,
+            index_empty: recovery.index_empty,
+            durable_lsn: last.lsn,
+            failed: None,
+            stats: Stats::default(),
+            running: Slab::new(),
+            reads: Slab::new(),
+            starved: VecDeque::new(),
+            loads: 0,
+            events: Vec::new(),
+            completions: Vec::new(),
+            bad: FxHashSet::default(),
+            scratch: Vec::new(),
+            retries: 0,
+            wake: OnceCell::new(),
+        };
+        if let Some(why) = failed {
+            store.fail(why);
+        }
+        let recovered = Recovered {
+            durable: store.state.durable.clone(),
+            log_position: last.lsn,
+            incarnation: sb.incarnation,
+            space: store.space(),
+            lost: recovery.lost,
+            superblock_damage,
+            how: recovery.how,
+        };
+        Ok((store, recovered))
+    }
+
+    /// What the store is.
+    pub fn superblock(&self) -> &Superblock {
+        &self.sb
+    }
+
+    /// Position of the last batch that is durable; grows over the store's life.
+    pub fn log_position(&self) -> u64 {
+        self.durable_lsn
+    }
+
+    /// The state as of all records appended.
+    pub fn durable(&self) -> &trefoil_core::record::Durable {
+        &self.state.durable
+    }
+
+    /// False: let what is pending get on before more is given. See the limits of [`StoreOptions`].
+    pub fn can_accept(&self) -> bool {
+        self.failed.is_none()
+            && self.log.pending_bytes() < self.options.pending_bytes_max
+            && self.state.tables.queued() < self.options.queued_changes_max
+            && self.reads.len() < self.options.reads_max
+    }
+
+    /// Data blocks that may be appended before this is asked again. What the records cost besides
+    /// (headers, table pages, ends of segments) is allowed for, and the reserve is left alone.
+    pub fn room_blocks(&self) -> u64 {
+        if self.failed.is_some() {
+            return 0;
+        }
+        let pages = self.state.tables.dirty() as u64;
+        let owed = pages + pages / 8 + self.reserve_blocks();
+        // At worst a block costs a header, a table page and a block lost at a segment's end.
+        self.log.free_blocks().saturating_sub(owed) / 4
+    }
+
+    /// Kept for records without data, table pages and checkpoints: a 32nd, at least 4096 blocks (but
+    /// not more than a quarter of a small device).
+    fn reserve_blocks(&self) -> u64 {
+        let total = u64::from(self.sb.segments) * u64::from(self.sb.segment_blocks);
+        (total / 32).max(4096).min(total / 4)
+    }
+
+    fn space(&self) -> Space {
+        let block = BLOCK_SIZE as u64;
+        let total = u64::from(self.sb.segments) * u64::from(self.sb.segment_blocks) * block;
+        let free = self.log.free_blocks() * block;
+        Space {
+            total,
+            used: total - free,
+            free,
+            reserve: self.reserve_blocks() * block,
+        }
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            space: self.space(),
+            cache_hits: self.state.tables.hits,
+            cache_misses: self.state.tables.misses,
+            pending_bytes: self.log.pending_bytes(),
+            reads: self.reads.len(),
+            queued_changes: self.state.tables.queued(),
+            pages_resident: self.state.tables.resident(),
+            pages_dirty: self.state.tables.dirty(),
+            objects: self.state.tables.len(),
+            ..self.stats
+        }
+    }
+
+    /// Appends a record. Its ticket, which is greater than all before, is acknowledged by
+    /// [`StoreEvent::Durable`], or never: after [`StoreEvent::Failed`] records are dropped.
+    pub fn append(&mut self, ticket: u64, record: Record<Bytes>) {
+        if self.failed.is_some() {
+            return;
+        }
+        let mut parts: Vec<&[u8]> = Vec::new();
+        let blocks = record.data_blocks();
+        if !in_bounds(&record)
+            || blocks > RECORD_BLOCKS_MAX
+            || !codec::payload_parts(&record, |part| parts.push(part))
+        {
+            return self.fail(
+                "a record with impossible blocks was given to the store: this is a bug in the node; \
+                 please report it"
+                    .to_owned(),
+            );
+        }
+        if let Record::Heal {
+            object,
+            block,
+            checksum,
+            ..
+        } = &record
+        {
+            self.stats.healed += 1;
+            let known_bad = self.bad.contains(&(*object, *block));
+            if !known_bad
+                && let Some(entry) = self.state.tables.peek(*object, *block)
+                && (entry.checksum != *checksum || entry.location != 0)
+            {
+                // Nothing to heal.
+                if !self.log.attach_ticket(ticket) {
+                    self.events.push(StoreEvent::Durable {
+                        up_to_ticket: ticket,
+                    });
+                }
+                return;
+            }
+        }
+        self.scratch.clear();
+        if let Err(error) = codec::put_record(&record, &mut self.scratch) {
+            return self.fail(format!("a record cannot be encoded: {error}"));
+        }
+        let location = match self.log.reserve(self.scratch.len(), blocks) {
+            Ok(location) => location,
+            Err(error) => return self.fail(error.to_string()),
+        };
+        self.log.push(&self.scratch, Some(ticket));
+        for part in parts {
+            self.log.data(part);
+        }
+        self.state.apply(&record, location);
+        if !self.bad.is_empty() {
+            self.forget_bad(&record);
+        }
+    }
+
+    fn forget_bad(&mut self, record: &Record<Bytes>) {
+        match record {
+            Record::Heal { object, block, .. } => {
+                self.bad.remove(&(*object, *block));
+            }
+            Record::Write { object, op, .. } => {
+                let blocks = op.blocks();
+                self.bad
+                    .retain(|(o, b)| o != object || !blocks.contains(BlockRange::new(*b, 1)));
+            }
+            // What is still bad will be found again.
+            Record::Install { object, .. } => self.bad.retain(|(o, _)| o != object),
+            Record::DeleteVolume { volume } => self.bad.retain(|(o, _)| o.group.volume != *volume),
+            _ => {}
+        }
+    }
+
+    /// Reads blocks as of all records appended so far, durable or not, and of none appended later. The
+    /// answer is a [`StoreEvent::Read`] with this token.
+    pub fn read(&mut self, token: u64, object: ObjectId, blocks: BlockRange, mode: ReadMode) {
+        let end = blocks.end().min(super::table::OBJECT_BLOCKS_MAX);
+        let blocks = BlockRange::new(blocks.first, end.saturating_sub(blocks.first));
+        let mut entries = vec![BlockEntry::default(); blocks.count as usize];
+        let slot = self.reads.vacant_entry();
+        let key = slot.key();
+        let waiting = self.state.tables.capture(object, blocks, key, &mut entries);
+        slot.insert(Read {
+            token,
+            object,
+            blocks,
+            mode,
+            entries,
+            waiting,
+            wanted: Vec::new(),
+            pieces: Vec::new(),
+            unreadable: Vec::new(),
+        });
+        if waiting == 0 {
+            self.captured(key);
+        }
+    }
+
+    /// All entries of a read are known.
+    fn captured(&mut self, key: usize) {
+        if let Some(read) = self.reads.get_mut(key) {
+            read.choose();
+            self.fetch(key);
+        }
+    }
+
+    /// Fetches a read's bytes: from pending batches at once, from the device in runs.
+    fn fetch(&mut self, key: usize) {
+        let Some(read) = self.reads.get_mut(key) else {
+            return;
+        };
+        if read.wanted.is_empty() {
+            return self.finish(key);
+        }
+        let Some(mut rest) = self.read_pool.get(read.wanted.len() * BLOCK_SIZE) else {
+            self.starved.push_back(key);
+            return;
+        };
+        let mut first = 0;
+        while first < read.wanted.len() {
+            let place = |n: usize| read.entries[read.wanted[n] as usize].location;
+            let location = place(first);
+            if let Some(bytes) = self.log.find(location) {
+                let mut piece = rest;
+                rest = piece.split_off(BLOCK_SIZE);
+                piece.copy_from_slice(bytes);
+                read.pieces.push((first as u32, piece));
+                first += 1;
+                continue;
+            }
+            let mut n = 1;
+            while first + n < read.wanted.len()
+                && n < RUN_BLOCKS_MAX as usize
+                && place(first + n) == location + n as u64
+                && self.log.find(place(first + n)).is_none()
+            {
+                n += 1;
+            }
+            let mut piece = rest;
+            rest = piece.split_off(n * BLOCK_SIZE);
+            let id = self.running.insert(Running::Piece {
+                read: key,
+                first: first as u32,
+            });
+            read.waiting += 1;
+            self.stats.blocks_read += n as u64;
+            self.dev.start(
+                id as u64,
+                Op::Read {
+                    offset: location * BLOCK_SIZE as u64,
+                    buf: piece,
+                },
+            );
+            first += n;
+        }
+        if read.waiting == 0 {
+            self.finish(key);
+        }
+    }
+
+    fn finish(&mut self, key: usize) {
+        let Some(read) = self.reads.try_remove(key) else {
+            return;
+        };
+        let (token, object) = (read.token, read.object);
+        let answer = read.finish();
+        for (block, entry) in answer.damaged {
+            if !self.bad.contains(&(object, block)) {
+                self.stats.bad_blocks += 1;
+                tracing::error!(
+                    device = self.dev.name(), %object, block,
+                    byte = entry.location * BLOCK_SIZE as u64,
+                    "a block does not match its checksum; it will be fetched from another copy"
+                );
+                if self.bad.len() < BAD_MAX {
+                    self.bad.insert((object, block));
+                }
+                self.events.push(StoreEvent::BadBlock {
+                    object,
+                    block,
+                    checksum: entry.checksum,
+                });
+            }
+        }
+        self.events.push(StoreEvent::Read {
+            token,
+            checksums: answer.checksums,
+            data: answer.data.map(Buf::freeze).unwrap_or_default(),
+            bad: answer.bad,
+        });
+    }
+
+    /// Starts what can be started: page loads, reads that waited for memory, a step of the checkpoint,
+    /// the next batch. At most one system call.
+    pub fn submit(&mut self) {
+        while let Some(slot) = self.state.tables.dirty_victim() {
+            if !self.evict_page(slot) {
+                break;
+            }
+        }
+        self.checkpoint_step();
+        while self.loads < LOADS_MAX {
+            let Some((slot, location)) = self.state.tables.next_load() else {
+                break;
+            };
+            if let Some(bytes) = self.log.find(location) {
+                let bytes = Bytes::copy_from_slice(bytes);
+                self.page_loaded(slot, Some(&bytes));
+                continue;
+            }
+            // Bounded by LOADS_MAX, so it does not come out of the reads' share.
+            let Some(buf) = Pool::new(u64::MAX, 0, None).get(BLOCK_SIZE) else {
+                break;
+            };
+            self.loads += 1;
+            let id = self.running.insert(Running::Page(slot)) as u64;
+            let offset = location * BLOCK_SIZE as u64;
+            self.dev.start(id, Op::Read { offset, buf });
+        }
+        for _ in 0..self.starved.len() {
+            let Some(key) = self.starved.pop_front() else {
+                break;
+            };
+            self.fetch(key);
+            if self.starved.back() == Some(&key) {
+                // Still no memory: it keeps its turn.
+                self.starved.rotate_right(1);
+                break;
+            }
+        }
+        if self.failed.is_none()
+            && let Some((offset, bufs)) = self.log.next_write()
+        {
+            let id = self.running.insert(Running::Batch) as u64;
+            self.dev.start(id, Op::Write { offset, bufs });
+        }
+        if let Err(error) = self.dev.submit() {
+            self.fail(format!(
+                "{}: I/O cannot be started: {error}",
+                self.dev.name()
+            ));
+        }
+    }
+
+    /// Takes what has ended and appends what there is to tell. Call [`Store::submit`] after it.
+    pub fn poll(&mut self, events: &mut Vec<StoreEvent>) {
+        let mut ended = std::mem::take(&mut self.completions);
+        self.dev.completions(&mut ended);
+        for completion in ended.drain(..) {
+            let Some(running) = self.running.try_remove(completion.id as usize) else {
+                continue;
+            };
+            match running {
+                Running::Batch => self.batch_written(completion.result),
+                Running::Page(slot) => {
+                    self.loads -= 1;
+                    let bytes = completion
+                        .result
+                        .is_ok()
+                        .then_some(completion.buf)
+                        .flatten();
+                    self.page_loaded(slot, bytes.as_deref());
+                }
+                Running::Piece { read, first } => {
+                    self.piece_read(read, first, completion.result, completion.buf);
+                }
+            }
+        }
+        self.completions = ended;
+        if matches!(self.phase, Phase::Commit) {
+            self.checkpoint_step();
+        }
+        events.append(&mut self.events);
+    }
+
+    fn batch_written(&mut self, result: io::Result<()>) {
+        match result {
+            Ok(()) => {
+                self.retries = 0;
+                let Some(batch) = self.log.written() else {
+                    return;
+                };
+                self.durable_lsn = batch.at.lsn;
+                self.stats.batches += 1;
+                self.stats.blocks += u64::from(batch.data_blocks);
+                self.stats.bytes_written += u64::from(batch.blocks) * BLOCK_SIZE as u64;
+                if let Some(up_to_ticket) = batch.ticket
+                    && self.failed.is_none()
+                {
+                    self.events.push(StoreEvent::Durable { up_to_ticket });
+                }
+            }
+            Err(error) => {
+                self.log.write_again();
+                let again = matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAGAIN | libc::EINTR | libc::ENOMEM)
+                );
+                self.retries += 1;
+                if !again || self.retries > WRITE_RETRIES_MAX {
+                    self.fail(format!(
+                        "{}: writing the log failed: {error}. What was not acknowledged may or may not be \
+                         on the device; restart the node when the device works again",
+                        self.dev.name()
+                    ));
+                }
+            }
+        }
+    }
+
+    fn piece_read(&mut self, key: usize, first: u32, result: io::Result<()>, buf: Option<Buf>) {
+        let Some(read) = self.reads.get_mut(key) else {
+            return;
+        };
+        read.waiting -= 1;
+        if let Some(mut buf) = buf {
+            match result {
+                Ok(()) => read.pieces.push((first, buf)),
+                Err(error) if buf.len() <= BLOCK_SIZE => {
+                    tracing::warn!(device = self.dev.name(), %error, "a block cannot be read");
+                    read.unreadable.push(first);
+                    read.pieces.push((first, buf));
+                }
+                Err(_) => {
+                    // One of them is to blame: each by itself.
+                    let mut n = first;
+                    while !buf.is_empty() {
+                        let rest = buf.split_off(BLOCK_SIZE);
+                        let at = read.wanted.get(n as usize).copied().unwrap_or(0);
+                        let location = read.entries.get(at as usize).map_or(0, |e| e.location);
+                        let id = self.running.insert(Running::Piece {
+                            read: key,
+                            first: n,
+                        });
+                        read.waiting += 1;
+                        let offset = location * BLOCK_SIZE as u64;
+                        self.dev.start(id as u64, Op::Read { offset, buf });
+                        buf = rest;
+                        n += 1;
+                    }
+                }
+            }
+        }
+        if read.waiting == 0 {
+            self.finish(key);
+        }
+    }
+
+    fn page_loaded(&mut self, slot: u32, bytes: Option<&[u8]>) {
+        let loaded = self.state.tables.loaded(slot, bytes);
+        if let Some((object, blocks)) = loaded.lost {
+            self.stats.lost_pages += 1;
+            tracing::error!(
+                device = self.dev.name(), %object, ?blocks,
+                "a page of a block table is damaged: what these blocks hold is not known here any more"
+            );
+            self.events.push(StoreEvent::LostTable { object, blocks });
+        }
+        for Captured { read, at, entries } in loaded.captured {
+            let Some(r) = self.reads.get_mut(read) else {
+                continue;
+            };
+            let at = at as usize;
+            r.entries[at..at + entries.len()].copy_from_slice(&entries);
+            r.waiting -= 1;
+            if r.waiting == 0 {
+                self.captured(read);
+            }
+        }
+        if loaded.flush {
+            self.flush_page(slot);
+        }
+    }
+
+    /// Appends a dirty page that is in memory to the log.
+    pub(super) fn flush_page(&mut self, slot: u32) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        let Some((object, page, image)) = self.state.tables.image(slot) else {
+            return false;
+        };
+        let checksum = page_checksum(object, page, image);
+        self.scratch.clear();
+        let encoded = codec::put_page(object, page, checksum, &mut self.scratch);
+        if let Err(error) = encoded {
+            self.fail(format!("a table page cannot be encoded: {error}"));
+            return false;
+        }
+        match self.log.reserve(self.scratch.len(), 1) {
+            Ok(location) => {
+                self.log.push(&self.scratch, None);
+                self.log.data(image);
+                self.state.tables.flushed(slot, location, checksum);
+                true
+            }
+            Err(error) => {
+                self.fail(error.to_string());
+                false
+            }
+        }
+    }
+
+    /// Writes a page because the cache is full.
+    fn evict_page(&mut self, slot: u32) -> bool {
+        if let Some((object, ..)) = self.state.tables.image(slot) {
+            self.state.dirty.insert(Key::Object(object));
+        }
+        self.flush_page(slot)
+    }
+
+    /// Nothing is acknowledged from here on.
+    pub(super) fn fail(&mut self, why: String) {
+        if self.failed.is_none() {
+            tracing::error!(device = self.dev.name(), why, "the store has failed");
+            self.events.push(StoreEvent::Failed { why: why.clone() });
+            self.failed = Some(why);
+        }
+    }
+
+    /// Waits until [`Store::poll`] or [`Store::submit`] has something to do. Needs a tokio runtime with
+    /// I/O.
+    pub async fn ready(&self) -> io::Result<()> {
+        if !self.events.is_empty() || self.checkpoint_runs() {
+            return Ok(());
+        }
+        let waker = match self.wake.get() {
+            Some(waker) => waker,
+            None => {
+                let waker = AsyncWaker::new(self.dev.waker().clone())?;
+                self.wake.get_or_init(|| waker)
+            }
+        };
+        waker.rung().await
+    }
+
+    /// Gives the device back and drops the rest, as a crash would. For tests.
+    pub fn into_device(self) -> D {
+        self.dev
+    }
+
+    /// Makes everything durable and takes a final checkpoint. Blocks. Reads that are under way are
+    /// dropped. An error: what was acknowledged is safe, the next start replays more.
+    pub fn shutdown(mut self) -> Result<(), String> {
+        let mut events = Vec::new();
+        let mut begun = false;
+        loop {
+            self.submit();
+            self.poll(&mut events);
+            events.clear();
+            if let Some(why) = self.failed {
+                return Err(why);
+            }
+            if matches!(self.phase, Phase::Idle) && !self.log.busy() {
+                if begun {
+                    return if self.index_empty {
+                        Err("the index has refused the final checkpoint".to_owned())
+                    } else {
+                        Ok(())
+                    };
+                }
+                begun = true;
+                self.checkpoint_begin();
+            }
+            if !self.checkpoint_runs() {
+                std::thread::sleep(std::time::Duration::from_micros(50));
+            }
+        }
+    }
+}

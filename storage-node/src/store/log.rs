@@ -1,0 +1,387 @@
+//! The end of the log: batches that are being filled, sealed, written, and not durable yet.
+//!
+//! A record's place is known the moment it joins a batch: the batch's own place is fixed when it is
+//! opened, and so is the size of its header. Payload is copied once, into the aligned memory that
+//! is written. Until a batch is durable its blocks are served from here ([`LogWriter::find`]).
+//! One batch is under way at a time, so at most one can be torn. No I/O happens in this module.
+
+use super::batch::{DataChecksum, FIXED, HEADER_BLOCKS_MAX, Header, NO_SEGMENT};
+use super::superblock::Superblock;
+use crate::device::buffer::{Buf, Pool};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use trefoil_core::BLOCK_SIZE;
+
+/// Blocks in one chunk of a batch's memory.
+const CHUNK_BLOCKS: u32 = 64;
+/// A record with more bytes than this opens its batch with a larger header, so that others like it
+/// can share it.
+const LARGE_RECORD_BYTES: usize = 1000;
+/// Blocks of that larger header.
+const LARGE_HEADER_BLOCKS: u32 = 4;
+/// Blocks of data in the largest record that any batch takes (an Install of a whole object with all
+/// that was kept on top).
+pub const RECORD_BLOCKS_MAX: u32 = 4096;
+
+/// Names a batch in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BatchRef {
+    /// Its LSN; 0 before the first.
+    pub lsn: u64,
+    /// Its header's checksum.
+    pub checksum: u64,
+    /// Its segment.
+    pub segment: u32,
+    /// Its first block in the segment.
+    pub block: u32,
+}
+
+/// Why a record cannot join the log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Not even the reserve has room.
+    #[error(
+        "the device is full to its last block, the reserve included: nothing can be made durable any \
+         more. Add nodes, or move the node's data to a larger device"
+    )]
+    Full,
+    /// Larger than the format allows.
+    #[error(
+        "a record of {header_bytes} header bytes and {data_blocks} data blocks is larger than a batch"
+    )]
+    TooLarge {
+        /// Bytes of header.
+        header_bytes: usize,
+        /// Blocks of data.
+        data_blocks: u32,
+    },
+}
+
+struct OpenBatch {
+    segment: u32,
+    block: u32,
+    header_blocks: u32,
+    data_blocks: u32,
+    records: Vec<u8>,
+    chunks: Vec<Buf>,
+    ticket: Option<u64>,
+}
+
+/// A batch that is complete, written or about to be.
+pub struct SealedBatch {
+    /// Its name.
+    pub at: BatchRef,
+    /// Absolute number of its first block on the device.
+    pub location: u64,
+    /// Blocks, header included.
+    pub blocks: u32,
+    /// Blocks of data.
+    pub data_blocks: u32,
+    /// The bytes.
+    pub bufs: Vec<Bytes>,
+    /// The greatest ticket in it.
+    pub ticket: Option<u64>,
+}
+
+/// See the module.
+pub struct LogWriter {
+    sb: Superblock,
+    pool: Pool,
+    batch_blocks_max: u32,
+    /// Where the next batch begins, if it fits.
+    segment: u32,
+    block: u32,
+    last: BatchRef,
+    open: Option<OpenBatch>,
+    sealed: VecDeque<SealedBatch>,
+    in_flight: Option<SealedBatch>,
+    spare_records: Vec<u8>,
+    skipped: u64,
+}
+
+impl LogWriter {
+    /// Continues a log whose last batch is `last` and ends before `block` of `segment`.
+    pub fn new(
+        sb: Superblock,
+        pool: Pool,
+        batch_bytes_max: u64,
+        last: BatchRef,
+        (segment, block): (u32, u32),
+    ) -> LogWriter {
+        LogWriter {
+            sb,
+            pool,
+            batch_blocks_max: (batch_bytes_max / BLOCK_SIZE as u64).clamp(1, 1 << 20) as u32,
+            segment,
+            block,
+            last,
+            open: None,
+            sealed: VecDeque::new(),
+            in_flight: None,
+            spare_records: Vec::new(),
+            skipped: 0,
+        }
+    }
+
+    /// Leaves out the LSNs up to `lsn`. Only before the first batch is opened.
+    pub fn skip_to(&mut self, lsn: u64) {
+        self.skipped = lsn.saturating_sub(self.last.lsn);
+    }
+
+    /// The next segment after `segment`, as the headers in it say.
+    pub fn next_segment(sb: &Superblock, segment: u32) -> u32 {
+        if segment + 1 < sb.segments {
+            segment + 1
+        } else {
+            NO_SEGMENT
+        }
+    }
+
+    /// Makes room for a record of `bytes` in the header and `blocks` of data; opens or changes the
+    /// batch if need be. Returns the place of its first data block. Nothing has changed on an error.
+    pub fn reserve(&mut self, bytes: usize, blocks: u32) -> Result<u64, LogError> {
+        let size = self.sb.segment_blocks;
+        if let Some(open) = &self.open {
+            let header_fits =
+                FIXED + open.records.len() + bytes <= open.header_blocks as usize * BLOCK_SIZE;
+            let used = open.header_blocks + open.data_blocks;
+            if header_fits
+                && open.block + used + blocks <= size
+                && open.data_blocks + blocks <= self.batch_blocks_max
+            {
+                return Ok(self.sb.location(open.segment, open.block + used));
+            }
+        }
+        let mut header_blocks = (FIXED + bytes).div_ceil(BLOCK_SIZE) as u32;
+        if header_blocks > HEADER_BLOCKS_MAX || header_blocks + blocks > size {
+            return Err(LogError::TooLarge {
+                header_bytes: bytes,
+                data_blocks: blocks,
+            });
+        }
+        if bytes > LARGE_RECORD_BYTES && LARGE_HEADER_BLOCKS + blocks <= size {
+            header_blocks = header_blocks.max(LARGE_HEADER_BLOCKS);
+        }
+        let (mut segment, mut block) = match &self.open {
+            Some(o) => (o.segment, o.block + o.header_blocks + o.data_blocks),
+            None => (self.segment, self.block),
+        };
+        if block + header_blocks + blocks > size {
+            segment = LogWriter::next_segment(&self.sb, segment);
+            block = 0;
+            if segment == NO_SEGMENT {
+                return Err(LogError::Full);
+            }
+        }
+        self.seal();
+        let mut records = std::mem::take(&mut self.spare_records);
+        records.clear();
+        self.open = Some(OpenBatch {
+            segment,
+            block,
+            header_blocks,
+            data_blocks: 0,
+            records,
+            chunks: Vec::new(),
+            ticket: None,
+        });
+        Ok(self.sb.location(segment, block + header_blocks))
+    }
+
+    /// Adds what [`LogWriter::reserve`] has made room for: the encoded record, its ticket; its data
+    /// follows through [`LogWriter::data`].
+    pub fn push(&mut self, record: &[u8], ticket: Option<u64>) {
+        if let Some(open) = &mut self.open {
+            open.records.extend_from_slice(record);
+            open.ticket = ticket.or(open.ticket);
+        }
+    }
+
+    /// Copies whole blocks of a record's data to their place.
+    pub fn data(&mut self, mut bytes: &[u8]) {
+        let Some(open) = &mut self.open else { return };
+        while !bytes.is_empty() {
+            let at = open.header_blocks + open.data_blocks;
+            let (chunk, inside) = ((at / CHUNK_BLOCKS) as usize, at % CHUNK_BLOCKS);
+            grow(&self.pool, &mut open.chunks, chunk);
+            let Some(chunk) = open.chunks.get_mut(chunk) else {
+                return;
+            };
+            let n = bytes
+                .len()
+                .min((CHUNK_BLOCKS - inside) as usize * BLOCK_SIZE);
+            let start = inside as usize * BLOCK_SIZE;
+            chunk[start..start + n].copy_from_slice(&bytes[..n]);
+            open.data_blocks += (n / BLOCK_SIZE) as u32;
+            bytes = &bytes[n..];
+        }
+    }
+
+    /// Closes the open batch, if there is one.
+    pub fn seal(&mut self) {
+        let Some(mut open) = self.open.take() else {
+            return;
+        };
+        let blocks = open.header_blocks + open.data_blocks;
+        grow(
+            &self.pool,
+            &mut open.chunks,
+            ((blocks - 1) / CHUNK_BLOCKS) as usize,
+        );
+        let last_chunk = blocks - (open.chunks.len() as u32 - 1) * CHUNK_BLOCKS;
+        if let Some(chunk) = open.chunks.last_mut() {
+            chunk.truncate(last_chunk as usize * BLOCK_SIZE);
+        }
+        let mut sum = DataChecksum::default();
+        let mut skip = open.header_blocks as usize * BLOCK_SIZE;
+        for chunk in &open.chunks {
+            let skipped = skip.min(chunk.len());
+            sum.update(&chunk[skipped..]);
+            skip -= skipped;
+        }
+        let mut header = Header {
+            checksum: 0,
+            header_blocks: open.header_blocks,
+            data_blocks: open.data_blocks,
+            records_bytes: open.records.len() as u32,
+            lsn: self.last.lsn + 1 + std::mem::take(&mut self.skipped),
+            previous_lsn: self.last.lsn,
+            previous_checksum: self.last.checksum,
+            data_checksum: sum.finish(),
+            segment: open.segment,
+            block: open.block,
+            next_segment: LogWriter::next_segment(&self.sb, open.segment),
+        };
+        let header_bytes = open.header_blocks as usize * BLOCK_SIZE;
+        if open.header_blocks <= CHUNK_BLOCKS {
+            let area = &mut open.chunks[0][..header_bytes];
+            header.checksum = header.seal(self.sb.incarnation, &open.records, area);
+        } else {
+            let mut area = vec![0; header_bytes];
+            header.checksum = header.seal(self.sb.incarnation, &open.records, &mut area);
+            let mut rest = &area[..];
+            for chunk in &mut open.chunks {
+                let n = rest.len().min(chunk.len());
+                chunk[..n].copy_from_slice(&rest[..n]);
+                rest = &rest[n..];
+            }
+        }
+        let at = BatchRef {
+            lsn: header.lsn,
+            checksum: header.checksum,
+            segment: open.segment,
+            block: open.block,
+        };
+        self.last = at;
+        self.segment = open.segment;
+        self.block = open.block + blocks;
+        self.sealed.push_back(SealedBatch {
+            at,
+            location: self.sb.location(open.segment, open.block),
+            blocks,
+            data_blocks: open.data_blocks,
+            bufs: open.chunks.into_iter().map(Buf::freeze).collect(),
+            ticket: open.ticket,
+        });
+        self.spare_records = open.records;
+    }
+
+    /// The next batch to write, if none is under way: its offset on the device and its bytes.
+    pub fn next_write(&mut self) -> Option<(u64, Vec<Bytes>)> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        if self.sealed.is_empty() {
+            self.seal();
+        }
+        let batch = self.sealed.pop_front()?;
+        let write = (batch.location * BLOCK_SIZE as u64, batch.bufs.clone());
+        self.in_flight = Some(batch);
+        Some(write)
+    }
+
+    /// The write has ended well: the batch is durable.
+    pub fn written(&mut self) -> Option<SealedBatch> {
+        self.in_flight.take()
+    }
+
+    /// The write has to be made again (nothing of it can be trusted, nothing was acknowledged).
+    pub fn write_again(&mut self) {
+        if let Some(batch) = self.in_flight.take() {
+            self.sealed.push_front(batch);
+        }
+    }
+
+    /// Has the ticket acknowledged with what is pending; false if nothing is.
+    pub fn attach_ticket(&mut self, ticket: u64) -> bool {
+        let slot = match (&mut self.open, self.sealed.back_mut(), &mut self.in_flight) {
+            (Some(open), _, _) => &mut open.ticket,
+            (None, Some(sealed), _) => &mut sealed.ticket,
+            (None, None, Some(in_flight)) => &mut in_flight.ticket,
+            (None, None, None) => return false,
+        };
+        *slot = Some(ticket);
+        true
+    }
+
+    /// The bytes of a block that is in a batch which is not durable yet.
+    pub fn find(&self, location: u64) -> Option<&[u8]> {
+        let inside = |start: u64, blocks: u32| {
+            location
+                .checked_sub(start)
+                .filter(|n| *n < u64::from(blocks))
+                .map(|n| {
+                    let chunk = (n / u64::from(CHUNK_BLOCKS)) as usize;
+                    (chunk, (n % u64::from(CHUNK_BLOCKS)) as usize * BLOCK_SIZE)
+                })
+        };
+        for batch in self.in_flight.iter().chain(&self.sealed) {
+            if let Some((chunk, at)) = inside(batch.location, batch.blocks) {
+                return batch.bufs.get(chunk)?.get(at..at + BLOCK_SIZE);
+            }
+        }
+        let open = self.open.as_ref()?;
+        let start = self.sb.location(open.segment, open.block);
+        let (chunk, at) = inside(start, open.header_blocks + open.data_blocks)?;
+        open.chunks.get(chunk)?.get(at..at + BLOCK_SIZE)
+    }
+
+    /// The last sealed batch.
+    pub fn last(&self) -> BatchRef {
+        self.last
+    }
+    /// True if a batch is open, sealed or under way.
+    pub fn busy(&self) -> bool {
+        self.open.is_some() || !self.sealed.is_empty() || self.in_flight.is_some()
+    }
+    /// Bytes that are pending.
+    pub fn pending_bytes(&self) -> u64 {
+        let open = self
+            .open
+            .as_ref()
+            .map_or(0, |o| o.header_blocks + o.data_blocks);
+        let sealed = self.sealed.iter().chain(&self.in_flight).map(|b| b.blocks);
+        (sealed.sum::<u32>() + open) as u64 * BLOCK_SIZE as u64
+    }
+    /// Blocks behind the end of the log.
+    pub fn free_blocks(&self) -> u64 {
+        let (segment, block) = match &self.open {
+            Some(o) => (o.segment, o.block + o.header_blocks + o.data_blocks),
+            None => (self.segment, self.block),
+        };
+        let here = self.sb.segment_blocks.saturating_sub(block);
+        let others = self.sb.segments.saturating_sub(segment + 1);
+        u64::from(here) + u64::from(others) * u64::from(self.sb.segment_blocks)
+    }
+}
+
+/// Makes chunks until there is one with index `chunk`.
+fn grow(pool: &Pool, chunks: &mut Vec<Buf>, chunk: usize) {
+    while chunks.len() <= chunk {
+        // The pool of batches has no bound of its own: the store's limit on pending bytes is it.
+        match pool.get(CHUNK_BLOCKS as usize * BLOCK_SIZE) {
+            Some(buf) => chunks.push(buf),
+            None => return,
+        }
+    }
+}

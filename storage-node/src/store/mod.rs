@@ -1,0 +1,244 @@
+//! The log-structured store of one storage node: one device, one thread.
+//!
+//! ```text
+//!  append ──► LogWriter: open batch ─► sealed ─► one durable write ─► Durable{up_to_ticket}
+//!      └────► State: Durable + Tables (changes queue on pages that are not in memory)
+//!  read ────► Tables: entries as of now ─► blocks from pending batches or the device ─► Read{..}
+//!  checkpoint: dirty pages into the log ─► changed entries into the index (sled, own thread)
+//!  open: index ─► replay of the log behind it ─► Start record
+//! ```
+//!
+//! The log is the truth; the index is disposable. What is in memory when a record has been appended
+//! is what recovery gives once the record is durable. The format and the order of writes at a crash
+//! are in `docs/on-disk-format.md`.
+//!
+//! # The caller's loop
+//!
+//! `append` and `read` in the order in which they take effect; [`Store::submit`] starts I/O;
+//! [`Store::ready`] waits; [`Store::poll`] gives events; then `submit` again. Before taking on work
+//! the caller asks [`Store::can_accept`], and before data also [`Store::room_blocks`].
+//!
+//! # Memory
+//!
+//! The bounds of [`StoreOptions`], and about 250 bytes for each object that has been written: 65 MB per
+//! TiB of 4 MiB objects. Recovery holds about 40 bytes per block written since the last checkpoint.
+//!
+//! # Known weaknesses
+//!
+//! Nothing is cleaned yet: what is overwritten stays, and a full store refuses writes until the next
+//! version cleans it. A lone last batch that rots between its write and the next start cannot be told
+//! from a torn one; the log position that the monitors remember shows it.
+
+mod batch;
+mod checkpoint;
+mod codec;
+mod engine;
+mod format;
+pub mod index;
+mod log;
+mod read;
+mod recovery;
+mod state;
+mod superblock;
+mod table;
+
+pub use engine::Store;
+pub use format::{FormatError, FormatOptions, format, format_device};
+pub use log::LogError;
+pub use recovery::{How, IndexUse};
+pub use superblock::{Superblock, SuperblockError};
+
+use crate::device::file::{Engine, OpenDeviceError};
+use bytes::Bytes;
+use trefoil_core::{BlockRange, Incarnation, ObjectId, record::Durable};
+
+/// Checksum in a [`StoreEvent::Read`] of a block whose entry was lost with its page of the table.
+pub const UNKNOWN_CHECKSUM: u64 = table::UNKNOWN;
+
+/// Limits and engine of a store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Pages of block tables kept in memory, in bytes.
+    pub table_cache_bytes: u64,
+    /// Data in one batch, in bytes; a larger record has a batch of its own.
+    pub batch_bytes_max: u64,
+    /// Bytes appended and not durable yet; at the limit [`Store::can_accept`] is false.
+    pub pending_bytes_max: u64,
+    /// Changes and reads that wait for a page; at the limit [`Store::can_accept`] is false.
+    pub queued_changes_max: usize,
+    /// Reads under way; at the limit [`Store::can_accept`] is false.
+    pub reads_max: usize,
+    /// Memory of reads, from their start until the caller drops the data, in bytes; at the limit reads
+    /// wait.
+    pub read_bytes_max: u64,
+    /// Log written since the last checkpoint at which the next one begins: bounds the replay.
+    pub checkpoint_bytes: u64,
+    /// io_uring or threads.
+    pub engine: Engine,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            table_cache_bytes: 64 << 20,
+            batch_bytes_max: 4 << 20,
+            pending_bytes_max: 64 << 20,
+            queued_changes_max: 256 << 10,
+            reads_max: 4096,
+            read_bytes_max: 128 << 20,
+            checkpoint_bytes: 512 << 20,
+            engine: Engine::Auto,
+        }
+    }
+}
+
+/// Which bytes a read wants besides the checksums.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadMode {
+    /// Of every block that is no hole.
+    All,
+    /// Of the blocks whose checksum is not the one given for it (one for each block of the range).
+    Differing(Box<[u64]>),
+    /// None.
+    ChecksumsOnly,
+}
+
+/// What [`Store::poll`] reports.
+#[derive(Debug)]
+pub enum StoreEvent {
+    /// All records with tickets up to this one are durable.
+    Durable {
+        /// The ticket.
+        up_to_ticket: u64,
+    },
+    /// A read.
+    Read {
+        /// The caller's.
+        token: u64,
+        /// One for each block; [`trefoil_core::checksum::HOLE`] for a hole, [`UNKNOWN_CHECKSUM`] where
+        /// the table's page is lost (the block is in `bad` too, whatever the mode).
+        checksums: Box<[u64]>,
+        /// The bytes that the mode asked for, less the bad ones, in order.
+        data: Bytes,
+        /// Blocks that the mode asked for and that have no good bytes here, ascending.
+        bad: Vec<u32>,
+    },
+    /// Nothing can be made durable any more; no ticket is acknowledged from here on. Reads go on.
+    Failed {
+        /// Why, and what to do.
+        why: String,
+    },
+    /// Damage: a block does not match its checksum or cannot be read. It can be healed.
+    BadBlock {
+        /// The object.
+        object: ObjectId,
+        /// The block.
+        block: u32,
+        /// The checksum that its bytes should have.
+        checksum: u64,
+    },
+    /// A page of an object's table is damaged: what these blocks hold is not known here any more. They
+    /// are bad until they are written again.
+    LostTable {
+        /// The object.
+        object: ObjectId,
+        /// The blocks.
+        blocks: BlockRange,
+    },
+}
+
+/// Space of a store, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Of the log's segments.
+    pub total: u64,
+    /// Used, by live and dead blocks alike.
+    pub used: u64,
+    /// Behind the end of the log, the reserve included.
+    pub free: u64,
+    /// Kept for records without data, table pages and checkpoints.
+    pub reserve: u64,
+}
+
+/// Counters since the store was opened, and gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Space.
+    pub space: Space,
+    /// Batches that became durable.
+    pub batches: u64,
+    /// Data blocks in them, table pages included.
+    pub blocks: u64,
+    /// Bytes in them.
+    pub bytes_written: u64,
+    /// Blocks read from the device.
+    pub blocks_read: u64,
+    /// Table pages that a read found in memory.
+    pub cache_hits: u64,
+    /// Table pages that a read had to wait for.
+    pub cache_misses: u64,
+    /// Blocks found bad.
+    pub bad_blocks: u64,
+    /// Heal records taken.
+    pub healed: u64,
+    /// Table pages found damaged.
+    pub lost_pages: u64,
+    /// Checkpoints that the index has taken.
+    pub checkpoints: u64,
+    /// Checkpoints that the index has refused.
+    pub checkpoints_failed: u64,
+    /// Bytes appended and not durable.
+    pub pending_bytes: u64,
+    /// Reads under way.
+    pub reads: usize,
+    /// Changes and reads that wait for pages.
+    pub queued_changes: usize,
+    /// Table pages in memory.
+    pub pages_resident: usize,
+    /// Table pages that are not in the log as they are.
+    pub pages_dirty: usize,
+    /// Objects.
+    pub objects: usize,
+}
+
+/// What opening found.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// The node's state.
+    pub durable: Durable,
+    /// Position of the end of the log. Grows over the store's life: one that is smaller than one seen
+    /// before means that the device was rolled back.
+    pub log_position: u64,
+    /// The store's name.
+    pub incarnation: Incarnation,
+    /// Space.
+    pub space: Space,
+    /// State that was once durable is lost: the node must not vote as before (N8). Said again at each
+    /// start until a `LostState` record has been appended.
+    pub lost: Option<String>,
+    /// A copy of the superblock is damaged.
+    pub superblock_damage: Option<String>,
+    /// What recovery did.
+    pub how: How,
+}
+
+/// Why a store could not be opened. Nothing has been written.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] OpenDeviceError),
+    /// The superblock.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    /// The system.
+    #[error("{device}: {what}: {source}")]
+    Io {
+        /// The device.
+        device: String,
+        /// What was tried.
+        what: &'static str,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,391 @@
+//! What the records add up to: the node's durable state, the block tables, and which of it has changed
+//! since the last checkpoint.
+//!
+//! The running store and its recovery both change the state through [`State::apply`], so that what a
+//! replay gives cannot differ from what was there before. The index is made of entries of this state
+//! that were read at different times *after* the position that the index covers; replaying the log
+//! from that position makes them right, because every record sets what it touches without looking at
+//! what was there (a Heal looks at a checksum that the same replay has set).
+
+use super::codec::Entry;
+use super::table::{OBJECT_BLOCKS_MAX, PAGE_BLOCKS, Tables};
+use rustc_hash::FxHashSet;
+use serde::{Deserialize, Serialize};
+use trefoil_core::checksum::HOLE;
+use trefoil_core::message::{Line, WriteOp};
+use trefoil_core::record::{Durable, PgState, Promise, Record};
+use trefoil_core::*;
+
+/// A thing that the index has an entry for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// A volume's fence.
+    Fence(VolumeId),
+    /// A placement group.
+    Pg(PgId),
+    /// A group.
+    Group(GroupId),
+    /// An object: its head and table, and its line if it is behind.
+    Object(ObjectId),
+}
+
+/// The index's entry for a group; what it knows of objects has entries of its own.
+#[derive(Serialize, Deserialize)]
+struct GroupEntry {
+    promised: Promise,
+    settled: Promise,
+    lost: bool,
+}
+
+/// The index's entry for an object.
+#[derive(Serialize, Deserialize, Default)]
+struct ObjectEntry {
+    head: Option<Head>,
+    line: Option<Line>,
+    pages: Vec<(u64, u64)>,
+}
+
+/// See the module.
+pub struct State {
+    /// The node's.
+    pub durable: Durable,
+    /// The blocks'.
+    pub tables: Tables,
+    /// Changed since the last checkpoint began.
+    pub dirty: FxHashSet<Key>,
+    /// State has been lost and no LostState has been appended since.
+    pub lost: bool,
+    /// How often the store has been opened.
+    pub session: u64,
+}
+
+impl State {
+    /// Nothing yet.
+    pub fn new(cache_bytes: u64) -> State {
+        State {
+            durable: Durable::default(),
+            tables: Tables::new(cache_bytes),
+            dirty: FxHashSet::default(),
+            lost: false,
+            session: 0,
+        }
+    }
+
+    /// Takes a step whose data blocks begin at `location`.
+    pub fn apply<P>(&mut self, record: &Record<P>, location: u64) {
+        self.mark(record);
+        self.durable.apply(record);
+        match record {
+            Record::Write { object, op, .. } => {
+                self.op(*object, op, location);
+            }
+            Record::Install {
+                object,
+                head,
+                patches,
+                writes,
+            } => {
+                let mut at = location;
+                for patch in patches {
+                    for &(block, checksum) in &patch.blocks {
+                        if checksum == HOLE {
+                            self.tables.zero(*object, BlockRange::new(block, 1));
+                        } else {
+                            self.tables.set_run(*object, block, at, &[checksum]);
+                            at += 1;
+                        }
+                    }
+                    for &(block, checksum) in &patch.bad {
+                        self.tables.set_bad(*object, block, checksum);
+                    }
+                }
+                for op in writes {
+                    at += self.op(*object, op, at);
+                }
+                if *head == Head::ZERO {
+                    self.tables.remove(*object);
+                }
+            }
+            Record::Heal {
+                object,
+                block,
+                checksum,
+                ..
+            } => self.tables.heal(*object, *block, location, *checksum),
+            Record::DeleteVolume { volume } => {
+                for object in self.tables.of_volume(*volume) {
+                    self.dirty.insert(Key::Object(object));
+                    self.tables.remove(object);
+                }
+            }
+            Record::LostState { .. } => self.lost = false,
+            _ => {}
+        }
+    }
+
+    fn op<P>(&mut self, object: ObjectId, op: &WriteOp<P>, location: u64) -> u64 {
+        match op {
+            WriteOp::Data {
+                blocks, checksums, ..
+            } => {
+                self.tables
+                    .set_run(object, blocks.first, location, checksums);
+                checksums.len() as u64
+            }
+            WriteOp::Zero { blocks } => {
+                self.tables.zero(object, *blocks);
+                0
+            }
+        }
+    }
+
+    /// Takes an entry of a batch at replay.
+    pub fn replay(&mut self, entry: &Entry, location: u64) {
+        match entry {
+            Entry::Start { session, lost } => {
+                self.session = self.session.max(*session);
+                self.lost |= lost;
+            }
+            Entry::Node(record) => self.apply(record, location),
+            Entry::Page {
+                object,
+                page,
+                checksum,
+            } => {
+                self.dirty.insert(Key::Object(*object));
+                self.tables.replay_page(*object, *page, location, *checksum);
+            }
+        }
+    }
+
+    fn mark<P>(&mut self, record: &Record<P>) {
+        let mut group = |group: &GroupId| {
+            self.dirty.insert(Key::Group(*group));
+        };
+        match record {
+            Record::Fence { volume, .. } => {
+                self.dirty.insert(Key::Fence(*volume));
+            }
+            Record::Open { group: g, .. } => {
+                group(g);
+                self.dirty.insert(Key::Pg(g.pg));
+            }
+            Record::Settle {
+                group: g,
+                add,
+                remove,
+                ..
+            } => {
+                group(g);
+                for index in add.iter().map(|a| a.0).chain(remove.iter().copied()) {
+                    let object = ObjectId { group: *g, index };
+                    self.dirty.insert(Key::Object(object));
+                }
+            }
+            Record::Write { object, .. } | Record::Install { object, .. } => {
+                if !self.durable.groups.contains_key(&object.group) {
+                    group(&object.group);
+                }
+                self.dirty.insert(Key::Object(*object));
+            }
+            Record::Heal { object, .. } => {
+                self.dirty.insert(Key::Object(*object));
+            }
+            Record::DeleteVolume { volume } => {
+                self.dirty.insert(Key::Fence(*volume));
+                for (g, state) in &self.durable.groups {
+                    if g.volume != *volume {
+                        continue;
+                    }
+                    self.dirty.insert(Key::Group(*g));
+                    for index in state.objects.keys().chain(state.behind.keys()) {
+                        self.dirty.insert(Key::Object(ObjectId {
+                            group: *g,
+                            index: *index,
+                        }));
+                    }
+                }
+            }
+            Record::LostState { fences } => {
+                self.dirty
+                    .extend(self.durable.groups.keys().map(|g| Key::Group(*g)));
+                self.dirty.extend(fences.iter().map(|f| Key::Fence(f.0)));
+            }
+        }
+    }
+
+    /// Every key that the state has an entry for: for an index that begins anew.
+    pub fn all_keys(&self) -> FxHashSet<Key> {
+        let d = &self.durable;
+        let mut keys: FxHashSet<Key> = d.fences.keys().map(|v| Key::Fence(*v)).collect();
+        keys.extend(d.pgs.keys().map(|p| Key::Pg(*p)));
+        keys.extend(d.groups.keys().map(|g| Key::Group(*g)));
+        for (group, state) in &d.groups {
+            for index in state.objects.keys().chain(state.behind.keys()) {
+                keys.insert(Key::Object(ObjectId {
+                    group: *group,
+                    index: *index,
+                }));
+            }
+        }
+        keys.extend(self.tables.objects().map(Key::Object));
+        keys
+    }
+
+    /// The index's key and entry (`None`: there is none any more) as of now.
+    pub fn entry(&self, key: Key) -> (Vec<u8>, Option<Vec<u8>>) {
+        let mut name = Vec::with_capacity(32);
+        let value = match key {
+            Key::Fence(volume) => {
+                name.push(b'f');
+                name.extend(volume.0.to_be_bytes());
+                self.durable.fences.get(&volume).map(encode)
+            }
+            Key::Pg(pg) => {
+                name.push(b'p');
+                put_pg(&mut name, pg);
+                self.durable.pgs.get(&pg).map(encode)
+            }
+            Key::Group(group) => {
+                name.push(b'g');
+                put_group(&mut name, group);
+                self.durable.groups.get(&group).map(|g| {
+                    encode(&GroupEntry {
+                        promised: g.promised,
+                        settled: g.settled,
+                        lost: g.lost,
+                    })
+                })
+            }
+            Key::Object(object) => {
+                name.push(b'o');
+                put_group(&mut name, object.group);
+                name.extend(object.index.to_be_bytes());
+                let group = self.durable.groups.get(&object.group);
+                let entry = ObjectEntry {
+                    head: group.and_then(|g| g.objects.get(&object.index).copied()),
+                    line: group.and_then(|g| g.behind.get(&object.index).copied()),
+                    pages: self
+                        .tables
+                        .pages(object)
+                        .unwrap_or(&[])
+                        .iter()
+                        .map(|p| (p.location, p.checksum))
+                        .collect(),
+                };
+                let any = entry.head.is_some()
+                    || entry.line.is_some()
+                    || self.tables.pages(object).is_some();
+                any.then(|| encode(&entry))
+            }
+        };
+        (name, value)
+    }
+
+    /// Takes an entry of the index; false if it cannot be understood.
+    pub fn restore(&mut self, name: &[u8], value: &[u8]) -> bool {
+        self.try_restore(name, value).is_some()
+    }
+
+    fn try_restore(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+        let (kind, mut rest) = name.split_first()?;
+        match kind {
+            b'f' => {
+                let volume = VolumeId(take_u64(&mut rest)?);
+                self.durable.fences.insert(volume, decode(value)?);
+            }
+            b'p' => {
+                let pg = take_pg(&mut rest)?;
+                self.durable.pgs.insert(pg, decode::<PgState>(value)?);
+            }
+            b'g' => {
+                let group = take_group(&mut rest)?;
+                let entry: GroupEntry = decode(value)?;
+                // Objects may have come before their group.
+                let state = self.durable.groups.entry(group).or_default();
+                state.promised = entry.promised;
+                state.settled = entry.settled;
+                state.lost = entry.lost;
+            }
+            b'o' => {
+                let group = take_group(&mut rest)?;
+                let index = take_u32(&mut rest)?;
+                let entry: ObjectEntry = decode(value)?;
+                if entry.pages.len() > (OBJECT_BLOCKS_MAX / PAGE_BLOCKS) as usize {
+                    return None;
+                }
+                let state = self.durable.groups.entry(group).or_default();
+                if let Some(head) = entry.head {
+                    state.objects.insert(index, head);
+                    self.tables.restore(ObjectId { group, index }, &entry.pages);
+                }
+                if let Some(line) = entry.line {
+                    state.behind.insert(index, line);
+                }
+            }
+            _ => return None,
+        }
+        rest.is_empty().then_some(())
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // Serialising plain numbers into a Vec cannot fail; an empty entry would be refused at load.
+    postcard::to_stdvec(value).unwrap_or_default()
+}
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<T> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Some(value),
+        _ => None,
+    }
+}
+fn put_pg(out: &mut Vec<u8>, pg: PgId) {
+    out.extend(pg.pool.0.to_be_bytes());
+    out.extend(pg.pg.to_be_bytes());
+}
+fn put_group(out: &mut Vec<u8>, group: GroupId) {
+    out.extend(group.volume.0.to_be_bytes());
+    put_pg(out, group.pg);
+}
+fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+    let (n, rest) = bytes.split_first_chunk::<8>()?;
+    *bytes = rest;
+    Some(u64::from_be_bytes(*n))
+}
+fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
+    let (n, rest) = bytes.split_first_chunk::<4>()?;
+    *bytes = rest;
+    Some(u32::from_be_bytes(*n))
+}
+fn take_pg(bytes: &mut &[u8]) -> Option<PgId> {
+    Some(PgId {
+        pool: PoolId(take_u32(bytes)?),
+        pg: take_u32(bytes)?,
+    })
+}
+fn take_group(bytes: &mut &[u8]) -> Option<GroupId> {
+    Some(GroupId {
+        volume: VolumeId(take_u64(bytes)?),
+        pg: take_pg(bytes)?,
+    })
+}
+
+/// True if every block that the entry names can exist.
+pub fn in_bounds<P>(record: &Record<P>) -> bool {
+    let op = |op: &WriteOp<P>| op.blocks().end() <= OBJECT_BLOCKS_MAX;
+    match record {
+        Record::Write { op: o, .. } => op(o),
+        Record::Install {
+            patches, writes, ..
+        } => {
+            patches.iter().all(|p| {
+                p.blocks
+                    .iter()
+                    .chain(&p.bad)
+                    .all(|b| b.0 < OBJECT_BLOCKS_MAX)
+            }) && writes.iter().all(op)
+        }
+        Record::Heal { block, .. } => *block < OBJECT_BLOCKS_MAX,
+        _ => true,
+    }
+}

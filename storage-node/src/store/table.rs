@@ -1,0 +1,695 @@
+//! Block tables: where each block of each object lies and what its checksum is.
+//!
+//! A page holds 256 entries of 16 bytes. Pages live in the log; a bounded number is kept in memory.
+//! A change to a page that is not in memory is queued on it, in order with the reads that wait for it,
+//! so that a write never waits for a page and a read never shows a change that came behind it. This
+//! module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
+//! ([`Tables::dirty_victim`]), and is told when that has happened.
+
+use super::batch::page_checksum;
+use rustc_hash::FxHashMap;
+use slab::Slab;
+use std::collections::VecDeque;
+use trefoil_core::checksum::HOLE;
+use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId, VolumeId};
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Entries in a page.
+pub const PAGE_BLOCKS: u32 = 256;
+/// Blocks in the largest object.
+pub const OBJECT_BLOCKS_MAX: u32 =
+    (trefoil_core::limits::OBJECT_SIZE_MAX / BLOCK_SIZE as u64) as u32;
+/// The checksum of a block whose entry is lost with its page: no block has it, it is bad until written.
+pub const UNKNOWN: u64 = u64::MAX;
+/// Changes that may wait on one page before it is loaded for them.
+const QUEUE_LOAD: usize = 64;
+const NO_SLOT: u32 = u32::MAX;
+
+/// Where a block is. Checksum 0: a hole; no location, yet a checksum: bad.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockEntry {
+    /// Absolute block number on the device; 0 is none (the superblock is there).
+    pub location: u64,
+    /// Checksum.
+    pub checksum: u64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct DiskEntry {
+    location: U64,
+    checksum: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone)]
+#[repr(C)]
+struct Page([DiskEntry; PAGE_BLOCKS as usize]);
+
+impl Page {
+    fn empty() -> Box<Page> {
+        let none = DiskEntry {
+            location: U64::new(0),
+            checksum: U64::new(HOLE),
+        };
+        Box::new(Page([none; PAGE_BLOCKS as usize]))
+    }
+    fn set(&mut self, block: usize, location: u64, checksum: u64) {
+        self.0[block] = DiskEntry {
+            location: U64::new(location),
+            checksum: U64::new(checksum),
+        };
+    }
+    fn get(&self, block: usize) -> BlockEntry {
+        BlockEntry {
+            location: self.0[block].location.get(),
+            checksum: self.0[block].checksum.get(),
+        }
+    }
+}
+
+/// Where an object's page is.
+#[derive(Clone, Copy, Debug)]
+pub struct PageRef {
+    /// In the log; 0: it has never been written.
+    pub location: u64,
+    /// Of its 4 KiB.
+    pub checksum: u64,
+    slot: u32,
+}
+
+impl PageRef {
+    const NONE: PageRef = PageRef {
+        location: 0,
+        checksum: 0,
+        slot: NO_SLOT,
+    };
+}
+
+enum PageOp {
+    One {
+        block: u8,
+        location: u64,
+        checksum: u64,
+    },
+    Run {
+        first: u8,
+        location: u64,
+        checksums: Box<[u64]>,
+    },
+    Zero {
+        first: u8,
+        count: u16,
+    },
+    Heal {
+        block: u8,
+        location: u64,
+        checksum: u64,
+    },
+    Capture {
+        read: usize,
+        at: u32,
+        first: u8,
+        count: u16,
+    },
+}
+
+struct Slot {
+    owner: (ObjectId, u32),
+    /// The object has been deleted; the slot only lives for the reads that wait on it.
+    gone: bool,
+    location: u64,
+    checksum: u64,
+    page: Option<Box<Page>>,
+    queue: VecDeque<PageOp>,
+    loading: bool,
+    dirty: bool,
+    referenced: bool,
+    /// Write it to the log once it is in memory: the checkpoint waits for it.
+    flush: bool,
+}
+
+/// A part of a read whose entries have become known.
+pub struct Captured {
+    /// The read.
+    pub read: usize,
+    /// Where in the read's entries they go.
+    pub at: u32,
+    /// The entries.
+    pub entries: Vec<BlockEntry>,
+}
+
+/// What a page load came to.
+pub struct Loaded {
+    /// Reads that waited.
+    pub captured: Vec<Captured>,
+    /// The page does not match its checksum: its entries are lost.
+    pub lost: Option<(ObjectId, BlockRange)>,
+    /// The checkpoint wants it written.
+    pub flush: bool,
+}
+
+/// See the module.
+pub struct Tables {
+    objects: FxHashMap<ObjectId, Vec<PageRef>>,
+    slots: Slab<Slot>,
+    resident: usize,
+    resident_max: usize,
+    queued: usize,
+    dirty: usize,
+    hand: usize,
+    loads: VecDeque<u32>,
+    /// Changes to pages that were never written are queued too: recovery must not fill memory.
+    pub replaying: bool,
+    /// Page lookups of reads that found it in memory.
+    pub hits: u64,
+    /// And those that did not.
+    pub misses: u64,
+}
+
+impl Tables {
+    /// No objects; keeps at most `cache_bytes` of pages, and at least four.
+    pub fn new(cache_bytes: u64) -> Tables {
+        Tables {
+            objects: FxHashMap::default(),
+            slots: Slab::new(),
+            resident: 0,
+            resident_max: (cache_bytes / BLOCK_SIZE as u64).clamp(4, 1 << 30) as usize,
+            queued: 0,
+            dirty: 0,
+            hand: 0,
+            loads: VecDeque::new(),
+            replaying: true,
+            hits: 0,
+            misses: 0,
+        }
+    }
+
+    /// Takes an object's pages from the index.
+    pub fn restore(&mut self, object: ObjectId, pages: &[(u64, u64)]) {
+        let pages = pages
+            .iter()
+            .map(|&(location, checksum)| PageRef {
+                location,
+                checksum,
+                slot: NO_SLOT,
+            })
+            .collect();
+        self.objects.insert(object, pages);
+    }
+
+    /// The pages of an object, for the index.
+    pub fn pages(&self, object: ObjectId) -> Option<&[PageRef]> {
+        self.objects.get(&object).map(Vec::as_slice)
+    }
+
+    /// All objects that have a table.
+    pub fn objects(&self) -> impl Iterator<Item = ObjectId> + '_ {
+        self.objects.keys().copied()
+    }
+
+    /// Replay has found a page in the log: it is the truth up to here.
+    pub fn replay_page(&mut self, object: ObjectId, page: u32, location: u64, checksum: u64) {
+        let Some(pages) = self.objects.get_mut(&object) else {
+            return;
+        };
+        if pages.len() <= page as usize {
+            pages.resize(page as usize + 1, PageRef::NONE);
+        }
+        let old = std::mem::replace(
+            &mut pages[page as usize],
+            PageRef {
+                location,
+                checksum,
+                slot: NO_SLOT,
+            },
+        );
+        if old.slot != NO_SLOT {
+            self.free(old.slot);
+        }
+    }
+
+    /// Blocks `first ..` lie at `location ..`, with these checksums (none of them a hole).
+    pub fn set_run(&mut self, object: ObjectId, first: u32, location: u64, checksums: &[u64]) {
+        self.objects.entry(object).or_default();
+        let mut done = 0;
+        while done < checksums.len() {
+            let block = first + done as u32;
+            let (page, inside) = (block / PAGE_BLOCKS, block % PAGE_BLOCKS);
+            let n = (checksums.len() - done).min((PAGE_BLOCKS - inside) as usize);
+            let location = location + done as u64;
+            let op = match &checksums[done..done + n] {
+                [checksum] => PageOp::One {
+                    block: inside as u8,
+                    location,
+                    checksum: *checksum,
+                },
+                many => PageOp::Run {
+                    first: inside as u8,
+                    location,
+                    checksums: many.into(),
+                },
+            };
+            self.change(object, page, op, true);
+            done += n;
+        }
+    }
+
+    /// A block has no good bytes, but these it should have.
+    pub fn set_bad(&mut self, object: ObjectId, block: u32, checksum: u64) {
+        self.objects.entry(object).or_default();
+        let op = PageOp::One {
+            block: (block % PAGE_BLOCKS) as u8,
+            location: 0,
+            checksum,
+        };
+        self.change(object, block / PAGE_BLOCKS, op, true);
+    }
+
+    /// Blocks become holes.
+    pub fn zero(&mut self, object: ObjectId, blocks: BlockRange) {
+        self.objects.entry(object).or_default();
+        let mut block = blocks.first;
+        while block < blocks.end() {
+            let inside = block % PAGE_BLOCKS;
+            let n = (blocks.end() - block).min(PAGE_BLOCKS - inside);
+            let op = PageOp::Zero {
+                first: inside as u8,
+                count: n as u16,
+            };
+            self.change(object, block / PAGE_BLOCKS, op, false);
+            block += n;
+        }
+    }
+
+    /// A block has its bytes at a new place, if it still has this checksum.
+    pub fn heal(&mut self, object: ObjectId, block: u32, location: u64, checksum: u64) {
+        if self.objects.contains_key(&object) {
+            let op = PageOp::Heal {
+                block: (block % PAGE_BLOCKS) as u8,
+                location,
+                checksum,
+            };
+            self.change(object, block / PAGE_BLOCKS, op, false);
+        }
+    }
+
+    /// The entry of a block whose page is in memory; `None` where that is not so.
+    pub fn peek(&self, object: ObjectId, block: u32) -> Option<BlockEntry> {
+        let page = self
+            .objects
+            .get(&object)?
+            .get((block / PAGE_BLOCKS) as usize)?;
+        let slot = self.slots.get(page.slot as usize)?;
+        Some(slot.page.as_ref()?.get((block % PAGE_BLOCKS) as usize))
+    }
+
+    fn change(&mut self, object: ObjectId, page: u32, op: PageOp, makes: bool) {
+        let Some(key) = self.slot(object, page, makes) else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(key as usize) else {
+            return;
+        };
+        if !slot.dirty {
+            slot.dirty = true;
+            self.dirty += 1;
+        }
+        slot.referenced = true;
+        if let Some(page) = &mut slot.page {
+            apply(page, op);
+            return;
+        }
+        slot.queue.push_back(op);
+        self.queued += 1;
+        if self.replaying {
+            return;
+        }
+        let long = slot.queue.len() >= QUEUE_LOAD;
+        if slot.location == 0 {
+            if self.resident < self.resident_max || long {
+                self.materialize(key);
+            }
+        } else if long {
+            self.want(key);
+        }
+    }
+
+    /// The slot of a page. `None`: there is no such page, and `makes` is false.
+    fn slot(&mut self, object: ObjectId, page: u32, makes: bool) -> Option<u32> {
+        let pages = self.objects.get_mut(&object)?;
+        let index = page as usize;
+        if pages.len() <= index {
+            if !makes {
+                return None;
+            }
+            pages.resize(index + 1, PageRef::NONE);
+        }
+        let entry = &mut pages[index];
+        if entry.slot == NO_SLOT {
+            if entry.location == 0 && !makes {
+                return None;
+            }
+            entry.slot = self.slots.insert(Slot {
+                owner: (object, page),
+                gone: false,
+                location: entry.location,
+                checksum: entry.checksum,
+                page: None,
+                queue: VecDeque::new(),
+                loading: false,
+                dirty: false,
+                referenced: true,
+                flush: false,
+            }) as u32;
+        }
+        Some(entry.slot)
+    }
+
+    fn want(&mut self, key: u32) {
+        if let Some(slot) = self.slots.get_mut(key as usize)
+            && !slot.loading
+        {
+            slot.loading = true;
+            self.loads.push_back(key);
+        }
+    }
+
+    /// Brings a page that was never written into memory.
+    fn materialize(&mut self, key: u32) {
+        if let Some(slot) = self.slots.get_mut(key as usize)
+            && slot.page.is_none()
+            && slot.location == 0
+        {
+            let mut page = Page::empty();
+            // No read waits on such a page: reads materialize it at once.
+            self.queued -= slot.queue.len();
+            for op in slot.queue.drain(..) {
+                apply(&mut page, op);
+            }
+            slot.page = Some(page);
+            self.resident += 1;
+        }
+    }
+
+    /// The entries of `blocks` as of now go to `out`; where a page has to be loaded first, they come
+    /// later as [`Captured`]. Returns how many such parts there are.
+    pub fn capture(
+        &mut self,
+        object: ObjectId,
+        blocks: BlockRange,
+        read: usize,
+        out: &mut [BlockEntry],
+    ) -> usize {
+        let mut parts = 0;
+        let mut block = blocks.first;
+        while block < blocks.end() {
+            let (page, first) = (block / PAGE_BLOCKS, block % PAGE_BLOCKS);
+            let n = (blocks.end() - block).min(PAGE_BLOCKS - first);
+            let at = block - blocks.first;
+            block += n;
+            let Some(key) = self.slot(object, page, false) else {
+                continue;
+            };
+            if self
+                .slots
+                .get(key as usize)
+                .is_some_and(|s| s.location == 0)
+            {
+                self.materialize(key);
+            }
+            let Some(slot) = self.slots.get_mut(key as usize) else {
+                continue;
+            };
+            slot.referenced = true;
+            if let Some(page) = &slot.page {
+                self.hits += 1;
+                for i in 0..n {
+                    out[(at + i) as usize] = page.get((first + i) as usize);
+                }
+                continue;
+            }
+            self.misses += 1;
+            parts += 1;
+            slot.queue.push_back(PageOp::Capture {
+                read,
+                at,
+                first: first as u8,
+                count: n as u16,
+            });
+            self.queued += 1;
+            self.want(key);
+        }
+        parts
+    }
+
+    /// The next page to load: its slot and its place.
+    pub fn next_load(&mut self) -> Option<(u32, u64)> {
+        while let Some(key) = self.loads.pop_front() {
+            if let Some(slot) = self.slots.get(key as usize) {
+                return Some((key, slot.location));
+            }
+        }
+        None
+    }
+
+    /// A page has been read; `None` where the device had no bytes for it.
+    pub fn loaded(&mut self, key: u32, bytes: Option<&[u8]>) -> Loaded {
+        let mut loaded = Loaded {
+            captured: Vec::new(),
+            lost: None,
+            flush: false,
+        };
+        let Some(slot) = self.slots.get_mut(key as usize) else {
+            return loaded;
+        };
+        let (object, page) = slot.owner;
+        let good = bytes.filter(|b| page_checksum(object, page, b) == slot.checksum);
+        let mut page = match good.and_then(|b| Page::read_from_bytes(b).ok()) {
+            Some(page) => Box::new(page),
+            None => {
+                if !slot.gone {
+                    let blocks = BlockRange::new(page * PAGE_BLOCKS, PAGE_BLOCKS);
+                    loaded.lost = Some((object, blocks));
+                }
+                let mut page = Page::empty();
+                for block in 0..PAGE_BLOCKS as usize {
+                    page.set(block, 0, UNKNOWN);
+                }
+                page
+            }
+        };
+        self.queued -= slot.queue.len();
+        for op in slot.queue.drain(..) {
+            if let PageOp::Capture {
+                read,
+                at,
+                first,
+                count,
+            } = op
+            {
+                let first = usize::from(first);
+                loaded.captured.push(Captured {
+                    read,
+                    at,
+                    entries: (first..first + usize::from(count))
+                        .map(|b| page.get(b))
+                        .collect(),
+                });
+            } else {
+                apply(&mut page, op);
+            }
+        }
+        slot.loading = false;
+        loaded.flush = std::mem::take(&mut slot.flush) && slot.dirty;
+        if !slot.gone {
+            slot.page = Some(page);
+            self.resident += 1;
+        } else {
+            self.free(key);
+        }
+        loaded
+    }
+
+    /// Beyond its bound the cache drops pages, least recently used first (CLOCK). Returns a page that
+    /// has to be written before it can be dropped; call again after that.
+    pub fn dirty_victim(&mut self) -> Option<u32> {
+        let mut looked = 0;
+        while self.resident > self.resident_max {
+            let slots = self.slots.capacity().max(1);
+            if looked > 2 * slots {
+                return None;
+            }
+            looked += 1;
+            self.hand = (self.hand + 1) % slots;
+            let Some(slot) = self.slots.get_mut(self.hand) else {
+                continue;
+            };
+            if slot.page.is_none() {
+                continue;
+            }
+            if slot.referenced {
+                slot.referenced = false;
+            } else if slot.dirty {
+                return Some(self.hand as u32);
+            } else {
+                self.drop_clean(self.hand as u32);
+            }
+        }
+        None
+    }
+
+    fn drop_clean(&mut self, key: u32) {
+        if let Some(slot) = self.slots.get(key as usize)
+            && let Some(entry) = self
+                .objects
+                .get_mut(&slot.owner.0)
+                .and_then(|p| p.get_mut(slot.owner.1 as usize))
+        {
+            entry.slot = NO_SLOT;
+        }
+        self.free(key);
+    }
+
+    fn free(&mut self, key: u32) {
+        if let Some(slot) = self.slots.try_remove(key as usize) {
+            self.queued -= slot.queue.len();
+            self.dirty -= usize::from(slot.dirty);
+            self.resident -= usize::from(slot.page.is_some());
+        }
+    }
+
+    /// The image of a dirty page that is in memory, to be written to the log.
+    pub fn image(&self, key: u32) -> Option<(ObjectId, u32, &[u8])> {
+        let slot = self.slots.get(key as usize)?;
+        let (object, page) = slot.owner;
+        Some((object, page, slot.page.as_ref()?.as_bytes()))
+    }
+
+    /// The image has joined the log at `location`: the page is clean.
+    pub fn flushed(&mut self, key: u32, location: u64, checksum: u64) {
+        let Some(slot) = self.slots.get_mut(key as usize) else {
+            return;
+        };
+        slot.location = location;
+        slot.checksum = checksum;
+        self.dirty -= usize::from(std::mem::take(&mut slot.dirty));
+        let drop = self.resident > self.resident_max && !slot.referenced;
+        if let Some(entry) = self
+            .objects
+            .get_mut(&slot.owner.0)
+            .and_then(|p| p.get_mut(slot.owner.1 as usize))
+        {
+            entry.location = location;
+            entry.checksum = checksum;
+        }
+        if drop {
+            self.drop_clean(key);
+        }
+    }
+
+    /// Slots of the pages that are dirty now, with what they are of.
+    pub fn dirty_slots(&self) -> Vec<(u32, ObjectId, u32)> {
+        self.slots
+            .iter()
+            .filter(|(_, s)| s.dirty)
+            .map(|(key, s)| (key as u32, s.owner.0, s.owner.1))
+            .collect()
+    }
+
+    /// Whether a slot of [`Tables::dirty_slots`] is still to be written: `Some(true)` if it can be now,
+    /// `Some(false)` if it has to be loaded first, which is ordered hereby.
+    pub fn prepare_flush(&mut self, key: u32, object: ObjectId, page: u32) -> Option<bool> {
+        let slot = self.slots.get_mut(key as usize)?;
+        if slot.owner != (object, page) || slot.gone || !slot.dirty {
+            return None;
+        }
+        if slot.page.is_none() && slot.location == 0 {
+            self.materialize(key);
+            return Some(true);
+        }
+        if slot.page.is_some() {
+            return Some(true);
+        }
+        slot.flush = true;
+        self.want(key);
+        Some(false)
+    }
+
+    /// The object is gone. Reads that wait on its pages are still answered as of before.
+    pub fn remove(&mut self, object: ObjectId) {
+        for page in self.objects.remove(&object).unwrap_or_default() {
+            if page.slot == NO_SLOT {
+                continue;
+            }
+            match self.slots.get_mut(page.slot as usize) {
+                Some(slot) if slot.loading => {
+                    slot.gone = true;
+                    slot.flush = false;
+                    self.dirty -= usize::from(std::mem::take(&mut slot.dirty));
+                }
+                _ => self.free(page.slot),
+            }
+        }
+    }
+
+    /// The objects of a volume.
+    pub fn of_volume(&self, volume: VolumeId) -> Vec<ObjectId> {
+        self.objects
+            .keys()
+            .filter(|o| o.group.volume == volume)
+            .copied()
+            .collect()
+    }
+
+    /// Changes and reads that wait on pages.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+    /// Pages that are not in the log as they are.
+    pub fn dirty(&self) -> usize {
+        self.dirty
+    }
+    /// Pages in memory.
+    pub fn resident(&self) -> usize {
+        self.resident
+    }
+    /// Objects.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+}
+
+fn apply(page: &mut Page, op: PageOp) {
+    match op {
+        PageOp::One {
+            block,
+            location,
+            checksum,
+        } => page.set(block.into(), location, checksum),
+        PageOp::Run {
+            first,
+            location,
+            checksums,
+        } => {
+            for (n, checksum) in checksums.iter().enumerate() {
+                page.set(usize::from(first) + n, location + n as u64, *checksum);
+            }
+        }
+        PageOp::Zero { first, count } => {
+            for block in usize::from(first)..usize::from(first) + usize::from(count) {
+                page.set(block, 0, HOLE);
+            }
+        }
+        PageOp::Heal {
+            block,
+            location,
+            checksum,
+        } => {
+            if page.get(block.into()).checksum == checksum {
+                page.set(block.into(), location, checksum);
+            }
+        }
+        PageOp::Capture { .. } => {}
+    }
+}
