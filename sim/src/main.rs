@@ -93,6 +93,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if args.coverage {
         print!("{}", totals.coverage);
+        println!("  {:>12}  longest operation (µs) with one node in trouble", totals.longest);
     }
     println!(
         "{} seeds, {} steps, {:.1} s, {:.0} steps/s on {} threads, {} failed",

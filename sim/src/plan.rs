@@ -141,6 +141,9 @@ pub struct Plan {
     pub node_timeout: u64,
     /// A volume without a front end gets one after this long.
     pub attach_after: Span,
+    /// In some runs only one node is in trouble at a time, and only when all copies are whole: then no
+    /// operation may take longer than this (P2).
+    pub stall_limit: Option<u64>,
     /// Virtual time within which everything must be well when faults have stopped.
     pub calm_limit: u64,
 }
@@ -167,7 +170,7 @@ impl Plan {
         let fault_every = r.magnitude(1_000, 60_000);
         let lease = r.magnitude(10_000, 400_000);
         let drift_ppm = r.magnitude(10, 40_000);
-        Plan {
+        let mut plan = Plan {
             seed,
             steps,
             bug,
@@ -176,7 +179,7 @@ impl Plan {
             volumes: r.between(1, VOLUMES_MAX as u64) as usize,
             objects: r.between(1, OBJECTS_MAX as u64) as usize,
             blocks: r.between(2, BLOCKS_MAX as u64) as usize,
-            first_block: if r.one_in(8) { 125 } else { 0 },
+            first_block: if r.one_in(5) { 125 } else { 0 },
             hosts: r.between(2, 3) as usize,
             delay: (latency / 2, latency * 2),
             late_one_in: if r.one_in(3) { 0 } else { r.magnitude(10, 1_000) },
@@ -199,8 +202,37 @@ impl Plan {
             hedge_after: r.magnitude(1_000, 60_000),
             node_timeout: r.magnitude(30_000, 2_000_000),
             attach_after: (100, r.magnitude(1_000, 200_000)),
+            stall_limit: None,
             calm_limit: 180_000_000,
+        };
+        if r.one_in(10) {
+            plan.one_node_at_a_time();
         }
+        plan
+    }
+
+    /// See [`Plan::stall_limit`].
+    fn one_node_at_a_time(&mut self) {
+        let strikes = [
+            Fault::NodeCrash,
+            Fault::NodePause,
+            Fault::SlowDisk,
+            Fault::ConnectionBreaks,
+            Fault::NoRoom,
+            Fault::MonitorDown,
+        ];
+        let weights = self.faults;
+        self.faults = [0; FAULTS.len()];
+        for fault in strikes {
+            *self.weight(fault) = weights[fault as usize].max(1);
+        }
+        self.late_one_in = 0;
+        self.io_timeout = None;
+        // What an operation may wait for: those before it that overlap, on each a few messages and a flush;
+        // the hedge; and the records of everybody else, where a flush takes few of them.
+        let round = 2 * self.delay.1 + self.read.1 + 2 * self.flush.1;
+        let queue = 40 * self.flush.1 / self.flush_records as u64;
+        self.stall_limit = Some(self.hedge_after + 100_000 + 12 * round + queue);
     }
 
     /// The plan with every fault and every oddity off: what a quiet day looks like.
@@ -209,6 +241,7 @@ impl Plan {
         self.late_one_in = 0;
         self.renewals_lost_percent = 0;
         self.io_timeout = None;
+        self.stall_limit = None;
         self
     }
 

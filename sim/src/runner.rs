@@ -48,6 +48,8 @@ pub struct Outcome {
     pub coverage: Coverage,
     /// What must not be, if it was.
     pub violation: Option<Box<Violation>>,
+    /// The longest operation (µs), if only one node was in trouble at a time.
+    pub longest: u64,
     /// The trace, if words were wanted.
     pub lines: Vec<Line>,
     /// The plan, for people.
@@ -110,6 +112,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         time: world.now,
         hash: world.trace.hash(),
         coverage: world.coverage,
+        longest: world.longest,
         lines: if words > 0 { world.trace.last(words, object) } else { Vec::new() },
         violation: world.violation.take(),
         plan: summary,
@@ -174,6 +177,8 @@ pub struct Totals {
     pub steps: u64,
     /// Their coverage.
     pub coverage: Coverage,
+    /// The longest operation (µs) of runs in which only one node was in trouble at a time.
+    pub longest: u64,
     /// The failures, at most [`FAILURES_MAX`], by seed.
     pub failures: Vec<Outcome>,
 }
@@ -207,6 +212,7 @@ pub fn run_many(
                     mine.seeds += 1;
                     mine.steps += outcome.steps;
                     mine.coverage.merge(&outcome.coverage);
+                    mine.longest = mine.longest.max(outcome.longest);
                     if outcome.violation.is_some() {
                         mine.failures.push(outcome);
                         let mut sum = totals.lock().unwrap_or_else(|e| e.into_inner());
@@ -220,6 +226,7 @@ pub fn run_many(
                 sum.seeds += mine.seeds;
                 sum.steps += mine.steps;
                 sum.coverage.merge(&mine.coverage);
+                sum.longest = sum.longest.max(mine.longest);
             });
         }
     });

@@ -5,13 +5,14 @@ use super::{Checked, Moment, SLOTS, Violation, object_of};
 use crate::payload::Value;
 use crate::plan::{BLOCKS_MAX, OBJECTS_MAX};
 use std::ops::Range;
+use trefoil_core::{Ballot, Generation};
 
 /// The blocks of all volumes.
 #[derive(Debug)]
 pub struct Linearizable {
     registers: Vec<Register>,
-    /// The newest generation that has served the object, and since when.
-    opened: Vec<(u64, Moment)>,
+    /// The newest ballot in which the object was served, and since when.
+    opened: Vec<(Ballot, Moment)>,
     /// Reads of holes that more than one write could explain.
     pub ambiguous: u64,
 }
@@ -20,7 +21,7 @@ impl Default for Linearizable {
     fn default() -> Linearizable {
         Linearizable {
             registers: vec![Register::default(); SLOTS * BLOCKS_MAX],
-            opened: vec![(0, 0); SLOTS],
+            opened: vec![(Ballot::ZERO, 0); SLOTS],
             ambiguous: 0,
         }
     }
@@ -43,7 +44,7 @@ impl Linearizable {
 
     /// A write begins: `value + n` goes to the n-th of `blocks`; 0 for a hole in each.
     pub fn begin(&mut self, slot: usize, blocks: Range<usize>, value: Value, generation: u64, now: Moment) {
-        let void = generation < self.opened[slot].0;
+        let void = generation < self.opened[slot].0.generation().0;
         for (n, block) in blocks.enumerate() {
             let value = if value == 0 { 0 } else { value + n as u64 };
             self.registers[slot * BLOCKS_MAX + block].begin(value, generation, now, void);
@@ -72,7 +73,7 @@ impl Linearizable {
     /// earliest to take effect.
     pub fn start(&self, slot: usize, generation: u64, began: Moment) -> Moment {
         let (opened, at) = self.opened[slot];
-        if opened == generation { began.max(at + 1) } else { began }
+        if opened.generation().0 == generation { began.max(at + 1) } else { began }
     }
 
     /// A read that started at `start` ended now and showed `value`.
@@ -86,21 +87,32 @@ impl Linearizable {
         }
     }
 
-    /// A leader of this generation reads or writes the object now: it is open there.
-    pub fn opened(&mut self, slot: usize, generation: u64, now: Moment) {
-        if generation > self.opened[slot].0 {
-            self.opened[slot] = (generation, now);
+    /// The write that began at `began` failed.
+    pub fn give_up(&mut self, slot: usize, blocks: Range<usize>, value: Value, began: Moment) {
+        for (n, block) in blocks.enumerate() {
+            let value = if value == 0 { 0 } else { value + n as u64 };
+            self.registers[slot * BLOCKS_MAX + block].give_up(value, began);
+        }
+    }
+
+    /// A leader reads or writes the object in this ballot now: it is open there.
+    pub fn opened(&mut self, slot: usize, ballot: Ballot, now: Moment) {
+        if ballot > self.opened[slot].0 {
+            self.opened[slot] = (ballot, now);
+            let generation = ballot.generation().0;
             for block in 0..BLOCKS_MAX {
                 self.registers[slot * BLOCKS_MAX + block].opened(generation, now);
             }
         }
     }
 
-    /// [`Linearizable::opened`] for every object of a volume (numbered from 1).
+    /// [`Linearizable::opened`] for every object of a volume (numbered from 1), in a generation's first
+    /// ballot.
     pub fn opened_all(&mut self, volume: u64, generation: u64, now: Moment) {
+        let Some(ballot) = Ballot::new(Generation(generation), 0) else { return };
         let first = (volume as usize - 1) * OBJECTS_MAX;
         for slot in first..first + OBJECTS_MAX {
-            self.opened(slot, generation, now);
+            self.opened(slot, ballot, now);
         }
     }
 }
@@ -109,12 +121,16 @@ impl Linearizable {
 mod tests {
     use super::*;
 
+    fn ballot(generation: u64) -> Ballot {
+        Ballot::new(Generation(generation), 0).unwrap()
+    }
+
     #[test]
     fn a_stale_read_of_an_older_session_is_caught() {
         let mut l = Linearizable::default();
         l.begin(0, 0..2, 5, 1, 1);
         l.acknowledge(0, 0..2, 5, 1, 2).unwrap();
-        l.opened(0, 2, 3);
+        l.opened(0, ballot(2), 3);
         l.begin(0, 1..2, 9, 2, 4);
         l.acknowledge(0, 1..2, 9, 4, 6).unwrap();
         assert!(l.read(0, 0, 5, 7, 8).is_ok());
@@ -125,7 +141,7 @@ mod tests {
     #[test]
     fn operations_of_a_newer_leader_start_when_it_serves() {
         let mut l = Linearizable::default();
-        l.opened(3, 2, 10);
+        l.opened(3, ballot(2), 10);
         assert_eq!(l.start(3, 2, 4), 11);
         assert_eq!(l.start(3, 1, 4), 4);
         l.begin(3, 0..1, 7, 1, 12);

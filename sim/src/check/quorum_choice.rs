@@ -174,7 +174,7 @@ mod tests {
         }
         w.linear.begin(0, 0..1, 7, 1, 10);
         w.write(0, 1, 1, 7);
-        w.linear.opened(0, 2, 20);
+        w.linear.opened(0, Ballot::new(trefoil_core::Generation(2), 0).unwrap(), 20);
         w.check(21).unwrap();
         // The next leader, with members 1 and 2, has read the hole before the write.
         w.linear.read(0, 0, 0, 21, 22).unwrap();

@@ -37,6 +37,8 @@ pub struct Cluster {
     pub seen: bool,
     /// It was given to a leader that a newer one had replaced: it can never take effect.
     pub void: bool,
+    /// Its client was told that it failed; its leader will not issue it again.
+    pub given_up: bool,
 }
 
 /// What a block may not show.
@@ -66,8 +68,17 @@ pub struct Register {
 
 impl Default for Register {
     fn default() -> Register {
-        let first =
-            Cluster { value: 0, generation: 0, began: 0, lo: 0, hi: 0, acked: 0, seen: true, void: false };
+        let first = Cluster {
+            value: 0,
+            generation: 0,
+            began: 0,
+            lo: 0,
+            hi: 0,
+            acked: 0,
+            seen: true,
+            void: false,
+            given_up: false,
+        };
         Register { clusters: vec![first], forgotten_holes: 0, forgotten: Vec::new() }
     }
 }
@@ -90,6 +101,7 @@ impl Register {
             acked: NEVER,
             seen: false,
             void,
+            given_up: false,
         });
     }
 
@@ -106,6 +118,14 @@ impl Register {
         };
         self.clusters[at].acked = now;
         self.touch(at, began, now)
+    }
+
+    /// The write that began at `began` failed: it has taken effect, or does so before its leader serves
+    /// the object in another ballot, or never.
+    pub fn give_up(&mut self, value: Value, began: Moment) {
+        if let Some(at) = self.find(value, began) {
+            self.clusters[at].given_up = true;
+        }
     }
 
     /// A read that began at `start` ended now with `value`. True if it could be told which write it
@@ -189,14 +209,16 @@ impl Register {
         Ok(())
     }
 
-    /// From `now` on a leader of `generation` serves the object: what older leaders left has taken
-    /// effect or never will; what was given to this one before takes effect later than this.
+    /// From `now` on a leader of `generation` serves the object in a ballot of its own: what older leaders
+    /// left, and what it has given up itself, has taken effect or never will; what it was given before
+    /// and has not answered takes effect later than this.
     pub fn opened(&mut self, generation: u64, now: Moment) {
         for c in &mut self.clusters {
-            if c.generation < generation && c.lo == NEVER {
+            let over = c.generation < generation || (c.generation == generation && c.given_up);
+            if over && c.lo == NEVER {
                 c.lo = now;
             }
-            if c.generation == generation && c.acked == NEVER {
+            if c.generation == generation && c.acked == NEVER && !c.given_up {
                 c.hi = c.hi.max(now + 1);
             }
         }
@@ -322,6 +344,18 @@ mod tests {
         assert_eq!(r.read(5, 11, 12), Ok(true), "rolled back");
         assert_eq!(r.allows(6, 13), Err(Wrong::Overwritten { by: 5 }));
         assert_eq!(r.read(6, 13, 14), Err(Wrong::Overwritten { by: 5 }), "it came back");
+    }
+
+    #[test]
+    fn a_write_that_failed_takes_effect_before_the_next_ballot_or_never() {
+        let mut r = Register::default();
+        write(&mut r, 5, 1, 2).unwrap();
+        r.begin(6, 1, 3, false);
+        r.give_up(6, 3);
+        assert_eq!(r.allows(6, 4), Ok(()));
+        r.opened(1, 10);
+        assert_eq!(r.read(5, 11, 12), Ok(true));
+        assert_eq!(r.read(6, 13, 14), Err(Wrong::Overwritten { by: 5 }));
     }
 
     #[test]

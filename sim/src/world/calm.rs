@@ -36,6 +36,7 @@ pub struct Calm {
 impl World {
     /// Faults stop.
     pub(super) fn begin_calm(&mut self) {
+        self.all_in_time();
         self.faulty = false;
         self.calm.since = self.now;
         if self.trace.wanted() {

@@ -19,6 +19,9 @@ impl World {
         }
         let next = self.now + self.rng.between(self.plan.fault_every.0, self.plan.fault_every.1);
         self.queue.push(next, Event::Fault);
+        if self.plan.stall_limit.is_some() && !self.all_is_well() {
+            return;
+        }
         let Some(kind) = self.rng.weighted(&self.plan.faults) else { return };
         let lasts = self.rng.magnitude(self.plan.fault_lasts.0, self.plan.fault_lasts.1);
         if self.trace.wanted() {
@@ -128,6 +131,13 @@ impl World {
             }
             Fault::LostState => self.lose_state(lasts),
         }
+    }
+
+    /// Nothing is wrong with any node, and every leader says that all of its copies are whole.
+    fn all_is_well(&self) -> bool {
+        let well = |n: &super::NodeHost| n.machine.is_some() && !n.paused && n.slow == 1 && n.room == ROOMY;
+        let whole = |l: &super::LeaderHost| l.machine.as_ref().is_none_or(|m| m.all_whole());
+        self.nodes.iter().all(well) && self.leaders.iter().all(whole)
     }
 
     /// One node, once in a run: its device falls back to what it held some time ago. Any one node may be

@@ -25,6 +25,8 @@ pub struct Pending {
     kind: usize,
     value: Value,
     began: Moment,
+    /// When it was issued; `None` if its leader was not attached then.
+    issued: Option<u64>,
     floor: PerBlock,
 }
 
@@ -215,7 +217,7 @@ impl World {
     fn leader_output(&mut self, li: usize, output: Output<Blocks>) {
         match output {
             Output::Send { to, msg } => {
-                self.leader_says(li, &msg);
+                self.leader_says(&msg);
                 if self.trace.wanted() {
                     let about = super::words::about_to_node(&msg);
                     self.say(about, format!("leader {li} → {:?}: {msg:?}", to.as_slice()));
@@ -301,23 +303,21 @@ impl World {
         }
     }
 
-    fn leader_says(&mut self, li: usize, msg: &ToNode<Blocks>) {
-        let volume = self.leaders[li].volume;
-        let generation = self.leaders[li].generation;
+    fn leader_says(&mut self, msg: &ToNode<Blocks>) {
         match msg {
             ToNode::Open { ballot, .. } if ballot.round() > 0 => self.coverage.count(Cover::Rounds),
             ToNode::Repair { .. } => self.coverage.count(Cover::RepairsOrdered),
             ToNode::Write { object, ballot, seq, op, .. } => {
                 let Some(slot) = check::slot_of(*object) else { return };
                 let now = self.moment();
-                self.linear.opened(slot, generation, now);
+                self.linear.opened(slot, *ballot, now);
                 let checked = self.content.sent(slot, (*ballot, *seq), op);
                 self.note(checked);
             }
-            ToNode::Read { object, .. } => {
-                let Some(slot) = slot(volume, object.index) else { return };
+            ToNode::Read { object, ballot, .. } => {
+                let Some(slot) = check::slot_of(*object) else { return };
                 let now = self.moment();
-                self.linear.opened(slot, generation, now);
+                self.linear.opened(slot, *ballot, now);
             }
             _ => {}
         }
@@ -380,7 +380,10 @@ impl World {
             );
         }
         let floor = self.acknowledged.floor(slot);
-        self.leaders[li].ops.insert(id, Pending { client, index, first, count, kind, value, began, floor });
+        let issued = self.leaders[li].attached.then_some(self.now);
+        self.leaders[li]
+            .ops
+            .insert(id, Pending { client, index, first, count, kind, value, began, issued, floor });
         self.leader_input(li, Input::Op(ClientOp { id: OpId(id), object: index, kind: op }));
     }
 
@@ -396,6 +399,7 @@ impl World {
             let text = format!("leader {li}: op {} ends: {:?} (moment {now})", done.id.0, done.result);
             self.say(Some((volume, Some(op.index))), text);
         }
+        self.in_time(&op, volume);
         let is_write = op.kind == 1 || op.kind == 2;
         match done.result {
             Ok(OpOutput::Written) if is_write => self.written(slot, generation, &op, now),
@@ -409,6 +413,7 @@ impl World {
             Err(error) => {
                 self.coverage.count(Cover::OpErrors);
                 if is_write {
+                    self.linear.give_up(slot, op.first..op.first + op.count, op.value, op.began);
                     self.coverage.count(Cover::Indeterminate);
                 }
                 let newest = self.monitor.volume(volume).generation == generation;
@@ -432,6 +437,31 @@ impl World {
         let at = self.now + self.rng.between(self.plan.think.0, self.plan.think.1);
         self.queue.push(at, Event::Client { li, client: op.client });
         self.script_done(li);
+    }
+
+    /// P2, in runs where only one node is in trouble at a time.
+    fn in_time(&mut self, op: &Pending, volume: VolumeId) {
+        let (Some(limit), Some(issued), true) = (self.plan.stall_limit, op.issued, self.faulty) else {
+            return;
+        };
+        let took = self.now - issued;
+        self.longest = self.longest.max(took);
+        if took > limit {
+            let what = format!("an operation took {took} µs with one node in trouble; {limit} are allowed");
+            self.note(Err(check::Violation::of("P2", (volume, op.index), what)));
+        }
+    }
+
+    /// The first phase ends: what is still waited for must not have waited for too long.
+    pub(super) fn all_in_time(&mut self) {
+        for li in 0..self.leaders.len() {
+            let volume = self.leaders[li].volume;
+            let mut ops: Vec<Pending> = self.leaders[li].ops.values().cloned().collect();
+            ops.sort_unstable_by_key(|op| op.began);
+            for op in ops {
+                self.in_time(&op, volume);
+            }
+        }
     }
 
     fn written(&mut self, slot: usize, generation: u64, op: &Pending, now: Moment) {

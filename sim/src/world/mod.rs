@@ -129,6 +129,8 @@ pub struct World {
     pub violation: Option<Box<Violation>>,
     /// Only what a client could see counts.
     pub outside_only: bool,
+    /// The longest operation (µs), in runs where only one node is in trouble at a time.
+    pub longest: u64,
     /// Faults happen.
     faulty: bool,
     rng: Rng,
@@ -179,6 +181,7 @@ impl World {
             trace: Trace::new(words),
             violation: None,
             outside_only: false,
+            longest: 0,
             faulty: true,
             rng,
             queue: Queue::default(),
@@ -221,6 +224,9 @@ impl World {
             return;
         }
         self.begin_calm();
+        if self.violation.is_some() {
+            return;
+        }
         let last_step = self.steps + CALM_STEPS_MAX;
         while self.violation.is_none() && !self.is_calm() {
             if self.now > self.calm.since + self.plan.calm_limit || self.steps > last_step || !self.step() {
