@@ -131,6 +131,8 @@ impl<D: Device, I: Index> Store<D, I> {
         let mut recovery = recover(&dev, &sb, &mut index, options.table_cache_bytes, progress);
         recovery.state.tables.replaying = false;
         recovery.state.session += 1;
+        // Before this session's own record, which would hide that batches are missing.
+        let log_position = recovery.last.lsn;
         let chunks = Pool::new(u64::MAX, options.pending_bytes_max.min(32 << 20), None);
         let mut start = Vec::new();
         // Two small numbers always serialise.
@@ -194,7 +196,7 @@ impl<D: Device, I: Index> Store<D, I> {
         }
         let recovered = Recovered {
             durable: store.state.durable.clone(),
-            log_position: last.lsn,
+            log_position,
             incarnation: sb.incarnation,
             space: store.space(),
             lost: recovery.lost,
