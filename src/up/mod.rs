@@ -142,7 +142,7 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
         true => Mode::Processes { args: log_args(global), restart: args.restart },
         false => Mode::Threads,
     };
-    let tell = Tell::new();
+    let tell = Tell::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot make a runtime: are there file descriptors left?")?;
     let local = tokio::task::LocalSet::new();

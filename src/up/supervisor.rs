@@ -216,7 +216,7 @@ impl<'a> Supervisor<'a> {
                 () = stopped(self.shutdown.clone()) => break Err(Interrupt::Stop),
                 result = &mut future => break result.map_err(Interrupt::Failed),
                 event = self.events.recv() => self.happened(event),
-                () = sleep(WAIT_TICK) => self.tell.still_waiting_for(what),
+                () = sleep(WAIT_TICK) => self.tell.still_waiting(),
             }
         };
         self.tell.waited();
@@ -234,7 +234,7 @@ impl<'a> Supervisor<'a> {
                 biased;
                 () = stopped(self.shutdown.clone()) => return Err(Interrupt::Stop),
                 event = self.events.recv() => self.happened(event),
-                () = sleep(WAIT_TICK) => self.tell.still_waiting_for(&what),
+                () = sleep(WAIT_TICK) => self.tell.still_waiting(),
             }
         }
         self.tell.waited();
