@@ -77,7 +77,7 @@ pub fn has_bug(bug: Bug) -> bool {
 }
 
 /// Runs one seed. `words`: how many of the last lines are kept, of those that concern the object of a
-/// violation; 0 for a run without words.
+/// violation; `usize::MAX` for all that concern anything; 0 for a run without words.
 pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
     switch(settings.bug);
     let plan = plan_of(seed, settings);
@@ -105,7 +105,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         world.violation.get_or_insert(Violation::plain("no panic", text.to_string()));
     }
-    let object = world.violation.as_ref().and_then(|v| v.object);
+    let object = world.violation.as_ref().and_then(|v| v.object).filter(|_| words < usize::MAX);
     Outcome {
         seed,
         steps: world.steps,

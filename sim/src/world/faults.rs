@@ -92,6 +92,7 @@ impl World {
                 }
             }
             Fault::Partition => self.partition(lasts),
+            Fault::Isolated => self.isolate(lasts),
             Fault::OneWay => {
                 let (a, b) = (self.some_end(), self.some_end());
                 if a != b {
@@ -209,6 +210,24 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A front end and one node hear only each other, for longer than the lease lasts; somebody else takes
+    /// the volume over meanwhile. What the node still has is old by then.
+    fn isolate(&mut self, lasts: u64) {
+        let Some(li) = self.some_leader().filter(|li| !self.leaders[*li].healer) else { return };
+        self.coverage.count(Cover::Isolated);
+        let (volume, host) = (self.leaders[li].volume, host_end(self.leaders[li].host));
+        let node = self.rng.index(self.plan.nodes);
+        let until = self.now + self.plan.lease + self.plan.margin + lasts;
+        for end in (0..ENDS).filter(|end| *end != host && *end != node) {
+            for inside in [host, node] {
+                for (a, b) in [(inside, end), (end, inside)] {
+                    self.net.shut[a][b] = self.net.shut[a][b].max(until);
+                }
+            }
+        }
+        self.monitor.volume(volume).wanted = true;
     }
 
     /// A block of a node's copy goes bad, if no other copy of it is.
