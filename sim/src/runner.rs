@@ -52,6 +52,8 @@ pub struct Outcome {
     pub longest: u64,
     /// The trace, if words were wanted.
     pub lines: Vec<Line>,
+    /// What was wrong with the cluster at the end, for people.
+    pub wrong: String,
     /// The plan, for people.
     pub plan: String,
 }
@@ -113,6 +115,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         hash: world.trace.hash(),
         coverage: world.coverage,
         longest: world.longest,
+        wrong: if words > 0 { world.wrong_now() } else { String::new() },
         lines: if words > 0 { world.trace.last(words, object) } else { Vec::new() },
         violation: world.violation.take(),
         plan: summary,
@@ -159,6 +162,7 @@ pub fn report(outcome: &Outcome, settings: &Settings, words: usize) -> String {
     for line in &again.lines {
         let _ = writeln!(text, "{line}");
     }
+    let _ = writeln!(text, "at that moment: {}", again.wrong);
     let _ = writeln!(
         text,
         "FAILED at step {}, {} µs: {} is violated: {}",
