@@ -1,2 +1,134 @@
 //! `trefoil`: every daemon and the administrator's command line in one binary.
-fn main() {}
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cmd`] | one file per command |
+//! | [`up`] | `trefoil up`: a whole cluster on one machine |
+//! | [`daemon`] | the three daemons, run on a thread |
+//! | [`admin`] | the connection to the monitors |
+//! | [`view`] | what is shown, with the field names of `--json` |
+//! | [`failure`] | errors and exit codes |
+//!
+//! No rule of replication or placement is here; the crates have them.
+
+mod admin;
+mod cmd;
+mod config;
+mod daemon;
+mod failure;
+mod logging;
+mod output;
+mod signals;
+mod size;
+mod up;
+mod view;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use cmd::Global;
+use failure::{EXIT_CODES, Outcome};
+use std::io::Write;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EXAMPLES: &str = "\
+Examples:
+  trefoil up                          # a cluster on this machine, with a disk on it
+  trefoil status
+  trefoil volume create disk1 10G
+  trefoil volume list --json
+
+Every command has --help with examples.";
+
+/// Replicated block storage for virtual machines
+#[derive(Parser, Debug)]
+#[command(name = "trefoil", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Up(up::UpArgs),
+    Status(cmd::status::StatusArgs),
+    /// Make, list, show and remove volumes
+    #[command(subcommand)]
+    Volume(cmd::volume::VolumeCommand),
+    /// Show storage nodes
+    #[command(subcommand)]
+    Node(cmd::lists::NodeCommand),
+    /// Show placement groups
+    #[command(subcommand)]
+    Pg(cmd::lists::PgCommand),
+    /// Show pools
+    #[command(subcommand)]
+    Pool(cmd::lists::PoolCommand),
+    Monitor(cmd::daemons::MonitorArgs),
+    StorageNode(cmd::daemons::NodeArgs),
+    Nbd(cmd::daemons::NbdArgs),
+    /// Try CRUSH maps without a cluster
+    #[command(subcommand)]
+    Crush(CrushCommand),
+    Completions(cmd::completions::CompletionsArgs),
+}
+
+#[derive(Subcommand, Debug)]
+enum CrushCommand {
+    /// Show where a rule of a CRUSH map places things, as `crushtool --test --show-mappings`
+    #[command(after_help = "\
+Examples:
+  crushtool -d map.bin -o map.txt
+  trefoil crush test --map map.txt --rule 0 --num-rep 3 --min-x 0 --max-x 9
+  trefoil crush test --map map.txt --rule 0 --num-rep 3 --weight 4=0 --weight 5=0.5")]
+    Test(cmd::crush::CrushTestArgs),
+}
+
+/// Starts logging at `quiet` where neither `--log` nor TREFOIL_LOG says otherwise.
+fn start_logging(global: &Global, quiet: &str) -> Outcome {
+    let environment = std::env::var("TREFOIL_LOG").ok().filter(|text| !text.is_empty());
+    let filter = global.log.clone().or(environment);
+    logging::start(filter.as_deref(), quiet, global.verbose).map_err(failure::Failure::usage)
+}
+
+fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
+    let global = &cli.global;
+    let daemon = matches!(cli.command, Command::Monitor(_) | Command::StorageNode(_) | Command::Nbd(_));
+    if !daemon {
+        start_logging(global, "warn")?;
+    }
+    match &cli.command {
+        Command::Up(args) => up::run(args, global),
+        Command::Status(args) => cmd::status::run(args, global, out),
+        Command::Volume(command) => cmd::volume::run(command, global, out),
+        Command::Node(command) => cmd::lists::node(command, global, out),
+        Command::Pg(command) => cmd::lists::pg(command, global, out),
+        Command::Pool(command) => cmd::lists::pool(command, global, out),
+        Command::Monitor(args) => cmd::daemons::monitor(args, global),
+        Command::StorageNode(args) => cmd::daemons::storage_node(args, global),
+        Command::Nbd(args) => cmd::daemons::nbd(args, global),
+        Command::Crush(CrushCommand::Test(args)) => Ok(cmd::crush::run(args, out)?),
+        Command::Completions(args) => cmd::completions::run(args, Cli::command(), out),
+    }
+}
+
+fn main() -> ExitCode {
+    // Wrong usage ends here, with code 2.
+    let cli = Cli::parse();
+    let mut out = std::io::stdout();
+    let outcome = run(&cli, &mut out).and_then(|()| Ok(out.flush()?));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // `trefoil ... | head` is no failure.
+        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(line) = failure.line() {
+                let _ = writeln!(std::io::stderr(), "trefoil: error: {line}");
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}

@@ -2,7 +2,12 @@
 
 pub mod blocks;
 pub mod config;
+mod daemon;
 pub mod disk;
+mod monitors;
 pub mod proto;
 pub mod server;
 pub mod session;
+
+pub use config::NbdConfig;
+pub use daemon::{Ready, RunError, run};

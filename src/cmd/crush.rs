@@ -12,9 +12,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use trefoil_core::crush::{
-    CrushMap, MAP_TEXT_BYTES_MAX, Placement, REPLICAS_MAX, Scratch, WEIGHT_ONE,
-};
+use trefoil_core::crush::{CrushMap, MAP_TEXT_BYTES_MAX, Placement, REPLICAS_MAX, Scratch, WEIGHT_ONE};
 
 /// Places a range of inputs by a rule of a CRUSH map and prints where they go.
 #[derive(Args, Debug)]
@@ -59,10 +57,7 @@ impl FromStr for Reweight {
             return Err(usage.to_owned());
         }
         // Single precision and cut off, as crushtool computes it.
-        Ok(Self {
-            osd,
-            weight: (weight * WEIGHT_ONE as f32) as u32,
-        })
+        Ok(Self { osd, weight: (weight * WEIGHT_ONE as f32) as u32 })
     }
 }
 
@@ -99,18 +94,12 @@ fn print_mappings(args: &CrushTestArgs, out: &mut dyn Write) -> anyhow::Result<(
     let map = read_map(args)?;
     if !map.has_rule(args.rule) {
         let rules = map.def().rules.iter();
-        let rules: Vec<String> = rules
-            .map(|rule| format!("{} ({})", rule.id, rule.name))
-            .collect();
+        let rules: Vec<String> = rules.map(|rule| format!("{} ({})", rule.id, rule.name)).collect();
         bail!(
             "{} has no rule {}; its rules are: {}",
             args.map.display(),
             args.rule,
-            if rules.is_empty() {
-                "none".to_owned()
-            } else {
-                rules.join(", ")
-            }
+            if rules.is_empty() { "none".to_owned() } else { rules.join(", ") }
         );
     }
     let reweights = reweights(args, &map)?;
@@ -151,9 +140,7 @@ fn read_map(args: &CrushTestArgs) -> anyhow::Result<CrushMap> {
     // One byte more than allowed tells a file that is too long from one that just fits.
     let mut bytes = Vec::new();
     let limit = MAP_TEXT_BYTES_MAX as u64 + 1;
-    file.take(limit)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read {name}"))?;
+    file.take(limit).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
     ensure!(
         bytes.len() <= MAP_TEXT_BYTES_MAX,
         "{name} is longer than {MAP_TEXT_BYTES_MAX} bytes: it is not a CRUSH map"
@@ -166,21 +153,13 @@ fn read_map(args: &CrushTestArgs) -> anyhow::Result<CrushMap> {
 
 fn reweights(args: &CrushTestArgs, map: &CrushMap) -> anyhow::Result<Vec<u32>> {
     let mut reweights = map.full_reweights();
-    let devices: BTreeMap<i64, &str> = map
-        .def()
-        .devices
-        .iter()
-        .map(|device| (device.id.into(), device.name.as_str()))
-        .collect();
+    let devices: BTreeMap<i64, &str> =
+        map.def().devices.iter().map(|device| (device.id.into(), device.name.as_str())).collect();
     for entry in &args.weights {
         let slot = reweights.get_mut(entry.osd as usize);
         let known = devices.contains_key(&entry.osd.into());
         let Some(slot) = slot.filter(|_| known) else {
-            bail!(
-                "--weight {}=...: {} has no such device",
-                entry.osd,
-                args.map.display()
-            );
+            bail!("--weight {}=...: {} has no such device", entry.osd, args.map.display());
         };
         *slot = entry.weight;
     }
@@ -206,14 +185,7 @@ mod tests {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("map.txt");
         std::fs::write(&path, map)?;
-        let mut args = CrushTestArgs {
-            map: path,
-            rule: 0,
-            num_rep: 3,
-            min_x: 0,
-            max_x: 1,
-            weights: vec![],
-        };
+        let mut args = CrushTestArgs { map: path, rule: 0, num_rep: 3, min_x: 0, max_x: 1, weights: vec![] };
         edit(&mut args);
         let mut out = Vec::new();
         run(&args, &mut out)?;
@@ -231,17 +203,12 @@ mod tests {
         let all_out = |args: &mut CrushTestArgs| {
             args.rule = 3;
             args.max_x = 0;
-            args.weights = ["1=0", "4=0.0"]
-                .map(|weight| weight.parse().unwrap())
-                .to_vec();
+            args.weights = ["1=0", "4=0.0"].map(|weight| weight.parse().unwrap()).to_vec();
         };
         let hole = "2147483647";
         let out = test(MAP, all_out).unwrap();
         assert_eq!(out.matches(hole).count(), 2, "{out}");
-        assert!(
-            out.starts_with("CRUSH rule 3 x 0 [") && out.ends_with("]\n"),
-            "{out}"
-        );
+        assert!(out.starts_with("CRUSH rule 3 x 0 [") && out.ends_with("]\n"), "{out}");
     }
 
     /// crushtool 16.2.15's own output for this map.
@@ -252,9 +219,7 @@ mod tests {
         let weight = |text: &str| text.parse::<Reweight>().map(|reweight| reweight.weight);
         assert_eq!(weight("7=0.3"), Ok(19660));
         assert_eq!(weight("7=1"), Ok(65536));
-        for bad in [
-            "", "7", "=", "7=", "-1=1", "a=1", "7=1.01", "7=-0.5", "7=nan", "7=inf",
-        ] {
+        for bad in ["", "7", "=", "7=", "-1=1", "a=1", "7=1.01", "7=-0.5", "7=nan", "7=inf"] {
             assert!(weight(bad).unwrap_err().contains("OSD=W"), "{bad}");
         }
     }
@@ -262,28 +227,16 @@ mod tests {
     #[test]
     fn bad_input_is_told() {
         let told = failure(MAP, |args| args.rule = 2);
-        assert!(
-            told.contains("no rule 2; its rules are: 0 (all), 3 (ec)"),
-            "{told}"
-        );
+        assert!(told.contains("no rule 2; its rules are: 0 (all), 3 (ec)"), "{told}");
         let told = failure(MAP, |args| args.weights = vec!["2=0.5".parse().unwrap()]);
-        assert!(
-            told.contains("--weight 2=") && told.contains("no such device"),
-            "{told}"
-        );
+        assert!(told.contains("--weight 2=") && told.contains("no such device"), "{told}");
         let told = failure(MAP, |args| (args.min_x, args.max_x) = (2, 1));
-        assert!(
-            told.contains("--min-x 2 is greater than --max-x 1"),
-            "{told}"
-        );
+        assert!(told.contains("--min-x 2 is greater than --max-x 1"), "{told}");
         let told = failure(MAP, |args| args.num_rep = 0);
         assert!(told.contains("--num-rep 0 is outside 1 to"), "{told}");
         let told = failure(MAP, |args| args.map.push("missing"));
         assert!(told.contains("cannot open the map"), "{told}");
         let told = failure(&MAP.replace("straw2", "straw3"), |_| ());
-        assert!(
-            told.contains("line 7, column 34: unknown bucket algorithm `straw3`"),
-            "{told}"
-        );
+        assert!(told.contains("line 7, column 34: unknown bucket algorithm `straw3`"), "{told}");
     }
 }

@@ -15,7 +15,7 @@ use trefoil_storage_node::device::Device;
 use trefoil_storage_node::device::sim::{Rng, SimDevice, SimMedium};
 use trefoil_storage_node::store::index::{Delta, Index, Meta};
 use trefoil_storage_node::store::{
-    ReadMode, Recovered, Store, StoreEvent, StoreOptions, Superblock, format_device,
+    How, ReadMode, Recovered, Store, StoreEvent, StoreOptions, Superblock, format_device,
 };
 
 /// An index in memory that survives the store, with commits that take a while and may be lost.
@@ -152,13 +152,7 @@ fn head(seq: u64) -> Head {
 
 /// Bytes of a block and their checksum.
 fn block(object: ObjectId, block: u32, fill: u64) -> (Vec<u8>, u64) {
-    let data: Vec<u8> = fill
-        .to_le_bytes()
-        .iter()
-        .copied()
-        .cycle()
-        .take(BLOCK_SIZE)
-        .collect();
+    let data = fill.to_le_bytes().repeat(BLOCK_SIZE / 8);
     let sum = block_checksum(object.group.volume, object.index, block, &data);
     (data, sum)
 }
@@ -476,9 +470,20 @@ impl Run {
             }
         }
         tail.reverse();
+        let first = (model.clone(), tail.len());
         while model.durable != recovered.durable || model.blocks != seen {
             let Some((_, record)) = tail.pop() else {
-                panic!("what was recovered is no prefix that holds every acknowledged record");
+                panic!(
+                    "what was recovered is no prefix that holds every acknowledged record: {}",
+                    difference(
+                        &first.0,
+                        &model,
+                        &recovered.durable,
+                        &seen,
+                        first.1,
+                        &recovered.how
+                    )
+                );
             };
             model.apply(&record);
         }
@@ -508,6 +513,60 @@ impl Run {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// For a failing seed: what differs from the acknowledged state, and from all that was appended.
+fn difference(
+    acked: &Model,
+    all: &Model,
+    durable: &Durable,
+    seen: &HashMap<(ObjectId, u32), u64>,
+    tail: usize,
+    how: &How,
+) -> String {
+    let mut text = format!("{how:?}, {tail} records not acknowledged\n");
+    for (name, model) in [("acknowledged", acked), ("appended", all)] {
+        let mut blocks: Vec<_> = model.blocks.keys().chain(seen.keys()).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks.retain(|k| model.blocks.get(k) != seen.get(k));
+        text += &format!("{name}: {} blocks differ", blocks.len());
+        for k in blocks.iter().take(4) {
+            let of = |fill: Option<&u64>| fill.map(|f| (f >> 20, f & 0xfffff));
+            text += &format!(
+                ", {}[{}] is {:?} not {:?}",
+                k.0,
+                k.1,
+                of(seen.get(k)),
+                of(model.blocks.get(k))
+            );
+        }
+        for (g, state) in &durable.groups {
+            if model.durable.groups.get(g) != Some(state) {
+                text += &format!(
+                    "\n  {g}: recovered {:?} {:?} lost {} heads {:?} behind {}",
+                    state.promised,
+                    state.settled,
+                    state.lost,
+                    state.objects,
+                    state.behind.len()
+                );
+                text += &format!("\n  expected {:?}", model.durable.groups.get(g));
+            }
+        }
+        text += &format!(
+            "\n  groups {} of {}, rest equal {}\n",
+            durable.groups.len(),
+            model.durable.groups.len(),
+            (&durable.fences, &durable.pgs, durable.amnesia)
+                == (
+                    &model.durable.fences,
+                    &model.durable.pgs,
+                    model.durable.amnesia
+                )
+        );
+    }
+    text
 }
 
 /// The fills of a read's answer; `None` if it does not hang together.

@@ -1,7 +1,8 @@
 //! A small cluster on virtual time: leaders and nodes joined by in-memory connections, each node with a
 //! store that is a map. For tests of one rule at a time; the simulator is where everything fails at once.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, VecDeque};
 use trefoil_core::checksum::HOLE;
 use trefoil_core::client::{ClientOp, OpDone, OpError, OpId, OpKind, OpOutput};
 use trefoil_core::message::{FromNode, PeerMsg, WriteOp};
@@ -18,7 +19,7 @@ pub const VOLUME: VolumeId = VolumeId(1);
 #[derive(Default)]
 pub struct Disk {
     pub durable: Durable,
-    pub blocks: HashMap<(ObjectId, u32), u64>,
+    pub blocks: FxHashMap<(ObjectId, u32), u64>,
     pub bad: Vec<(ObjectId, u32)>,
     /// Records given and not durable yet, while the disk is held.
     pub pending: Vec<(u64, Record<P>)>,
@@ -76,7 +77,7 @@ pub struct Host {
 pub struct Front {
     pub machine: leader::Leader<P>,
     pub conns: BTreeMap<NodeId, u64>,
-    pub done: HashMap<OpId, OpDone<P>>,
+    pub done: FxHashMap<OpId, OpDone<P>>,
     pub events: Vec<&'static str>,
     pub next_op: u64,
 }
@@ -92,7 +93,7 @@ pub struct World {
     pub fronts: Vec<Front>,
     jobs: VecDeque<Job>,
     /// Connection number to (front end, node).
-    conns: HashMap<u64, (usize, NodeId)>,
+    conns: FxHashMap<u64, (usize, NodeId)>,
     next_conn: u64,
     pub config: PgConfig,
     /// Messages from leaders to these nodes are lost (as on a connection that breaks later).
@@ -116,7 +117,7 @@ impl World {
             hosts: BTreeMap::new(),
             fronts: Vec::new(),
             jobs: VecDeque::new(),
-            conns: HashMap::new(),
+            conns: FxHashMap::default(),
             next_conn: 1,
             config,
             drop_to: Vec::new(),
@@ -151,7 +152,7 @@ impl World {
         self.fronts.push(Front {
             machine,
             conns: BTreeMap::new(),
-            done: HashMap::new(),
+            done: FxHashMap::default(),
             events: Vec::new(),
             next_op: 1,
         });

@@ -1,8 +1,8 @@
 //! What a front end asks of the monitors. One narrow door, so that sessions can be tested without any.
 
 use crate::disk::LocalFuture;
-use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind};
 use trefoil_core::{Generation, GroupId, VolumeId};
@@ -17,7 +17,9 @@ pub struct Unreachable(pub String);
 pub struct Granted {
     /// It.
     pub generation: Generation,
-    /// How long the lease lasts after the request was *sent*.
+    /// When the request was sent that was answered: the lease runs from here.
+    pub sent: Instant,
+    /// How long the lease lasts.
     pub lease: Duration,
 }
 
@@ -44,8 +46,10 @@ pub enum AttachError {
 }
 
 /// The answer to a renewal.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renewals {
+    /// When the request was sent that was answered: leases run from here.
+    pub sent: Instant,
     /// Volume by volume.
     pub volumes: Vec<(VolumeId, Renewal)>,
     /// Groups that nodes say differ: to be opened in the background.
@@ -55,7 +59,7 @@ pub struct Renewals {
 /// The monitors.
 pub trait Cluster {
     /// The newest map that is known here.
-    fn map(&self) -> Rc<ClusterMap>;
+    fn map(&self) -> Arc<ClusterMap>;
     /// Resolves when a map is known whose layout is another than `seen`.
     fn map_changed(&self, seen: u64) -> LocalFuture<()>;
     /// A node knows a newer map: ask for it soon.

@@ -16,7 +16,7 @@ use crate::disk::{ConnId, DiskError, DiskRequest};
 use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use trefoil_core::client::ClientOp;
 use trefoil_core::leader::{Input, Leader, LeaderCounters, Options, Output, VolumeSpec};
 use trefoil_core::message::FromNode;
@@ -87,6 +87,8 @@ struct Session {
     nodes: BTreeSet<NodeId>,
     /// Connections of clients.
     clients: usize,
+    /// How long its lease lasts after a renewal was sent.
+    lease: Duration,
     out: Vec<Output<Bytes>>,
     /// Is in [`Core::touched`].
     touched: bool,
@@ -202,6 +204,7 @@ impl Core {
             phase,
             nodes: BTreeSet::new(),
             clients: 0,
+            lease: Duration::ZERO,
             out: Vec::new(),
             touched: false,
         };
@@ -299,8 +302,16 @@ impl Core {
         }
     }
 
-    /// The session leads from now on. False if it has ended meanwhile: the generation is to be released.
-    pub fn lead(&mut self, key: SessionKey, spec: VolumeSpec, options: Options, until: Time) -> bool {
+    /// The session leads from now on, under a lease that counts from `sent`. False if it has ended
+    /// meanwhile: the generation is to be released.
+    pub fn lead(
+        &mut self,
+        key: SessionKey,
+        spec: VolumeSpec,
+        options: Options,
+        sent: Instant,
+        lease: Duration,
+    ) -> bool {
         if !self.is_detached(key) {
             return false;
         }
@@ -310,8 +321,9 @@ impl Core {
         if let Some(session) = self.sessions.get_mut(&key) {
             session.phase = Phase::Leading { leader, generation, closing: false };
             session.nodes = nodes.clone();
+            session.lease = lease;
         }
-        self.input(key, Input::Lease { until });
+        self.renewed(key, sent);
         for node in nodes {
             if self.links.want(node) {
                 self.input(key, Input::NodeUp { node });
@@ -320,8 +332,10 @@ impl Core {
         true
     }
 
-    /// The lease of a generation holds until then.
-    pub fn lease(&mut self, key: SessionKey, until: Time) {
+    /// The lease of a session's generation was renewed by a request that was sent at that moment.
+    pub fn renewed(&mut self, key: SessionKey, sent: Instant) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let until = self.time_of(sent).after(session.lease.as_micros() as u64);
         self.input(key, Input::Lease { until });
     }
 

@@ -5,6 +5,7 @@ use super::front::FrontEnd;
 use crate::blocks::BlockLayer;
 use crate::disk::{ConnId, Disk, DiskRequest, ExportInfo, Exports, LocalFuture, OpenError};
 use std::rc::Rc;
+use std::sync::Arc;
 use trefoil_core::map::ClusterMap;
 use trefoil_core::{PoolId, VolumeId};
 
@@ -36,7 +37,7 @@ impl Volumes {
 
     /// The volume of this name; for the empty name the only one there is.
     fn find(&self, name: &str) -> Result<Found, OpenError> {
-        let map: Rc<ClusterMap> = self.front.cluster().map();
+        let map: Arc<ClusterMap> = self.front.cluster().map();
         let mut only = map.volumes.values().filter(|it| self.may(&it.name));
         let name = match (name, only.next(), only.next()) {
             ("", Some(volume), None) => volume.name.clone(),

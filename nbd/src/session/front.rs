@@ -25,7 +25,7 @@ use trefoil_core::leader::{Options, VolumeSpec};
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{ClusterMap, HolderKind, Pg};
 use trefoil_core::placement::PgConfig;
-use trefoil_core::{BLOCK_SIZE, Generation, NodeId, PgId, Time, VolumeId};
+use trefoil_core::{BLOCK_SIZE, Generation, NodeId, PgId, VolumeId};
 use trefoil_transport::{CloseReason, Connected, Expect, Hello, Role, connect};
 
 /// Time between renewals of the leases: three tries in one lease.
@@ -224,9 +224,8 @@ impl FrontEnd {
                 continue;
             }
             let above = self.above.borrow().get(&volume).copied().unwrap_or_default();
-            let sent = Instant::now();
             match self.cluster.attach(volume, HolderKind::FrontEnd, above).await {
-                Ok(granted) => return self.lead(key, volume, granted, sent, false),
+                Ok(granted) => return self.lead(key, volume, granted, false),
                 Err(AttachError::Busy { holder, retry_after }) => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::info!(%volume, holder = holder.name, ?retry_after, "waiting for the volume's holder to let go");
@@ -261,14 +260,7 @@ impl FrontEnd {
     }
 
     /// A generation has come for a session.
-    fn lead(
-        self: &Rc<Self>,
-        key: SessionKey,
-        volume: VolumeId,
-        granted: Granted,
-        sent: Instant,
-        healer: bool,
-    ) {
+    fn lead(self: &Rc<Self>, key: SessionKey, volume: VolumeId, granted: Granted, healer: bool) {
         let map = self.cluster.map();
         let generation = granted.generation;
         let Some(spec) = Self::spec(&map, volume, generation) else {
@@ -281,11 +273,7 @@ impl FrontEnd {
         let io_timeout = map.volumes.get(&volume).and_then(|it| it.io_timeout);
         let io_timeout = io_timeout.map(|ms| ms.saturating_mul(1000));
         let options = Options { healer, io_timeout, ..Options::default() };
-        let led = self.batch(|core| {
-            let until = core.time_of(sent).after(granted.lease.as_micros() as u64);
-            // A healer serves no reads and needs no lease.
-            core.lead(key, spec, options, if healer { Time(0) } else { until })
-        });
+        let led = self.batch(|core| core.lead(key, spec, options, granted.sent, granted.lease));
         if led {
             tracing::info!(%volume, %generation, healer, "leading a volume");
         } else {
@@ -377,13 +365,12 @@ impl FrontEnd {
             let volumes: Vec<_> =
                 leading.iter().map(|(_, volume, generation)| (*volume, *generation)).collect();
             if !volumes.is_empty() {
-                let sent = Instant::now();
                 match timeout(RENEW_INTERVAL, self.cluster.renew(volumes)).await {
                     Ok(Ok(answers)) => {
                         for (volume, answer) in answers.volumes {
                             let key = leading.iter().find(|(_, v, _)| *v == volume);
                             if let Some((key, volume, _)) = key {
-                                self.renewed(*key, *volume, sent, answer);
+                                self.renewed(*key, *volume, answers.sent, answer);
                             }
                         }
                         self.batch(|core| answers.differing.iter().for_each(|group| core.differs(*group)));
@@ -402,8 +389,7 @@ impl FrontEnd {
     fn renewed(self: &Rc<Self>, key: SessionKey, volume: VolumeId, sent: Instant, answer: Renewal) {
         match answer {
             Renewal::Renewed { release_please } => self.batch(|core| {
-                let lease = trefoil_core::map::lease::LeaseConfig::default().lease;
-                core.lease(key, core.time_of(sent).after(lease));
+                core.renewed(key, sent);
                 if release_please {
                     tracing::info!(%volume, "another front end asks for the volume: releasing it");
                     self.hold_down(volume);
@@ -446,7 +432,6 @@ impl FrontEnd {
             if room == 0 || self.stopping.get() {
                 continue;
             }
-            let sent = Instant::now();
             let work = match self.cluster.heal(room).await {
                 Ok(work) => work,
                 Err(error) => {
@@ -464,7 +449,7 @@ impl FrontEnd {
                 };
                 let key = self.batch(|core| core.open(volume, pool, None));
                 self.healers.borrow_mut().insert(key, Instant::now());
-                self.lead(key, volume, granted, sent, true);
+                self.lead(key, volume, granted, true);
             }
         }
     }

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use trefoil_core::checksum::HOLE;
@@ -69,7 +70,7 @@ pub struct TestNode {
     pub address: SocketAddr,
     disk: Rc<RefCell<Disk>>,
     task: Option<JoinHandle<()>>,
-    map: Rc<ClusterMap>,
+    map: Arc<ClusterMap>,
 }
 
 struct Running {
@@ -162,7 +163,7 @@ impl TestNode {
 
 /// The monitors, shared by several front ends.
 pub struct Monitors {
-    pub map: RefCell<Rc<ClusterMap>>,
+    pub map: RefCell<Arc<ClusterMap>>,
     leases: RefCell<LeaseTable>,
     started: Instant,
     pub away: Cell<bool>,
@@ -177,7 +178,7 @@ impl Monitors {
     pub fn apply(&self, command: Command) -> Reply {
         let mut map = ClusterMap::clone(&self.map.borrow());
         let reply = map.apply(&command).unwrap();
-        *self.map.borrow_mut() = Rc::new(map);
+        *self.map.borrow_mut() = Arc::new(map);
         reply
     }
     fn grant(&self, volume: VolumeId, holder: &Holder, above: Generation) -> Result<Granted, AttachError> {
@@ -190,13 +191,18 @@ impl Monitors {
             }
         })?;
         let grants = vec![Grant { volume, seen, above }];
-        let Reply::Granted(granted) = self.apply(Command::GrantGenerations { grants, holder: holder.clone() })
+        let Reply::Granted(granted) =
+            self.apply(Command::GrantGenerations { grants, holder: holder.clone() })
         else {
             panic!()
         };
         let generation = *granted[0].as_ref().unwrap();
         self.leases.borrow_mut().granted(volume, generation, self.now());
-        Ok(Granted { generation, lease: Duration::from_micros(LeaseConfig::default().lease) })
+        Ok(Granted {
+            generation,
+            sent: Instant::now(),
+            lease: Duration::from_micros(LeaseConfig::default().lease),
+        })
     }
 }
 
@@ -220,7 +226,7 @@ fn soon<T: 'static>(value: T) -> LocalFuture<T> {
 }
 
 impl Cluster for Door {
-    fn map(&self) -> Rc<ClusterMap> {
+    fn map(&self) -> Arc<ClusterMap> {
         self.monitors.map.borrow().clone()
     }
     fn map_changed(&self, seen: u64) -> LocalFuture<()> {
@@ -253,6 +259,7 @@ impl Cluster for Door {
             (volume, leases.renew(&map, &self.me, volume, generation, now))
         };
         soon(self.away().map(|()| Renewals {
+            sent: Instant::now(),
             volumes: volumes.into_iter().map(&mut renew).collect(),
             differing: Vec::new(),
         }))
@@ -311,7 +318,7 @@ pub async fn cluster() -> (Rc<Monitors>, Vec<TestNode>, VolumeId) {
     let (name, size, object_size) = ("disk0".to_owned(), 1 << 20, 64 << 10);
     let create = Command::CreateVolume { name, pool, size, object_size, io_timeout: None };
     let Reply::Volume(volume) = map.apply(&create).unwrap() else { panic!() };
-    let map = Rc::new(map);
+    let map = Arc::new(map);
     let mut started = Vec::new();
     for (id, address) in nodes {
         let disk = Rc::default();

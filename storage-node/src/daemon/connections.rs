@@ -2,21 +2,19 @@
 //!
 //! A task waits for something (frames, the store, a tick), then gives the engine one batch. The borrow
 //! of the engine lasts for the batch and never over an await, so there is no lock and no queue between
-//! a socket and the machine. Back-pressure: while the store has more than [`BACKLOG_BYTES_MAX`] that is
-//! not durable yet, no connection is read from; the kernel's socket buffers then stop the senders.
+//! a socket and the machine. Back-pressure: while the store is behind ([`Storage::can_accept`]), no
+//! connection is read from; the kernel's socket buffers then stop the senders.
 
 use super::engine::Engine;
 use super::storage::Storage;
-use std::cell::RefCell;
+use crate::device::wake::AsyncWaker;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use trefoil_core::node::Input;
 use trefoil_core::{Incarnation, NodeId};
 use trefoil_transport::{CloseReason, Connected, Expect, Hello, Options, Role, connect};
-
-/// Bytes that may wait for the device before connections are not read from any more.
-pub const BACKLOG_BYTES_MAX: u64 = 128 << 20;
 
 /// The machine's clock.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -26,38 +24,61 @@ pub struct Daemon<S> {
     engine: RefCell<Engine<S>>,
     /// Said on connections to other nodes.
     hello: Hello,
-    /// Rung when the store's backlog has shrunk below its limit.
+    /// Rung when the store takes more again.
     room: Notify,
     /// Rung when the store has failed.
     failed: Notify,
+    /// The node is being stopped: ends of connections are not news any more.
+    ending: Cell<bool>,
 }
 
 impl<S: Storage + 'static> Daemon<S> {
     /// Nothing runs yet.
     pub fn new(engine: Engine<S>, hello: Hello) -> Rc<Daemon<S>> {
-        Rc::new(Daemon { engine: RefCell::new(engine), hello, room: Notify::new(), failed: Notify::new() })
+        Rc::new(Daemon {
+            engine: RefCell::new(engine),
+            hello,
+            room: Notify::new(),
+            failed: Notify::new(),
+            ending: Cell::new(false),
+        })
     }
 
     /// One batch: `inputs` feeds the engine. Must not be called from within itself.
     pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Engine<S>) -> R) -> R {
-        let (result, wanted, backlog, failed) = {
+        let (result, wanted, room, failed) = {
             let mut engine = self.engine.borrow_mut();
             engine.begin();
             let result = inputs(&mut engine);
             engine.finish();
             let wanted = engine.peers().take_wanted();
-            (result, wanted, engine.store().backlog_bytes(), engine.failed().is_some())
+            (result, wanted, engine.store().can_accept(), engine.failed().is_some())
         };
         for node in wanted {
             tokio::task::spawn_local(self.clone().peer(node));
         }
-        if backlog <= BACKLOG_BYTES_MAX {
+        if room {
             self.room.notify_waiters();
         }
         if failed {
             self.failed.notify_one();
         }
         result
+    }
+
+    /// Gives the engine back for its end, if nobody else has the daemon any more.
+    pub fn into_engine(self: Rc<Self>) -> Option<Engine<S>> {
+        Rc::into_inner(self).map(|daemon| daemon.engine.into_inner())
+    }
+
+    /// The node stops: nothing is fed any more, whatever ends from here on.
+    pub fn end(&self) {
+        self.ending.set(true);
+    }
+
+    /// Changes what is no input: book-keeping.
+    pub fn change<R>(&self, with: impl FnOnce(&mut Engine<S>) -> R) -> R {
+        with(&mut self.engine.borrow_mut())
     }
 
     /// Looks at the engine without giving it anything.
@@ -80,7 +101,7 @@ impl<S: Storage + 'static> Daemon<S> {
     async fn wait_for_room(&self) {
         loop {
             let room = self.room.notified();
-            if self.engine.borrow().store().backlog_bytes() <= BACKLOG_BYTES_MAX {
+            if self.engine.borrow().store().can_accept() {
                 return;
             }
             room.await;
@@ -170,6 +191,19 @@ impl<S: Storage + 'static> Daemon<S> {
         gone.end();
     }
 
+    /// Waits for the store and takes what it has. An error is the operating system's.
+    pub async fn disk(self: Rc<Self>, waker: AsyncWaker, has_work: fn(&S) -> bool) -> std::io::Result<()> {
+        loop {
+            if self.look(|engine| has_work(engine.store())) {
+                // A checkpoint has many steps; connections get their turn between them.
+                tokio::task::yield_now().await;
+            } else {
+                waker.rung().await?;
+            }
+            self.batch(|_| ());
+        }
+    }
+
     /// The clock. Ends with the runtime.
     pub async fn ticks(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(TICK);
@@ -196,8 +230,7 @@ struct Gone<S: Storage + 'static> {
 impl<S: Storage + 'static> Gone<S> {
     fn end(&mut self) {
         let Some(what) = self.what.take() else { return };
-        // Dropped with the runtime, in the middle of a batch: there is nobody left to be told.
-        if self.daemon.engine.try_borrow_mut().is_err() {
+        if self.daemon.ending.get() {
             return;
         }
         self.daemon.batch(|engine| match what {

@@ -14,17 +14,20 @@ use super::storage::{Storage, StorageEvent};
 use super::verify::{self, Fetches, Verdict};
 use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
-use std::collections::BTreeSet;
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use trefoil_core::message::{FromNode, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, Input, Node, Output};
 use trefoil_core::wire::messages::Message;
-use trefoil_core::{GroupId, NodeId, Time};
+use trefoil_core::{BLOCK_SIZE, GroupId, NodeId, Time};
 use trefoil_transport::{Frame, Sender};
 
 /// Groups that differ from a peer's and wait for the next heartbeat. Beyond it they are left to the
 /// next comparison, which finds them again.
 pub const DIFFERING_MAX: usize = 1024;
+
+/// A group counts as differing for this long after a comparison has shown it.
+const DIFFERING_FOR: Duration = Duration::from_secs(15);
 
 /// Counters of the shell; the machine has its own.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +40,12 @@ pub struct EngineCounters {
     pub peer_bytes_received: u64,
     /// Bytes of blocks that went to peers.
     pub peer_bytes_sent: u64,
+    /// Blocks of which the store does not know any more what they hold.
+    pub lost_blocks: u64,
+    /// Bytes of data in writes.
+    pub write_bytes: u64,
+    /// Bytes of data in answers to reads.
+    pub read_bytes: u64,
     /// Writes that came from leaders.
     pub writes: u64,
     /// Reads that came from leaders.
@@ -62,7 +71,8 @@ pub struct Engine<S> {
     fetches: Fetches,
     /// Peers that could not be reached while outputs were carried out.
     gone: Vec<NodeId>,
-    differing: BTreeSet<GroupId>,
+    /// Groups that differ from a peer's, and when that was seen last.
+    differing: BTreeMap<GroupId, Instant>,
     failed: Option<String>,
     counters: EngineCounters,
     scratch: BytesMut,
@@ -83,7 +93,7 @@ impl<S: Storage> Engine<S> {
             peers: Peers::default(),
             fetches: Fetches::default(),
             gone: Vec::new(),
-            differing: BTreeSet::new(),
+            differing: BTreeMap::new(),
             failed: None,
             counters: EngineCounters::default(),
             scratch: BytesMut::new(),
@@ -104,8 +114,8 @@ impl<S: Storage> Engine<S> {
         &self.store
     }
     /// The store, for its end.
-    pub fn store_mut(&mut self) -> &mut S {
-        &mut self.store
+    pub fn into_store(self) -> S {
+        self.store
     }
     /// The connections to other nodes.
     pub fn peers(&mut self) -> &mut Peers {
@@ -115,17 +125,21 @@ impl<S: Storage> Engine<S> {
     pub fn counters(&self) -> EngineCounters {
         self.counters
     }
-    /// Connections of leaders.
-    pub fn leader_count(&self) -> usize {
-        self.leaders.len()
-    }
     /// Why the store has failed, if it has. Nothing is answered any more.
     pub fn failed(&self) -> Option<&str> {
         self.failed.as_deref()
     }
-    /// Takes the groups that the monitors are to have healed.
-    pub fn take_differing(&mut self) -> Vec<GroupId> {
-        std::mem::take(&mut self.differing).into_iter().collect()
+    /// The groups that the monitors are to have healed, at most `max`.
+    pub fn differing(&mut self, max: usize) -> Vec<GroupId> {
+        self.differing.retain(|_, seen| seen.elapsed() < DIFFERING_FOR);
+        self.differing.keys().take(max).copied().collect()
+    }
+    /// Closes the connections of all front ends: they open their groups again, and hear anew what this
+    /// node has.
+    pub fn close_leaders(&mut self, why: &'static str) {
+        for leader in self.leaders.values() {
+            leader.sender.close(why);
+        }
     }
 
     /// Before the first input of a batch.
@@ -175,6 +189,10 @@ impl<S: Storage> Engine<S> {
                     tracing::warn!(%object, block, "a block's bytes are not good; looking for them at the peers");
                     self.feed(Input::BadBlock { object, block, checksum });
                 }
+                StorageEvent::LostTable { object, blocks } => {
+                    self.counters.lost_blocks += u64::from(blocks.count);
+                    tracing::error!(%object, ?blocks, "a page of the object's table is damaged: these blocks are bad here until they are written");
+                }
                 StorageEvent::Failed { error } => self.fail(error),
             }
         }
@@ -210,20 +228,22 @@ impl<S: Storage> Engine<S> {
                 Output::ToPeer { node, msg } => self.to_peer(node, msg),
                 Output::CloseLeader { conn, why } => self.close_leader(conn, why),
                 Output::Differs { group } => {
-                    if self.differing.len() < DIFFERING_MAX {
-                        self.differing.insert(group);
+                    if self.differing.len() < DIFFERING_MAX || self.differing.contains_key(&group) {
+                        self.differing.insert(group, Instant::now());
                     }
                 }
             }
         }
         // Carrying out puts nothing into the queue; its memory is used again.
-        out.append(&mut self.out);
         self.out = out;
     }
 
     fn to_leader(&mut self, conn: ConnId, msg: &FromNode<Bytes>) {
         // A connection that is gone has its LeaderGone on the way.
         let Some(leader) = self.leaders.get_mut(&conn) else { return };
+        if let FromNode::Data { data, .. } = msg {
+            self.counters.read_bytes += data.len() as u64;
+        }
         let sent = leader.sender.push(msg.kind(), |meta| msg.encode_meta(meta), msg.payload());
         match sent {
             Ok(()) if !leader.dirty => {
@@ -294,7 +314,10 @@ impl<S: Storage> Engine<S> {
                 return false;
             }
             match &msg {
-                ToNode::Write { .. } => self.counters.writes += 1,
+                ToNode::Write { op, .. } => {
+                    self.counters.writes += 1;
+                    self.counters.write_bytes += u64::from(op.data_blocks()) * BLOCK_SIZE as u64;
+                }
                 ToNode::Read { .. } => self.counters.reads += 1,
                 _ => {}
             }

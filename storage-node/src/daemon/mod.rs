@@ -8,9 +8,17 @@
 //! | [`connections`] | the tasks around it |
 //! | [`peers`] | connections to other nodes |
 //! | [`verify`] | checksums of blocks that come off the wire |
+//! | [`cluster`] | the monitors: map, heartbeats, lost state |
+//! | [`identity`] | what is kept beside the store |
+//! | [`run`] | start and end |
 
-pub(crate) mod connections;
-pub(crate) mod engine;
-pub(crate) mod peers;
-pub(crate) mod storage;
-pub(crate) mod verify;
+mod cluster;
+mod connections;
+mod engine;
+mod identity;
+mod peers;
+mod run;
+mod storage;
+mod verify;
+
+pub use run::{Ready, RunError, run};

@@ -1,6 +1,7 @@
 //! What the daemon asks of a store: the little that [`super::engine`] needs, so that it can be tested on
 //! a store in memory that fails on demand.
 
+use crate::store::{self, Store, StoreEvent};
 use bytes::Bytes;
 use trefoil_core::node::{ReadMode, ReadResult, Ticket};
 use trefoil_core::record::Record;
@@ -20,11 +21,59 @@ pub trait Storage {
     fn room_blocks(&self) -> u64;
     /// True when leaders are to be told that it is nearly full.
     fn nearly_full(&self) -> bool;
-    /// Bytes that were given and are not durable yet. Above a limit the daemon stops reading from its
-    /// connections.
-    fn backlog_bytes(&self) -> u64;
-    /// The durable end of the log, for the monitors (N8).
-    fn log_position(&self) -> u64;
+    /// False while it is behind: the daemon does not read from its connections then.
+    fn can_accept(&self) -> bool;
+}
+
+/// Blocks below which leaders are told that the store is nearly full (64 MiB).
+const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
+
+impl Storage for Store {
+    fn append(&mut self, ticket: Ticket, record: Record<Bytes>) {
+        Store::append(self, ticket, record);
+    }
+    fn read(&mut self, token: u64, object: ObjectId, blocks: BlockRange, mode: ReadMode) {
+        let mode = match mode {
+            ReadMode::All => store::ReadMode::All,
+            ReadMode::Differing(have) => store::ReadMode::Differing(have),
+            ReadMode::ChecksumsOnly => store::ReadMode::ChecksumsOnly,
+        };
+        Store::read(self, token, object, blocks, mode);
+    }
+    fn submit(&mut self) {
+        Store::submit(self);
+    }
+    fn poll(&mut self, events: &mut Vec<StorageEvent>) {
+        // An empty vector allocates nothing, and most polls find a few events.
+        let mut found = Vec::new();
+        Store::poll(self, &mut found);
+        events.extend(found.into_iter().map(StorageEvent::from));
+    }
+    fn room_blocks(&self) -> u64 {
+        Store::room_blocks(self)
+    }
+    fn nearly_full(&self) -> bool {
+        Store::room_blocks(self) < NEARLY_FULL_BLOCKS
+    }
+    fn can_accept(&self) -> bool {
+        Store::can_accept(self)
+    }
+}
+
+impl From<StoreEvent> for StorageEvent {
+    fn from(event: StoreEvent) -> StorageEvent {
+        match event {
+            StoreEvent::Durable { up_to_ticket } => StorageEvent::Durable { ticket: up_to_ticket },
+            StoreEvent::Read { token, checksums, data, bad } => {
+                StorageEvent::Read { token, found: ReadResult { checksums, data, bad } }
+            }
+            StoreEvent::Failed { why } => StorageEvent::Failed { error: why },
+            StoreEvent::BadBlock { object, block, checksum } => {
+                StorageEvent::BadBlock { object, block, checksum }
+            }
+            StoreEvent::LostTable { object, blocks } => StorageEvent::LostTable { object, blocks },
+        }
+    }
 }
 
 /// Something has ended.
@@ -50,6 +99,13 @@ pub enum StorageEvent {
         block: u32,
         /// Its checksum in the table.
         checksum: u64,
+    },
+    /// What these blocks hold is not known here any more; they are bad until they are written again.
+    LostTable {
+        /// The object.
+        object: ObjectId,
+        /// The blocks.
+        blocks: BlockRange,
     },
     /// The device takes no more writes. Nothing that was not durable will be.
     Failed {

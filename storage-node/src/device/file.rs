@@ -4,11 +4,16 @@ use super::buffer::Buf;
 use super::uring::UringDevice;
 use super::wake::Waker;
 use super::{Completion, Device, Op, blocking::BlockingDevice};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long to wait for the lock of a process that may just have been killed.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// An open, locked device.
 pub struct RawDevice {
@@ -77,8 +82,8 @@ impl RawDevice {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(OpenDeviceError::Kind { path: name });
         }
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-            if errno == nix::errno::Errno::EWOULDBLOCK {
+        let file = lock(file).map_err(|errno| {
+            if errno == Errno::EWOULDBLOCK {
                 OpenDeviceError::Locked { path: name.clone() }
             } else {
                 refused(errno.into())
@@ -111,10 +116,25 @@ impl RawDevice {
     }
 }
 
+/// Takes the lock, waiting a little: the kernel closes the ring of a killed process, and with it the
+/// file, only when the last write of that process has ended. (Were it not so, that write could land
+/// after we have read the end of the log.)
+fn lock(mut file: File) -> Result<Flock<File>, Errno> {
+    let start = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < LOCK_WAIT_MAX => file = back,
+            Err((_, errno)) => return Err(errno),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The device of a running store: io_uring where the kernel allows it, threads where not.
 pub enum FileDevice {
     /// io_uring.
-    Uring(UringDevice),
+    Uring(Box<UringDevice>),
     /// The fallback.
     Blocking(BlockingDevice),
 }
@@ -137,7 +157,9 @@ impl FileDevice {
             return Ok(FileDevice::Blocking(BlockingDevice::new(raw, waker)?));
         }
         match UringDevice::probe(&waker) {
-            Ok(ring) => Ok(FileDevice::Uring(UringDevice::new(ring, raw, waker))),
+            Ok(ring) => Ok(FileDevice::Uring(Box::new(UringDevice::new(
+                ring, raw, waker,
+            )))),
             Err(error) => {
                 tracing::warn!(
                     device = %raw.name, %error,

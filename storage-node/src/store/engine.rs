@@ -9,9 +9,11 @@ use super::read::Read;
 use super::recovery::recover;
 use super::state::{Key, State, in_bounds};
 use super::superblock::Superblock;
-use super::table::{BlockEntry, Captured};
-use super::{OpenError, ReadMode, Recovered, Space, Stats, StoreEvent, StoreOptions};
-use crate::device::buffer::{Buf, Pool};
+use super::table::Captured;
+use super::{
+    FormatError, FormatOptions, OpenError, Recovered, Space, Stats, StoreEvent, StoreOptions,
+};
+use crate::device::buffer::Pool;
 use crate::device::file::{FileDevice, RawDevice};
 use crate::device::wake::AsyncWaker;
 use crate::device::{Completion, Device, Op};
@@ -27,16 +29,16 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 
 /// Pages that are loaded at once.
 const LOADS_MAX: usize = 128;
-/// Blocks in one read of the device.
-const RUN_BLOCKS_MAX: u32 = 256;
-/// Bad blocks remembered; beyond it their damage is reported at each read.
-const BAD_MAX: usize = 64 << 10;
 /// Times that a write is made again after an error that says "try again".
 const WRITE_RETRIES_MAX: u32 = 8;
 
-enum Running {
+/// What an operation of the device is for.
+pub(super) enum Running {
+    /// The batch under way.
     Batch,
+    /// A page, for this slot.
     Page(u32),
+    /// A part of a read's data, from this index in its `wanted`.
     Piece { read: usize, first: u32 },
 }
 
@@ -55,20 +57,25 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) durable_lsn: u64,
     pub(super) failed: Option<String>,
     pub(super) stats: Stats,
-    running: Slab<Running>,
-    reads: Slab<Read>,
-    starved: VecDeque<usize>,
+    pub(super) running: Slab<Running>,
+    pub(super) reads: Slab<Read>,
+    pub(super) starved: VecDeque<usize>,
     loads: usize,
-    read_pool: Pool,
-    events: Vec<StoreEvent>,
+    pub(super) read_pool: Pool,
+    pub(super) events: Vec<StoreEvent>,
     completions: Vec<Completion>,
-    bad: FxHashSet<(ObjectId, u32)>,
+    pub(super) bad: FxHashSet<(ObjectId, u32)>,
     scratch: Vec<u8>,
     retries: u32,
     wake: OnceCell<AsyncWaker>,
 }
 
 impl Store {
+    /// Makes a store; see [`super::format`].
+    pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, FormatError> {
+        super::format(path, options)
+    }
+
     /// Opens the store at `path`, with its index in `index_dir`. Blocks while the log is replayed;
     /// `progress` is told `(segment, segments)` meanwhile.
     pub fn open(
@@ -158,8 +165,8 @@ impl<D: Device, I: Index> Store<D, I> {
         let last = log.last();
         let mut store = Store {
             read_pool: Pool::new(options.read_bytes_max, 32 << 20, Some(waker)),
-            checkpoint_from: log.free_blocks()
-                + recovery.how.batches.min(1) * options.checkpoint_bytes / 2 / BLOCK_SIZE as u64,
+            // What was replayed counts, so that a node that keeps crashing still gets to a checkpoint.
+            checkpoint_from: log.free_blocks() + recovery.how.blocks,
             dev,
             index,
             sb,
@@ -342,125 +349,6 @@ impl<D: Device, I: Index> Store<D, I> {
         }
     }
 
-    /// Reads blocks as of all records appended so far, durable or not, and of none appended later. The
-    /// answer is a [`StoreEvent::Read`] with this token.
-    pub fn read(&mut self, token: u64, object: ObjectId, blocks: BlockRange, mode: ReadMode) {
-        let end = blocks.end().min(super::table::OBJECT_BLOCKS_MAX);
-        let blocks = BlockRange::new(blocks.first, end.saturating_sub(blocks.first));
-        let mut entries = vec![BlockEntry::default(); blocks.count as usize];
-        let slot = self.reads.vacant_entry();
-        let key = slot.key();
-        let waiting = self.state.tables.capture(object, blocks, key, &mut entries);
-        slot.insert(Read {
-            token,
-            object,
-            blocks,
-            mode,
-            entries,
-            waiting,
-            wanted: Vec::new(),
-            pieces: Vec::new(),
-            unreadable: Vec::new(),
-        });
-        if waiting == 0 {
-            self.captured(key);
-        }
-    }
-
-    /// All entries of a read are known.
-    fn captured(&mut self, key: usize) {
-        if let Some(read) = self.reads.get_mut(key) {
-            read.choose();
-            self.fetch(key);
-        }
-    }
-
-    /// Fetches a read's bytes: from pending batches at once, from the device in runs.
-    fn fetch(&mut self, key: usize) {
-        let Some(read) = self.reads.get_mut(key) else {
-            return;
-        };
-        if read.wanted.is_empty() {
-            return self.finish(key);
-        }
-        let Some(mut rest) = self.read_pool.get(read.wanted.len() * BLOCK_SIZE) else {
-            self.starved.push_back(key);
-            return;
-        };
-        let mut first = 0;
-        while first < read.wanted.len() {
-            let place = |n: usize| read.entries[read.wanted[n] as usize].location;
-            let location = place(first);
-            if let Some(bytes) = self.log.find(location) {
-                let mut piece = rest;
-                rest = piece.split_off(BLOCK_SIZE);
-                piece.copy_from_slice(bytes);
-                read.pieces.push((first as u32, piece));
-                first += 1;
-                continue;
-            }
-            let mut n = 1;
-            while first + n < read.wanted.len()
-                && n < RUN_BLOCKS_MAX as usize
-                && place(first + n) == location + n as u64
-                && self.log.find(place(first + n)).is_none()
-            {
-                n += 1;
-            }
-            let mut piece = rest;
-            rest = piece.split_off(n * BLOCK_SIZE);
-            let id = self.running.insert(Running::Piece {
-                read: key,
-                first: first as u32,
-            });
-            read.waiting += 1;
-            self.stats.blocks_read += n as u64;
-            self.dev.start(
-                id as u64,
-                Op::Read {
-                    offset: location * BLOCK_SIZE as u64,
-                    buf: piece,
-                },
-            );
-            first += n;
-        }
-        if read.waiting == 0 {
-            self.finish(key);
-        }
-    }
-
-    fn finish(&mut self, key: usize) {
-        let Some(read) = self.reads.try_remove(key) else {
-            return;
-        };
-        let (token, object) = (read.token, read.object);
-        let answer = read.finish();
-        for (block, entry) in answer.damaged {
-            if !self.bad.contains(&(object, block)) {
-                self.stats.bad_blocks += 1;
-                tracing::error!(
-                    device = self.dev.name(), %object, block,
-                    byte = entry.location * BLOCK_SIZE as u64,
-                    "a block does not match its checksum; it will be fetched from another copy"
-                );
-                if self.bad.len() < BAD_MAX {
-                    self.bad.insert((object, block));
-                }
-                self.events.push(StoreEvent::BadBlock {
-                    object,
-                    block,
-                    checksum: entry.checksum,
-                });
-            }
-        }
-        self.events.push(StoreEvent::Read {
-            token,
-            checksums: answer.checksums,
-            data: answer.data.map(Buf::freeze).unwrap_or_default(),
-            bad: answer.bad,
-        });
-    }
-
     /// Starts what can be started: page loads, reads that waited for memory, a step of the checkpoint,
     /// the next batch. At most one system call.
     pub fn submit(&mut self) {
@@ -579,44 +467,6 @@ impl<D: Device, I: Index> Store<D, I> {
         }
     }
 
-    fn piece_read(&mut self, key: usize, first: u32, result: io::Result<()>, buf: Option<Buf>) {
-        let Some(read) = self.reads.get_mut(key) else {
-            return;
-        };
-        read.waiting -= 1;
-        if let Some(mut buf) = buf {
-            match result {
-                Ok(()) => read.pieces.push((first, buf)),
-                Err(error) if buf.len() <= BLOCK_SIZE => {
-                    tracing::warn!(device = self.dev.name(), %error, "a block cannot be read");
-                    read.unreadable.push(first);
-                    read.pieces.push((first, buf));
-                }
-                Err(_) => {
-                    // One of them is to blame: each by itself.
-                    let mut n = first;
-                    while !buf.is_empty() {
-                        let rest = buf.split_off(BLOCK_SIZE);
-                        let at = read.wanted.get(n as usize).copied().unwrap_or(0);
-                        let location = read.entries.get(at as usize).map_or(0, |e| e.location);
-                        let id = self.running.insert(Running::Piece {
-                            read: key,
-                            first: n,
-                        });
-                        read.waiting += 1;
-                        let offset = location * BLOCK_SIZE as u64;
-                        self.dev.start(id as u64, Op::Read { offset, buf });
-                        buf = rest;
-                        n += 1;
-                    }
-                }
-            }
-        }
-        if read.waiting == 0 {
-            self.finish(key);
-        }
-    }
-
     fn page_loaded(&mut self, slot: u32, bytes: Option<&[u8]>) {
         let loaded = self.state.tables.loaded(slot, bytes);
         if let Some((object, blocks)) = loaded.lost {
@@ -687,6 +537,17 @@ impl<D: Device, I: Index> Store<D, I> {
             self.events.push(StoreEvent::Failed { why: why.clone() });
             self.failed = Some(why);
         }
+    }
+
+    /// What [`Store::ready`] waits for: for a caller that cannot borrow the store meanwhile. To be asked
+    /// together with [`Store::has_work`].
+    pub fn waker(&self) -> crate::device::wake::Waker {
+        self.dev.waker().clone()
+    }
+
+    /// True where [`Store::poll`] or [`Store::submit`] has something to do without the waker's ringing.
+    pub fn has_work(&self) -> bool {
+        !self.events.is_empty() || self.checkpoint_runs()
     }
 
     /// Waits until [`Store::poll`] or [`Store::submit`] has something to do. Needs a tokio runtime with

@@ -211,10 +211,9 @@ fn holds(raw: &RawDevice) -> io::Result<Option<String>> {
             (512, b"EFI PART", "a GPT partition table"),
             (510, &[0x55, 0xaa], "a boot sector or partition table"),
         ];
-        if let Some((_, _, what)) = known.iter().find(|(o, m, _)| sign(*o, m)) {
-            if at == 0 || *what == "a Trefoil store" {
-                return Ok(Some((*what).to_owned()));
-            }
+        let seen = known.iter().find(|(o, m, _)| at == 0 && sign(*o, m));
+        if let Some((_, _, what)) = seen {
+            return Ok(Some((*what).to_owned()));
         }
         if let Some(first) = buf.iter().position(|b| *b != 0) {
             return Ok(Some(format!("data (first at byte {})", at + first as u64)));

@@ -199,7 +199,10 @@ impl Index for SledIndex {
         let started = std::thread::Builder::new()
             .name("store-index".to_owned())
             .spawn(move || {
-                let _ = done.send(guarded(|| commit(&db, &dir, delta)));
+                let outcome = guarded(|| commit(&db, &dir, delta));
+                // Closed before the outcome is known: whoever waits for it may open it again.
+                drop(db);
+                let _ = done.send(outcome);
                 waker.ring();
             });
         if let Err(error) = started {
@@ -217,5 +220,14 @@ impl Index for SledIndex {
         };
         self.running = None;
         Some(outcome)
+    }
+}
+
+impl Drop for SledIndex {
+    /// Waits for a commit under way: the next one to open the index must find it closed.
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            let _ = running.recv();
+        }
     }
 }

@@ -1,10 +1,19 @@
-//! A read from the capture of its entries to its answer. The engine does the I/O.
+//! Reads: from the capture of their entries at the call, over the device, to their answers.
 
-use super::ReadMode;
-use super::table::{BlockEntry, UNKNOWN};
+use super::engine::{Running, Store};
+use super::index::Index;
+use super::table::{BlockEntry, OBJECT_BLOCKS_MAX, UNKNOWN};
+use super::{ReadMode, StoreEvent};
 use crate::device::buffer::Buf;
+use crate::device::{Device, Op};
+use std::io;
 use trefoil_core::checksum::{HOLE, block_checksum};
 use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
+
+/// Blocks in one read of the device.
+const RUN_BLOCKS_MAX: u32 = 256;
+/// Bad blocks remembered; beyond it their damage is reported at each read.
+const BAD_MAX: usize = 64 << 10;
 
 /// A read under way.
 pub struct Read {
@@ -112,6 +121,172 @@ impl Read {
             data,
             bad,
             damaged,
+        }
+    }
+}
+
+impl<D: Device, I: Index> Store<D, I> {
+    /// Reads blocks as of all records appended so far, durable or not, and of none appended later. The
+    /// answer is a [`StoreEvent::Read`] with this token.
+    pub fn read(&mut self, token: u64, object: ObjectId, blocks: BlockRange, mode: ReadMode) {
+        let end = blocks.end().min(OBJECT_BLOCKS_MAX);
+        let blocks = BlockRange::new(blocks.first, end.saturating_sub(blocks.first));
+        let mut entries = vec![BlockEntry::default(); blocks.count as usize];
+        let slot = self.reads.vacant_entry();
+        let key = slot.key();
+        let waiting = self.state.tables.capture(object, blocks, key, &mut entries);
+        slot.insert(Read {
+            token,
+            object,
+            blocks,
+            mode,
+            entries,
+            waiting,
+            wanted: Vec::new(),
+            pieces: Vec::new(),
+            unreadable: Vec::new(),
+        });
+        if waiting == 0 {
+            self.captured(key);
+        }
+    }
+
+    /// All entries of a read are known.
+    pub(super) fn captured(&mut self, key: usize) {
+        if let Some(read) = self.reads.get_mut(key) {
+            read.choose();
+            self.fetch(key);
+        }
+    }
+
+    /// Fetches a read's bytes: from pending batches at once, from the device in runs.
+    pub(super) fn fetch(&mut self, key: usize) {
+        let Some(read) = self.reads.get_mut(key) else {
+            return;
+        };
+        if read.wanted.is_empty() {
+            return self.finish(key);
+        }
+        let Some(mut rest) = self.read_pool.get(read.wanted.len() * BLOCK_SIZE) else {
+            self.starved.push_back(key);
+            return;
+        };
+        let mut first = 0;
+        while first < read.wanted.len() {
+            let place = |n: usize| read.entries[read.wanted[n] as usize].location;
+            let location = place(first);
+            if let Some(bytes) = self.log.find(location) {
+                let mut piece = rest;
+                rest = piece.split_off(BLOCK_SIZE);
+                piece.copy_from_slice(bytes);
+                read.pieces.push((first as u32, piece));
+                first += 1;
+                continue;
+            }
+            let mut n = 1;
+            while first + n < read.wanted.len()
+                && n < RUN_BLOCKS_MAX as usize
+                && place(first + n) == location + n as u64
+                && self.log.find(place(first + n)).is_none()
+            {
+                n += 1;
+            }
+            let mut piece = rest;
+            rest = piece.split_off(n * BLOCK_SIZE);
+            let id = self.running.insert(Running::Piece {
+                read: key,
+                first: first as u32,
+            });
+            read.waiting += 1;
+            self.stats.blocks_read += n as u64;
+            self.dev.start(
+                id as u64,
+                Op::Read {
+                    offset: location * BLOCK_SIZE as u64,
+                    buf: piece,
+                },
+            );
+            first += n;
+        }
+        if read.waiting == 0 {
+            self.finish(key);
+        }
+    }
+
+    fn finish(&mut self, key: usize) {
+        let Some(read) = self.reads.try_remove(key) else {
+            return;
+        };
+        let (token, object) = (read.token, read.object);
+        let answer = read.finish();
+        for (block, entry) in answer.damaged {
+            if !self.bad.contains(&(object, block)) {
+                self.stats.bad_blocks += 1;
+                tracing::error!(
+                    device = self.dev.name(), %object, block,
+                    byte = entry.location * BLOCK_SIZE as u64,
+                    "a block does not match its checksum; it will be fetched from another copy"
+                );
+                if self.bad.len() < BAD_MAX {
+                    self.bad.insert((object, block));
+                }
+                self.events.push(StoreEvent::BadBlock {
+                    object,
+                    block,
+                    checksum: entry.checksum,
+                });
+            }
+        }
+        self.events.push(StoreEvent::Read {
+            token,
+            checksums: answer.checksums,
+            data: answer.data.map(Buf::freeze).unwrap_or_default(),
+            bad: answer.bad,
+        });
+    }
+
+    /// A piece has come, or could not be read.
+    pub(super) fn piece_read(
+        &mut self,
+        key: usize,
+        first: u32,
+        result: io::Result<()>,
+        buf: Option<Buf>,
+    ) {
+        let Some(read) = self.reads.get_mut(key) else {
+            return;
+        };
+        read.waiting -= 1;
+        if let Some(mut buf) = buf {
+            match result {
+                Ok(()) => read.pieces.push((first, buf)),
+                Err(error) if buf.len() <= BLOCK_SIZE => {
+                    tracing::warn!(device = self.dev.name(), %error, "a block cannot be read");
+                    read.unreadable.push(first);
+                    read.pieces.push((first, buf));
+                }
+                Err(_) => {
+                    // One of them is to blame: each by itself.
+                    let mut n = first;
+                    while !buf.is_empty() {
+                        let rest = buf.split_off(BLOCK_SIZE);
+                        let at = read.wanted.get(n as usize).copied().unwrap_or(0);
+                        let location = read.entries.get(at as usize).map_or(0, |e| e.location);
+                        let id = self.running.insert(Running::Piece {
+                            read: key,
+                            first: n,
+                        });
+                        read.waiting += 1;
+                        let offset = location * BLOCK_SIZE as u64;
+                        self.dev.start(id as u64, Op::Read { offset, buf });
+                        buf = rest;
+                        n += 1;
+                    }
+                }
+            }
+        }
+        if read.waiting == 0 {
+            self.finish(key);
         }
     }
 }

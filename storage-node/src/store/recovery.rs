@@ -39,6 +39,8 @@ pub struct How {
     pub index: IndexUse,
     /// Batches read from the log.
     pub batches: u64,
+    /// Blocks of the device that they take.
+    pub blocks: u64,
     /// Records in them.
     pub records: u64,
     /// A batch at the end that was not written whole: `(lsn, segment, block)`. It was never
@@ -265,6 +267,7 @@ pub fn recover<D: Device, I: Index>(
     let thorough = index_empty;
     // The batch found last: not replayed before it is known to have been durable.
     let mut pending: Option<Found> = None;
+    let mut reported = None;
     loop {
         let from = pending.as_ref().map_or(last, Found::at);
         let (at, after) = match &pending {
@@ -326,7 +329,10 @@ pub fn recover<D: Device, I: Index>(
                 end = (p.header.segment, p.header.block + p.header.blocks());
                 next = p.header.next_segment;
                 replay(&mut state, sb, &p, &mut how);
-                progress(p.header.segment, sb.segments);
+                if reported != Some(p.header.segment) {
+                    reported = Some(p.header.segment);
+                    progress(p.header.segment, sb.segments);
+                }
             } else {
                 how.torn_tail = Some((p.header.lsn, p.header.segment, p.header.block));
             }
@@ -343,9 +349,7 @@ pub fn recover<D: Device, I: Index>(
             last.lsn
         ));
     }
-    if last.lsn > 0 || lost.is_some() {
-        state.lost |= lost.is_some();
-    }
+    state.lost |= lost.is_some();
     if state.lost && lost.is_none() {
         lost = Some("the loss was found when the store was opened before".to_owned());
     }
@@ -383,6 +387,7 @@ fn covered<D: Device>(
 fn replay(state: &mut State, sb: &Superblock, found: &Found, how: &mut How) {
     let h = &found.header;
     how.batches += 1;
+    how.blocks += u64::from(h.blocks());
     let mut location = sb.location(h.segment, h.block + h.header_blocks);
     for entry in &found.entries {
         state.replay(entry, location);

@@ -301,7 +301,6 @@ impl State {
             b'g' => {
                 let group = take_group(&mut rest)?;
                 let entry: GroupEntry = decode(value)?;
-                // Objects may have come before their group.
                 let state = self.durable.groups.entry(group).or_default();
                 state.promised = entry.promised;
                 state.settled = entry.settled;
@@ -314,7 +313,13 @@ impl State {
                 if entry.pages.len() > (OBJECT_BLOCKS_MAX / PAGE_BLOCKS) as usize {
                     return None;
                 }
-                let state = self.durable.groups.entry(group).or_default();
+                // Groups sort before objects. An object whose group has no entry: one of the two has come
+                // or gone after the position that the index covers, so the replay will make or delete
+                // it; making the group here would hide from the replay that it was new (and, at a node
+                // with amnesia, lost).
+                let Some(state) = self.durable.groups.get_mut(&group) else {
+                    return Some(());
+                };
                 if let Some(head) = entry.head {
                     state.objects.insert(index, head);
                     self.tables.restore(ObjectId { group, index }, &entry.pages);
@@ -387,5 +392,36 @@ pub fn in_bounds<P>(record: &Record<P>) -> bool {
         }
         Record::Heal { block, .. } => *block < OBJECT_BLOCKS_MAX,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_without_its_group_is_left_to_the_replay() {
+        let object = ObjectId::default();
+        let write: Record<()> = Record::Write {
+            object,
+            head: Head {
+                ballot: Ballot(1),
+                seq: 1,
+            },
+            snap: 0,
+            op: WriteOp::Zero {
+                blocks: BlockRange::new(0, 1),
+            },
+        };
+        let mut now = State::new(0);
+        now.durable.amnesia = true;
+        now.apply(&write, 9);
+        let mut then = State::new(0);
+        then.durable.amnesia = true;
+        let (name, value) = now.entry(Key::Object(object));
+        assert!(then.restore(&name, &value.expect("there")));
+        then.apply(&write, 9);
+        assert!(now.durable.groups[&object.group].lost);
+        assert_eq!(then.durable, now.durable);
     }
 }

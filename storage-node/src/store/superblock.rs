@@ -124,7 +124,7 @@ pub enum SuperblockError {
 }
 
 impl Superblock {
-    /// Divides `size` bytes into segments. `None` if it is too small for [`SEGMENTS_MIN`].
+    /// Divides `size` bytes into segments. `None` if it is too small for `SEGMENTS_MIN`.
     pub fn new(
         size: u64,
         segment_bytes: u64,

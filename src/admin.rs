@@ -1,0 +1,198 @@
+//! The administrator's connection to the monitors.
+//!
+//! Finds them (`--monitor`, `TREFOIL_MONITOR`, a running `trefoil up`), asks, and fails in words. No
+//! answer is ever made up: what a monitor has not said is not shown.
+
+use crate::cmd::Global;
+use crate::failure::{Failure, Outcome};
+use crate::up::{DIR_DEFAULT, dir, state::State};
+use crate::view::Snapshot;
+use anyhow::{Context, anyhow};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::time::Duration;
+use trefoil_core::ids::VolumeId;
+use trefoil_monitor::rpc::VolumeKey;
+use trefoil_monitor::{CallError, MonitorClient};
+use trefoil_transport::{Hello, Role};
+
+/// The environment variable that names monitors.
+pub const MONITOR_ENV: &str = "TREFOIL_MONITOR";
+/// Monitors that one command is told of.
+const MONITORS_MAX: usize = 16;
+/// How long one address may take to accept a connection.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A volume to be made.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: String,
+    /// Its pool's name.
+    pub pool: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes.
+    pub object_size: u64,
+    /// None: I/O waits.
+    pub io_timeout_ms: Option<u64>,
+}
+
+/// A connection to the monitors. Must be used within [`block_on`] or another `LocalSet`.
+pub struct Admin {
+    client: MonitorClient,
+    addresses: Vec<SocketAddr>,
+}
+
+/// Runs a short conversation to its end.
+pub fn block_on<T>(conversation: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot make a runtime: are there file descriptors left?")?;
+    tokio::task::LocalSet::new().block_on(&runtime, conversation)
+}
+
+/// What the monitors say now.
+pub fn snapshot(global: &Global) -> Outcome<Snapshot> {
+    block_on(async { Admin::connect(global)?.snapshot().await })
+}
+
+impl Admin {
+    /// To the monitors that `global`, the environment or a running `up` name; checks that one of them
+    /// is there.
+    pub fn connect(global: &Global) -> Outcome<Admin> {
+        let addresses = find(global)?;
+        probe(&addresses).map_err(Failure::unreachable)?;
+        Ok(Admin::at(addresses))
+    }
+
+    /// To monitors that are known to be there or to come.
+    pub fn at(addresses: Vec<SocketAddr>) -> Admin {
+        // The cluster's id is learned from the first that answers.
+        let client = MonitorClient::new(addresses.clone(), Hello::new(Role::Client, [0; 16]));
+        Admin { client, addresses }
+    }
+
+    fn failed(&self, error: CallError) -> Failure {
+        let at: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
+        match &error {
+            CallError::Answered(_) => error.into(),
+            CallError::Unavailable(_) => Failure::unreachable(anyhow!(
+                "{error} (at {}): see whether the monitor runs, and its log",
+                at.join(", ")
+            )),
+            CallError::Unsure => error.into(),
+            CallError::Malformed(_) => {
+                Failure::from(anyhow!("{error} (at {}): is it another version of Trefoil?", at.join(", ")))
+            }
+        }
+    }
+
+    /// The map and the status.
+    pub async fn snapshot(&mut self) -> Outcome<Snapshot> {
+        let map = self.client.get_map(0).await.map_err(|error| self.failed(error))?;
+        let map = map.ok_or_else(|| anyhow!("the monitor has no cluster map to show yet: try again"))?;
+        let status = self.client.status().await.map_err(|error| self.failed(error))?;
+        let from = self.addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
+        Ok(Snapshot { from, map: (*map).clone(), status })
+    }
+
+    /// Makes a volume.
+    pub async fn create_volume(&mut self, wish: &NewVolume) -> Outcome<VolumeId> {
+        let NewVolume { name, pool, size, object_size, io_timeout_ms } = wish.clone();
+        let made = self.client.create_volume(name, pool, size, object_size, io_timeout_ms).await;
+        let name = wish.name.clone();
+        made.map_err(|error| self.failed(error).context(format!("volume {name} was not made")))
+    }
+
+    /// Removes a volume and its data.
+    pub async fn remove_volume(&mut self, id: u64) -> Outcome {
+        let removed = self.client.remove_volume(VolumeKey::Id(VolumeId(id))).await;
+        removed.map_err(|error| self.failed(error).context("the volume was not removed"))
+    }
+}
+
+/// The monitors' addresses, from the first source that names any.
+fn find(global: &Global) -> Outcome<Vec<SocketAddr>> {
+    if !global.monitor.is_empty() {
+        return named(global);
+    }
+    if let Ok(text) = std::env::var(MONITOR_ENV)
+        && !text.trim().is_empty()
+    {
+        return addresses(text.split(','), MONITOR_ENV).map_err(Failure::usage);
+    }
+    let dir = Path::new(DIR_DEFAULT);
+    let advice = format!("give --monitor ADDR:PORT or set {MONITOR_ENV}");
+    if dir::running_on(dir).is_none() {
+        return Err(Failure::unreachable(anyhow!(
+            "no monitor is named and no `trefoil up` runs on {DIR_DEFAULT} here: {advice}"
+        )));
+    }
+    match State::load(dir)? {
+        Some(state) => Ok(vec![state.monitor]),
+        None => {
+            Err(Failure::unreachable(anyhow!("`trefoil up` on {DIR_DEFAULT} has just started: try again")))
+        }
+    }
+}
+
+/// What `--monitor` names.
+pub fn named(global: &Global) -> Outcome<Vec<SocketAddr>> {
+    addresses(global.monitor.iter().map(String::as_str), "--monitor").map_err(Failure::usage)
+}
+
+/// Host names are looked up; each may have several addresses.
+fn addresses<'a>(texts: impl Iterator<Item = &'a str>, from: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    let mut found = Vec::new();
+    for text in texts.map(str::trim).filter(|text| !text.is_empty()) {
+        let looked_up = text.to_socket_addrs().with_context(|| {
+            format!("{from}: {text:?} is no address of a monitor; give HOST:PORT, such as 127.0.0.1:10800")
+        })?;
+        found.extend(looked_up);
+    }
+    anyhow::ensure!(!found.is_empty(), "{from} names no monitor: give HOST:PORT");
+    found.truncate(MONITORS_MAX);
+    Ok(found)
+}
+
+/// Fails at once where nothing listens: the client itself would try for a long time, as a daemon must.
+fn probe(addresses: &[SocketAddr]) -> anyhow::Result<()> {
+    let mut reasons = Vec::new();
+    for address in addresses {
+        match TcpStream::connect_timeout(address, PROBE_TIMEOUT) {
+            Ok(_) => return Ok(()),
+            Err(error) => reasons.push(format!("{address}: {error}")),
+        }
+    }
+    Err(anyhow!(
+        "no monitor answers ({}): see whether it runs, and whether the address is right",
+        reasons.join("; ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_looked_up_and_wrong_ones_told() {
+        let found = addresses(["127.0.0.1:1", " [::1]:2 ", ""].into_iter(), "--monitor").unwrap();
+        assert_eq!(found, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse::<SocketAddr>().unwrap()]);
+        for bad in ["127.0.0.1", "127.0.0.1:x", ":"] {
+            let told = format!("{:#}", addresses([bad].into_iter(), "--monitor").unwrap_err());
+            assert!(told.contains("is no address of a monitor"), "{told}");
+        }
+        let told = format!("{:#}", addresses(["", " "].into_iter(), "X").unwrap_err());
+        assert!(told.contains("X names no monitor"), "{told}");
+    }
+
+    #[test]
+    fn where_nothing_listens_the_answer_comes_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        probe(&[address]).unwrap();
+        drop(listener);
+        let told = format!("{:#}", probe(&[address]).unwrap_err());
+        assert!(told.contains("no monitor answers") && told.contains(&address.to_string()), "{told}");
+    }
+}

@@ -1,0 +1,233 @@
+//! `trefoil monitor`, `storage-node` and `nbd`: the daemons by hand, or under systemd.
+//!
+//! A file first, then flags over it, then the daemon's own checks. It says READY to systemd and one line
+//! `ready: ` on standard output when it serves; logs go to standard error.
+
+use super::Global;
+use crate::config;
+use crate::daemon::{Daemon, Role};
+use crate::failure::{Failure, Outcome};
+use crate::signals;
+use anyhow::{Context, anyhow, ensure};
+use clap::Args;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use sd_notify::NotifyState;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use trefoil_monitor::MonitorConfig;
+use trefoil_nbd::NbdConfig;
+use trefoil_storage_node::NodeConfig;
+
+/// What all daemons take.
+#[derive(Args, Debug)]
+pub struct Common {
+    /// The configuration (TOML). Flags win over it; unknown keys are refused
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Listen beyond loopback although connections are not encrypted yet
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// Stop when the process with this pid, which must be the parent, has ended (for `trefoil up`)
+    #[arg(long, value_name = "PID", hide = true)]
+    die_with_parent: Option<u32>,
+}
+
+const MONITOR_EXAMPLES: &str = "\
+Examples:
+  trefoil monitor --config /etc/trefoil/monitor.toml
+  trefoil monitor --listen 127.0.0.1:10800 --data-dir /var/lib/trefoil/monitor
+
+A configuration:
+  listen = \"127.0.0.1:10800\"
+  data_dir = \"/var/lib/trefoil/monitor\"
+  cluster_name = \"trefoil\"
+  [bootstrap]                 # the first pool, made when so many nodes are there
+  nodes = 3
+  failure_domain = \"host\"
+
+SIGTERM and SIGINT stop it in order; a second one ends it at once.";
+
+/// Run a monitor: keeps the cluster map, grants volumes to front ends, knows who is up
+#[derive(Args, Debug)]
+#[command(after_help = MONITOR_EXAMPLES)]
+pub struct MonitorArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Where to listen
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where its state is
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+const NODE_EXAMPLES: &str = "\
+Examples:
+  trefoil storage-node --config /etc/trefoil/node-0.toml
+  trefoil storage-node --config DIR/etc/node-0.toml    # one of `trefoil up --processes`, again
+  trefoil --monitor 127.0.0.1:10800 storage-node --device /dev/nvme1n1 \\
+      --state-dir /var/lib/trefoil/node-0 --listen 127.0.0.1:10810
+
+A configuration:
+  monitors = [\"127.0.0.1:10800\"]
+  device = \"/dev/nvme1n1\"
+  state_dir = \"/var/lib/trefoil/node-0\"
+  listen = \"127.0.0.1:10810\"
+  host = \"rack1-a\"
+  format_if_missing = true    # only where the device is empty; nothing is ever overwritten
+
+SIGTERM and SIGINT stop it in order; a second one ends it at once.";
+
+/// Run a storage node: keeps objects on one device, checks and heals itself against its peers
+#[derive(Args, Debug)]
+#[command(after_help = NODE_EXAMPLES)]
+pub struct NodeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The block device, or preallocated file, that it keeps objects on
+    #[arg(long, value_name = "PATH")]
+    device: Option<PathBuf>,
+    /// A directory for its index and what it knows of the cluster
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where to listen
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// The CRUSH host that it is put in at its first start
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+}
+
+const NBD_EXAMPLES: &str = "\
+Examples:
+  trefoil nbd --config /etc/trefoil/nbd.toml
+  trefoil --monitor 127.0.0.1:10800 nbd --listen 127.0.0.1:10809
+  trefoil --monitor 127.0.0.1:10800 nbd --socket /run/trefoil/nbd.sock
+
+A configuration:
+  monitors = [\"127.0.0.1:10800\"]
+  listen = [\"127.0.0.1:10809\"]
+  socket = \"/run/trefoil/nbd.sock\"
+
+SIGTERM and SIGINT stop it in order: writes are finished and volumes are released. A second one ends it
+at once.";
+
+/// Run an NBD front end: serves every volume under its name, over TCP and a unix socket
+#[derive(Args, Debug)]
+#[command(after_help = NBD_EXAMPLES)]
+pub struct NbdArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Where to listen; may be given several times
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Vec<SocketAddr>,
+    /// A unix socket to listen on
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+fn loaded<T: Default + serde::de::DeserializeOwned>(common: &Common) -> Outcome<T> {
+    match &common.config {
+        Some(path) => config::load(path),
+        None => Ok(T::default()),
+    }
+}
+
+fn set<T>(to: &mut T, from: &Option<T>)
+where
+    T: Clone,
+{
+    if let Some(value) = from {
+        to.clone_from(value);
+    }
+}
+
+/// `--monitor` over the file.
+fn set_monitors(to: &mut Vec<SocketAddr>, global: &Global) -> Outcome {
+    if !global.monitor.is_empty() {
+        *to = crate::admin::named(global)?;
+    }
+    Ok(())
+}
+
+/// Runs `trefoil monitor`.
+pub fn monitor(args: &MonitorArgs, global: &Global) -> Outcome {
+    let mut config: MonitorConfig = loaded(&args.common)?;
+    set(&mut config.listen, &args.listen);
+    set(&mut config.data_dir, &args.data_dir);
+    config.allow_plaintext |= args.common.allow_plaintext;
+    config.check().map_err(Failure::usage)?;
+    let address = config.listen.to_string();
+    run(Role::Monitor, Daemon::Monitor(config), address, &args.common, global)
+}
+
+/// Runs `trefoil storage-node`.
+pub fn storage_node(args: &NodeArgs, global: &Global) -> Outcome {
+    let mut config: NodeConfig = loaded(&args.common)?;
+    set(&mut config.device, &args.device);
+    set(&mut config.state_dir, &args.state_dir);
+    set(&mut config.listen, &args.listen);
+    set(&mut config.host, &args.host);
+    set_monitors(&mut config.monitors, global)?;
+    config.allow_plaintext |= args.common.allow_plaintext;
+    config.check().map_err(|error| Failure::usage(error.into()))?;
+    let address = config.listen.to_string();
+    run(Role::StorageNode, Daemon::StorageNode(config), address, &args.common, global)
+}
+
+/// Runs `trefoil nbd`.
+pub fn nbd(args: &NbdArgs, global: &Global) -> Outcome {
+    let mut config: NbdConfig = loaded(&args.common)?;
+    if !args.listen.is_empty() {
+        config.listen.clone_from(&args.listen);
+    }
+    if args.socket.is_some() {
+        config.socket.clone_from(&args.socket);
+    }
+    set_monitors(&mut config.monitors, global)?;
+    config.allow_plaintext |= args.common.allow_plaintext;
+    config.check().map_err(|error| Failure::usage(error.into()))?;
+    let mut at: Vec<String> = config.listen.iter().map(SocketAddr::to_string).collect();
+    at.extend(config.socket.iter().map(|path| path.display().to_string()));
+    run(Role::Nbd, Daemon::Nbd(config), at.join(" "), &args.common, global)
+}
+
+fn run(role: Role, daemon: Daemon, address: String, common: &Common, global: &Global) -> Outcome {
+    crate::start_logging(global, "info")?;
+    if let Some(parent) = common.die_with_parent {
+        die_with_parent(parent)?;
+    }
+    let shutdown = signals::listen().context("cannot handle signals")?;
+    let ready = move || {
+        notify(NotifyState::Ready);
+        // Nobody may be reading.
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "ready: {address}").and_then(|()| out.flush());
+    };
+    let result = daemon.run(shutdown, Box::new(ready), || {
+        notify(NotifyState::Stopping);
+        tracing::info!("stopping");
+    });
+    if result.is_ok() {
+        tracing::info!("stopped");
+    }
+    result.map_err(|error| Failure::from(error.context(role.to_string())))
+}
+
+/// To the service manager, if there is one.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}
+
+/// Asks the kernel for SIGTERM when the parent ends, and looks whether it has ended already.
+fn die_with_parent(parent: u32) -> anyhow::Result<()> {
+    set_pdeathsig(Signal::SIGTERM).context("cannot ask for a signal at the parent's end")?;
+    let now = nix::unistd::getppid();
+    let expected = i32::try_from(parent).map_err(|_| anyhow!("--die-with-parent {parent} is no pid"))?;
+    ensure!(now.as_raw() == expected, "the process {parent} that started this one has ended");
+    Ok(())
+}

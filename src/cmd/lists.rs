@@ -1,0 +1,147 @@
+//! `trefoil node list`, `pg list` and `pool list`.
+
+use super::Global;
+use crate::admin;
+use crate::failure::Outcome;
+use crate::output::{self, ago};
+use crate::size::Size;
+use crate::view::{NodeView, PgView, PoolView};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::io::Write;
+use std::time::SystemTime;
+use trefoil_core::map::Ack;
+
+/// The option that all lists share.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `trefoil node ...`.
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    /// List storage nodes: host, address, state, space, log position, damage
+    #[command(after_help = "\
+Examples:
+  trefoil node list
+  trefoil node list --json | jq -r '.[] | select(.state != \"up\") | .id'")]
+    List(ListArgs),
+}
+
+/// `trefoil pg ...`.
+#[derive(Subcommand, Debug)]
+pub enum PgCommand {
+    /// List placement groups: epoch, acting set, state
+    #[command(after_help = "\
+Examples:
+  trefoil pg list
+  trefoil pg list --json | jq -r '.[] | select(.state != \"active\") | .pg'")]
+    List(ListArgs),
+}
+
+/// `trefoil pool ...`.
+#[derive(Subcommand, Debug)]
+pub enum PoolCommand {
+    /// List pools: copies, placement groups, rule
+    #[command(after_help = "\
+Examples:
+  trefoil pool list
+  trefoil pool list --json")]
+    List(ListArgs),
+}
+
+fn list<T: Serialize>(
+    args: &ListArgs,
+    out: &mut dyn Write,
+    views: Vec<T>,
+    headers: &[&str],
+    row: impl Fn(&T) -> Vec<String>,
+) -> Outcome {
+    if args.json {
+        return output::json(out, &views);
+    }
+    writeln!(out, "{}", output::table(headers, views.iter().map(row)))?;
+    Ok(())
+}
+
+/// A value, or `-` where it is not known.
+fn known(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// `1,2,3`.
+fn joined(numbers: &[u32]) -> String {
+    let texts: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    texts.join(",")
+}
+
+/// Runs `trefoil node ...`.
+pub fn node(NodeCommand::List(args): &NodeCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+    let now = SystemTime::now();
+    let row = |node: &NodeView| {
+        vec![
+            node.id.to_string(),
+            node.host.clone(),
+            node.address.clone(),
+            node.state.to_owned(),
+            ago(node.since_ms, now),
+            Size(node.size_bytes).to_string(),
+            known(node.used_bytes.map(Size)),
+            known(node.log_position),
+            known(node.copies_behind),
+            known(node.bad_blocks),
+        ]
+    };
+    let headers = [
+        ">ID",
+        "HOST",
+        "ADDRESS",
+        "STATE",
+        ">SINCE",
+        ">SIZE",
+        ">USED",
+        ">LOG POSITION",
+        ">BEHIND",
+        ">BAD BLOCKS",
+    ];
+    list(args, out, admin::snapshot(global)?.nodes(), &headers, row)
+}
+
+/// Runs `trefoil pg ...`.
+pub fn pg(PgCommand::List(args): &PgCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+    let row = |pg: &PgView| {
+        let mut acting = joined(&pg.acting);
+        if !pg.leaving.is_empty() {
+            acting = format!("{} -> {acting}", joined(&pg.leaving));
+        }
+        if !pg.learners.is_empty() {
+            acting += &format!(" (learning: {})", joined(&pg.learners));
+        }
+        vec![pg.pg.clone(), pg.pool.clone(), pg.epoch.to_string(), acting, pg.state.to_owned()]
+    };
+    list(args, out, admin::snapshot(global)?.pgs(), &["PG", "POOL", ">EPOCH", "ACTING", "STATE"], row)
+}
+
+/// Runs `trefoil pool ...`.
+pub fn pool(PoolCommand::List(args): &PoolCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+    let row = |pool: &PoolView| {
+        let ack = match pool.ack {
+            Ack::Majority => "majority",
+            Ack::AllInSync => "all-in-sync",
+        };
+        vec![
+            pool.id.to_string(),
+            pool.name.clone(),
+            pool.copies.to_string(),
+            pool.pg_num.to_string(),
+            pool.rule.to_string(),
+            ack.to_owned(),
+            pool.volumes.to_string(),
+        ]
+    };
+    let headers = [">ID", "NAME", ">COPIES", ">PGS", ">RULE", "ACK", ">VOLUMES"];
+    list(args, out, admin::snapshot(global)?.pools(), &headers, row)
+}

@@ -1,0 +1,182 @@
+//! The node and its monitors: who am I, where is everybody, I am alive.
+//!
+//! Nothing here stands in the path of a read or write. A node that has been registered once starts and
+//! serves without monitors, on the last map that it has seen.
+
+use super::connections::Daemon;
+use super::identity::StateDir;
+use super::peers::PeerAddress;
+use crate::store::Store;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use trefoil_core::map::{ClusterMap, Pg};
+use trefoil_core::node::Input;
+use trefoil_core::placement::PgConfig;
+use trefoil_core::{Incarnation, NodeId, PgId, VolumeId};
+use trefoil_monitor::MonitorClient;
+use trefoil_monitor::rpc::{DIFFERING_MAX, Heartbeat};
+
+/// Time between heartbeats.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A heartbeat that takes longer is given up; the next one is as good.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest wait for a new map in one question.
+const MAP_WAIT: Duration = Duration::from_secs(20);
+/// The pause after a question that failed.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The placement groups whose configuration is another one in `new`.
+pub fn changed_pgs(old: Option<&ClusterMap>, new: &ClusterMap) -> Vec<(PgId, PgConfig)> {
+    let is_new =
+        |id: &PgId, pg: &Pg| old.and_then(|old| old.pgs.get(id)).is_none_or(|known| known.epoch < pg.epoch);
+    new.pgs.iter().filter(|(id, pg)| is_new(id, pg)).map(|(id, pg)| (*id, config_of(pg))).collect()
+}
+
+fn config_of(pg: &Pg) -> PgConfig {
+    PgConfig { epoch: pg.epoch, old: pg.old.clone(), new: pg.new.clone(), learners: pg.learners.clone() }
+}
+
+/// What ties a running node to its monitors.
+pub struct Membership {
+    pub client: MonitorClient,
+    pub node: NodeId,
+    pub incarnation: Incarnation,
+    pub state: StateDir,
+    /// Where the log ended when this process started: to be compared with what the monitors remember
+    /// (N8). None once that has been done.
+    pub start_position: Cell<Option<u64>>,
+}
+
+impl Membership {
+    /// Gives the machine a map.
+    pub fn adopt(&self, daemon: &Rc<Daemon<Store>>, old: Option<&ClusterMap>, map: &ClusterMap) {
+        let book = map
+            .nodes
+            .iter()
+            .map(|(id, node)| (*id, PeerAddress { address: node.address, incarnation: node.incarnation }));
+        let book = book.collect();
+        let pgs = changed_pgs(old, map);
+        daemon.batch(|engine| {
+            engine.peers().set_addresses(book);
+            engine.feed(Input::Config(pgs));
+            let state = engine.node().state();
+            let mut gone: Vec<VolumeId> = state
+                .groups
+                .keys()
+                .map(|group| group.volume)
+                .chain(state.fences.keys().copied())
+                .filter(|volume| map.is_deleted(*volume))
+                .collect();
+            gone.sort_unstable();
+            gone.dedup();
+            if !gone.is_empty() {
+                tracing::info!(?gone, "volumes were removed: deleting what this node has of them");
+                engine.feed(Input::VolumesDeleted(gone));
+            }
+        });
+    }
+
+    /// Follows the map, for ever. `seen`: what the machine has.
+    pub async fn follow_map(self: Rc<Self>, daemon: Rc<Daemon<Store>>, seen: Option<Arc<ClusterMap>>) {
+        let mut seen = seen;
+        loop {
+            let have = seen.as_ref().map_or(0, |map| map.layout);
+            match self.client.wait_map(have, MAP_WAIT).await {
+                Ok(Some(map)) => {
+                    self.adopt(&daemon, seen.as_deref(), &map);
+                    self.state.keep_map(&map);
+                    seen = Some(map);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "no news of the map");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// What the node says of itself.
+    pub fn heartbeat(&self, daemon: &Rc<Daemon<Store>>) -> Heartbeat {
+        daemon.change(|engine| {
+            let differing = engine.differing(DIFFERING_MAX);
+            let (counters, machine) = (engine.counters(), engine.node().counters());
+            let state = engine.node().state();
+            let stats = engine.store().stats();
+            Heartbeat {
+                node: self.node,
+                incarnation: self.incarnation,
+                position: engine.store().log_position(),
+                lost: state.groups.values().any(|group| group.lost),
+                bytes_total: stats.space.total.saturating_sub(stats.space.reserve),
+                bytes_used: stats.space.used,
+                full: engine.store().room_blocks() == 0,
+                bad_blocks: stats.bad_blocks.saturating_sub(machine.healed_blocks) + counters.lost_blocks,
+                checksum_errors: stats.bad_blocks,
+                behind: state.groups.values().map(|group| group.behind.len() as u64).sum(),
+                reads: counters.reads,
+                writes: counters.writes,
+                read_bytes: counters.read_bytes,
+                write_bytes: counters.write_bytes,
+                differing,
+            }
+        })
+    }
+
+    /// N8: the monitors remember a later position than this store has come back with: what was in between
+    /// is lost, and this node must not vote as before.
+    pub fn check_position(&self, daemon: &Rc<Daemon<Store>>, floor: u64, map: &ClusterMap) {
+        let Some(start) = self.start_position.take() else { return };
+        if floor <= start {
+            return;
+        }
+        tracing::error!(
+            found = start,
+            reported = floor,
+            "the log ends before a position that this node had reported as durable: state is lost; its copies \
+             have no vote until they are repaired. Was the device replaced by an older copy of itself?"
+        );
+        self.state_lost(daemon, map);
+    }
+
+    /// Tells the machine that state is lost.
+    pub fn state_lost(&self, daemon: &Rc<Daemon<Store>>, map: &ClusterMap) {
+        let fences = map.generations().collect();
+        daemon.batch(|engine| {
+            engine.feed(Input::StateLost { fences });
+            engine.close_leaders("state was lost: open the groups again");
+        });
+    }
+
+    /// Heartbeats, for ever.
+    pub async fn heartbeats(self: Rc<Self>, daemon: Rc<Daemon<Store>>) {
+        let mut beats = interval(HEARTBEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = false;
+        loop {
+            beats.tick().await;
+            let beat = self.heartbeat(&daemon);
+            match timeout(HEARTBEAT_TIMEOUT, self.client.heartbeat(beat)).await {
+                Ok(Ok((_, floor))) => {
+                    if std::mem::take(&mut told) {
+                        tracing::info!("the monitors answer again");
+                    }
+                    if self.start_position.get().is_some() {
+                        // This node has started without monitors; now they can be asked.
+                        if let Ok(Some(map)) = self.client.get_map(0).await {
+                            self.check_position(&daemon, floor, &map);
+                        }
+                    }
+                }
+                answer if !std::mem::replace(&mut told, true) => {
+                    let why = answer.map_or_else(|_| "no answer".to_owned(), |answer| format!("{answer:?}"));
+                    tracing::warn!(why, "the monitors do not answer; serving goes on");
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What a node keeps beside its store so that it can start while the monitors are away: its id, and the
+//! last map. Neither is a fact of its own: lost or damaged, they are asked for again.
+
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use trefoil_core::map::ClusterMap;
+use trefoil_core::{Incarnation, NodeId};
+
+/// Who the node is.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The store that this is about.
+    pub incarnation: Incarnation,
+    /// Its number in the map.
+    pub node: NodeId,
+}
+
+/// The files.
+#[derive(Clone, Debug)]
+pub struct StateDir(PathBuf);
+
+impl StateDir {
+    /// Makes the directory if need be.
+    pub fn open(path: &Path) -> io::Result<StateDir> {
+        fs::create_dir_all(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: cannot make the directory: {error}", path.display()))
+        })?;
+        Ok(StateDir(path.to_owned()))
+    }
+
+    /// Where the index is.
+    pub fn index(&self) -> PathBuf {
+        self.0.join("index")
+    }
+
+    /// The id of the node on this store, if it is known here.
+    pub fn identity(&self, incarnation: Incarnation) -> Option<NodeId> {
+        let text = fs::read(self.0.join("node.json")).ok()?;
+        let identity: Identity = serde_json::from_slice(&text).ok()?;
+        (identity.incarnation == incarnation).then_some(identity.node)
+    }
+
+    /// Keeps the id.
+    pub fn keep_identity(&self, identity: Identity) {
+        // Two numbers always serialise.
+        let text = serde_json::to_vec_pretty(&identity).unwrap_or_default();
+        self.put("node.json", &text);
+    }
+
+    /// The last map.
+    pub fn map(&self) -> Option<ClusterMap> {
+        let bytes = fs::read(self.0.join("map")).ok()?;
+        match postcard::take_from_bytes::<(u32, ClusterMap)>(&bytes) {
+            Ok(((sum, map), [])) if sum == checksum(&map) => Some(map),
+            _ => {
+                tracing::warn!("the map kept in {} is damaged: asking the monitors", self.0.display());
+                None
+            }
+        }
+    }
+
+    /// Keeps the map.
+    pub fn keep_map(&self, map: &ClusterMap) {
+        match postcard::to_stdvec(&(checksum(map), map)) {
+            Ok(bytes) => self.put("map", &bytes),
+            Err(error) => tracing::warn!(%error, "the map cannot be kept"),
+        }
+    }
+
+    /// A crash leaves the old file or the new one, or a torn one, which is seen when it is read. Not worth
+    /// a flush, which would hold up the node's one thread.
+    fn put(&self, name: &str, bytes: &[u8]) {
+        let new = self.0.join(format!("{name}.new"));
+        let done = fs::write(&new, bytes).and_then(|()| fs::rename(&new, self.0.join(name)));
+        if let Err(error) = done {
+            tracing::warn!(%error, "cannot write {} in {}", name, self.0.display());
+        }
+    }
+}
+
+/// Seals a map: one that was torn by a crash must not be believed.
+fn checksum(map: &ClusterMap) -> u32 {
+    let bytes = postcard::to_stdvec(map).unwrap_or_default();
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &bytes) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_is_there_and_what_is_damaged_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&dir.path().join("a/b")).unwrap();
+        assert_eq!(state.identity(Incarnation(5)), None);
+        assert_eq!(state.map(), None);
+        state.keep_identity(Identity { incarnation: Incarnation(5), node: NodeId(3) });
+        assert_eq!(state.identity(Incarnation(5)), Some(NodeId(3)));
+        assert_eq!(state.identity(Incarnation(6)), None, "another store");
+        let mut map = ClusterMap::new();
+        map.layout = 7;
+        state.keep_map(&map);
+        assert_eq!(state.map(), Some(map));
+        let file = dir.path().join("a/b/map");
+        let mut bytes = fs::read(&file).unwrap();
+        let last = bytes.len() / 2;
+        bytes[last] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert_eq!(state.map(), None);
+    }
+}

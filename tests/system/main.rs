@@ -1,0 +1,41 @@
+//! What must be seen to work, on real processes and with real clients.
+//!
+//! Every test starts `trefoil up --processes` in a directory of its own, does to it what happens to
+//! machines, and looks at what clients see. Run all of them with `cargo test --test system`, or one with
+//! its name after that; `-- --nocapture` shows what was measured.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`clients`] | nbdinfo, nbdcopy, qemu-img, file systems |
+//! | [`kills`] | storage nodes and the monitor killed or stopped under load |
+//! | [`power`] | everything killed at once in mid-write |
+//! | [`takeover`] | two front ends for one volume |
+//! | [`rot`] | bytes of a device flipped |
+//! | [`catch_up`] | a node that was away while data changed |
+//! | [`full`] | no space left |
+//! | [`bad_input`] | what users, disks and strangers get wrong |
+//! | [`stand_in`] | the tools below against a server that is known to be right |
+//!
+//! The tools: [`cluster`] and [`health`] (the only ones that know how Trefoil is started and asked),
+//! [`nbd_client`], [`blocks`] (contents and the ledger of what was acknowledged), [`writer`],
+//! [`prober`], [`tools`].
+//!
+//! Environment: `TREFOIL_BIN` another binary than the one just built, `TREFOIL_TEST_KEEP=1` keeps the
+//! directories, `TREFOIL_TEST_REQUIRE=1` makes a missing program a failure instead of a skip.
+
+mod bad_input;
+mod blocks;
+mod catch_up;
+mod clients;
+mod cluster;
+mod full;
+mod health;
+mod kills;
+mod nbd_client;
+mod power;
+mod prober;
+mod rot;
+mod stand_in;
+mod takeover;
+mod tools;
+mod writer;
