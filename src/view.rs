@@ -95,6 +95,8 @@ pub struct SpaceView {
 #[derive(Clone, Debug, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct RecoveryView {
+    /// Nodes that are up and have said how they are; the rest may miss anything.
+    pub nodes_known: u64,
     pub copies_behind: u64,
     pub nodes_behind: u64,
     pub bad_blocks: u64,
@@ -218,6 +220,8 @@ impl Snapshot {
         let beats = || status.nodes.iter().filter_map(|node| node.heartbeat.as_ref());
         let sum =
             |of: fn(&trefoil_monitor::rpc::Heartbeat) -> u64| beats().map(of).fold(0u64, u64::saturating_add);
+        let up_now = || status.nodes.iter().filter(|node| node.up == Some(true));
+        let beats_up = || up_now().filter_map(|node| node.heartbeat.as_ref());
         let nodes_with =
             |test: &dyn Fn(&NodeStatus) -> bool| status.nodes.iter().filter(|node| test(node)).count() as u64;
         let volumes_with = |test: fn(&trefoil_monitor::health::VolumeStatus) -> bool| {
@@ -257,8 +261,9 @@ impl Snapshot {
                 used_bytes: sum(|beat| beat.bytes_used),
             },
             recovery: RecoveryView {
-                copies_behind: sum(|beat| beat.behind),
-                nodes_behind: beats().filter(|beat| beat.behind > 0).count() as u64,
+                nodes_known: beats_up().count() as u64,
+                copies_behind: beats_up().map(|beat| beat.behind).fold(0, u64::saturating_add),
+                nodes_behind: beats_up().filter(|beat| beat.behind > 0).count() as u64,
                 bad_blocks: sum(|beat| beat.bad_blocks),
                 checksum_errors: sum(|beat| beat.checksum_errors),
             },

@@ -127,7 +127,7 @@ fn other_commands_find_the_up_that_runs_here() {
     up.ready();
     let list = trefoil(&["volume", "list"]).current_dir(parent.path()).output().unwrap();
     assert!(
-        list.status.success() && stdout(&list).contains("\na     1  64 MiB  default"),
+        list.status.success() && stdout(&list).contains("\na      1  64 MiB  default"),
         "{}",
         stdout(&list)
     );
@@ -180,10 +180,10 @@ fn other_wishes_than_before_are_added_or_refused() {
     up.stop();
 
     let listen = format!("127.0.0.1:{}", free_port());
-    let again = |more: &[&str]| [&["up", "--dir", dir_text, "--listen", &listen], more].concat();
-    let told = bad(&again(&["--node-size", "1G"]), 2);
+    let again = |more: [&'static str; 2]| ["up", "--dir", dir_text, "--listen", &listen, more[0], more[1]];
+    let told = bad(&again(["--node-size", "1G"]), 2);
     assert!(told.contains("the nodes have 512 MiB"), "{told}");
-    let output = run(&again(&["--volume", "a=128M"]));
+    let output = run(&again(["--volume", "a=128M"]));
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("--volume a=128 MiB: it exists with 64 MiB"), "{}", stderr(&output));
 
@@ -196,7 +196,7 @@ fn other_wishes_than_before_are_added_or_refused() {
     let nodes = json(&["node", "list", "--json", "--monitor", &monitor(&dir)]);
     assert_eq!(nodes.as_array().unwrap().len(), 4);
     up.stop();
-    let told = bad(&again(&["--nodes", "3"]), 2);
+    let told = bad(&again(["--nodes", "3"]), 2);
     assert!(told.contains("there are 4 nodes"), "{told}");
 }
 

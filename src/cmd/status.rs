@@ -20,6 +20,9 @@ Examples:
   trefoil status --json | jq -r .health
   trefoil status --exit-code > /dev/null || echo 'look at the cluster'";
 
+/// Details of one check on the screen.
+const DETAILS_SHOWN: usize = 8;
+
 /// Show how the cluster is: health, nodes, placement groups, volumes, space, recovery
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -61,8 +64,8 @@ fn screen(status: &StatusView, color: bool) -> String {
             "",
             &format!("{}: {}", health_word(&check.code, check.health, color), printable(&check.summary)),
         );
-        for detail in &check.details {
-            line("", &format!("    {}", printable(detail)));
+        if !check.details.is_empty() {
+            line("", &format!("    {}", some_of(&check.details)));
         }
         line("", &format!("  > {}", printable(&check.remedy)));
     }
@@ -79,8 +82,8 @@ fn screen(status: &StatusView, color: bool) -> String {
 
     let pgs = &status.pgs;
     let mut value = format!("{} of {} active", pgs.active, pgs.total);
-    push_if(&mut value, pgs.degraded, "degraded");
-    push_if(&mut value, pgs.unavailable, "UNAVAILABLE");
+    push_if(&mut value, pgs.degraded, "degraded (I/O goes on)");
+    push_if(&mut value, pgs.unavailable, "UNAVAILABLE (I/O waits)");
     line("pgs", &format!("{value}, in {}", count(status.pools, "pool")));
 
     let volumes = &status.volumes;
@@ -109,16 +112,27 @@ fn screen(status: &StatusView, color: bool) -> String {
 
     let recovery = &status.recovery;
     let mut value = match recovery.copies_behind {
-        // Without every node's word, "none" would be a guess.
-        0 if space.nodes_known < nodes.total => {
-            format!("no copies behind on the {} heard of", count(space.nodes_known, "node"))
-        }
         0 => "no copies behind".to_owned(),
         n => format!("{n} copies behind on {}", count(recovery.nodes_behind, "node")),
     };
+    // A node that is away falls behind with every write, and cannot say how far.
+    let silent = nodes.total.saturating_sub(recovery.nodes_known);
+    if silent > 0 {
+        value = format!("{value} among the nodes that are up; not known of {silent}");
+    }
     push_if(&mut value, recovery.bad_blocks, "bad blocks");
     push_if(&mut value, recovery.checksum_errors, "checksum errors since the nodes started");
     line("recovery", &value);
+    text
+}
+
+/// As many as fit a line; `--json` has more.
+fn some_of(details: &[String]) -> String {
+    let shown = details.iter().take(DETAILS_SHOWN).map(|detail| printable(detail));
+    let mut text = shown.collect::<Vec<_>>().join(", ");
+    if details.len() > DETAILS_SHOWN {
+        text += ", ...";
+    }
     text
 }
 
@@ -146,4 +160,75 @@ fn health_word(word: &str, health: Health, color: bool) -> String {
         Health::HEALTH_ERR => "1;31",
     };
     format!("\x1b[{code}m{word}\x1b[0m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::*;
+    use trefoil_monitor::health::Check;
+
+    fn well() -> StatusView {
+        StatusView {
+            health: Health::HEALTH_OK,
+            checks: vec![],
+            cluster: ClusterView { name: "c".into(), id: "00".into(), map_version: 7 },
+            monitor: MonitorView { leader: "127.0.0.1:1".into(), leading_for_s: 61 },
+            nodes: NodeCounts { total: 3, up: 3, ..NodeCounts::default() },
+            pgs: PgCounts { total: 32, active: 32, ..PgCounts::default() },
+            pools: 1,
+            volumes: VolumeCounts { total: 2, attached: 1, ..VolumeCounts::default() },
+            space: SpaceView { nodes_known: 3, total_bytes: 300 << 30, used_bytes: 150 << 30 },
+            recovery: RecoveryView { nodes_known: 3, ..RecoveryView::default() },
+        }
+    }
+
+    #[test]
+    fn a_healthy_cluster_is_one_quiet_screen() {
+        let expected = "\
+health    HEALTH_OK
+cluster   c, id 00, map 7
+monitor   127.0.0.1:1 leads, for 1m01s
+nodes     3 of 3 up
+pgs       32 of 32 active, in 1 pool
+volumes   1 of 2 attached
+space     150 GiB of 300 GiB used (50 %), copies counted
+recovery  no copies behind
+";
+        assert_eq!(screen(&well(), false), expected);
+        assert!(screen(&well(), true).starts_with("health    \x1b[1;32mHEALTH_OK\x1b[0m\n"));
+    }
+
+    #[test]
+    fn what_is_wrong_comes_first_and_what_is_not_known_is_not_well() {
+        let mut status = well();
+        status.health = Health::HEALTH_ERR;
+        status.checks = vec![Check {
+            code: "PG_UNAVAILABLE".into(),
+            health: Health::HEALTH_ERR,
+            summary: "12 placement groups without a majority".into(),
+            details: (0..12).map(|i| format!("1.{i:x}")).collect(),
+            remedy: "Bring them\nback.".into(),
+        }];
+        status.nodes = NodeCounts { total: 3, up: 1, down: 1, unknown: 1 };
+        status.pgs = PgCounts { total: 32, active: 0, degraded: 20, unavailable: 12 };
+        status.recovery = RecoveryView { nodes_known: 1, bad_blocks: 2, ..RecoveryView::default() };
+        let text = screen(&status, false);
+        let expected = "\
+health    HEALTH_ERR
+          PG_UNAVAILABLE: 12 placement groups without a majority
+              1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, ...
+            > Bring them\u{fffd}back.
+";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.contains("nodes     1 of 3 up, 1 down, 1 not heard of yet\n"), "{text}");
+        let pgs =
+            "pgs       0 of 32 active, 20 degraded (I/O goes on), 12 UNAVAILABLE (I/O waits), in 1 pool\n";
+        assert!(text.contains(pgs), "{text}");
+        let recovery =
+            "recovery  no copies behind among the nodes that are up; not known of 2, 2 bad blocks\n";
+        assert!(text.contains(recovery), "{text}");
+        status.space = SpaceView::default();
+        assert!(screen(&status, false).contains("space     not known: no node has been heard of yet\n"));
+    }
 }

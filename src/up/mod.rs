@@ -210,19 +210,25 @@ fn settle(
     let mut hasher = DefaultHasher::new();
     dir.path().hash(&mut hasher);
     let seed = hasher.finish();
+    // Those of all daemons, so that one which must move does not take another one's.
     let mut taken: BTreeSet<u16> = [listen.port()].into();
+    let before = old.iter().flat_map(|old| {
+        let nodes = old.nodes.iter().map(|node| node.address);
+        nodes.chain([old.monitor]).map(|address| address.port())
+    });
+    taken.extend(before);
     let mut place = |name: &str, before: Option<SocketAddr>| -> anyhow::Result<SocketAddr> {
-        let address = match before.filter(|address| !taken.contains(&address.port())) {
-            Some(address) if ports::is_free(address) => address,
-            before => {
-                let address = ports::choose(&taken, seed)?;
-                if let Some(before) = before {
-                    tell.line(&format!("{name} moves from {before}, which is in use, to {address}"));
-                }
-                address
-            }
-        };
+        if let Some(before) = before
+            && before.port() != listen.port()
+            && ports::is_free(before)
+        {
+            return Ok(before);
+        }
+        let address = ports::choose(&taken, seed)?;
         taken.insert(address.port());
+        if let Some(before) = before {
+            tell.line(&format!("{name} moves from {before}, which is in use, to {address}"));
+        }
         Ok(address)
     };
     let monitor = place("the monitor", old.as_ref().map(|old| old.monitor))?;

@@ -373,7 +373,7 @@ fn open_log(path: &Path) -> anyhow::Result<std::fs::File> {
     file.with_context(|| format!("cannot open the log {name}"))
 }
 
-/// The last line of a log that has something in it.
+/// The last line of a log, if it is a complaint.
 fn last_line(path: &Path) -> Option<String> {
     let mut file = std::fs::File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
@@ -382,7 +382,10 @@ fn last_line(path: &Path) -> Option<String> {
     file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-    Some(printable(line))
+    let line = line.strip_prefix("trefoil: error: ").unwrap_or(line);
+    // One that went without a word of complaint left nothing worth repeating.
+    let idle = [" INFO ", " DEBUG ", " TRACE "].iter().any(|level| line.contains(level));
+    (!idle).then(|| printable(line))
 }
 
 #[cfg(test)]
@@ -402,5 +405,9 @@ mod tests {
         assert_eq!(last_line(&path), None);
         std::fs::write(&path, format!("{}\nbad \x1b[31mdisk\n\n", "x".repeat(9000))).unwrap();
         assert_eq!(last_line(&path).as_deref(), Some("bad \u{fffd}[31mdisk"));
+        std::fs::write(&path, "trefoil: error: no room\n").unwrap();
+        assert_eq!(last_line(&path).as_deref(), Some("no room"));
+        std::fs::write(&path, "2026-11-21T04:06:26Z  INFO trefoil: serves\n").unwrap();
+        assert_eq!(last_line(&path), None);
     }
 }

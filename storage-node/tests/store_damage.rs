@@ -620,6 +620,34 @@ fn a_crash_while_the_first_record_of_a_session_is_written() {
 }
 
 #[test]
+fn reads_wait_for_memory_that_the_caller_still_holds() {
+    let m = medium(8);
+    let (mut store, _) = open_with(
+        &m,
+        StoreOptions {
+            read_bytes_max: 8192,
+            ..StoreOptions::default()
+        },
+    );
+    store.append(1, write(object(1), 1, 0, &[1, 2, 3, 4]));
+    settle(&mut store);
+    let held = read(&mut store, object(1), 0, 2).data;
+    store.read(5, object(1), BlockRange::new(2, 1), ReadMode::All);
+    store.read(6, object(1), BlockRange::new(3, 1), ReadMode::All);
+    assert!(settle(&mut store).is_empty(), "no memory, no answer");
+    assert_eq!(store.stats().reads, 2);
+    drop(held);
+    let told = settle(&mut store);
+    assert_eq!(told.len(), 2);
+    for event in told {
+        match event {
+            StoreEvent::Read { token, data, .. } => assert_eq!(data, bytes(token as u8 - 2)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn modes_of_reading() {
     let m = medium(8);
     let (mut store, _) = open(&m);

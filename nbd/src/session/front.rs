@@ -297,7 +297,7 @@ impl FrontEnd {
 
     /// Makes a node's connection, reads from it, and makes it again, while the map has the node.
     async fn link(self: Rc<Self>, node: NodeId) {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             // In a statement of its own: the borrow must end before the first await.
             let address = self.core.borrow_mut().links().address(node);

@@ -158,12 +158,14 @@ pub struct Backoff {
     next: Duration,
 }
 
-impl Backoff {
+impl Default for Backoff {
     /// Before the first failure.
-    pub fn new() -> Backoff {
+    fn default() -> Backoff {
         Backoff { next: RECONNECT_PAUSE_MIN }
     }
+}
 
+impl Backoff {
     /// A connection was made.
     pub fn succeeded(&mut self) {
         self.next = RECONNECT_PAUSE_MIN;
@@ -183,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_pause_grows_to_its_limit_and_begins_again() {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         assert_eq!(backoff.pause(0), RECONNECT_PAUSE_MIN);
         let pauses: Vec<Duration> = (0..10).map(|_| backoff.pause(1023)).collect();
         assert!(pauses.is_sorted());

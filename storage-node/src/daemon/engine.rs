@@ -224,8 +224,8 @@ impl<S: Storage> Engine<S> {
                 Output::Read { token, object, blocks, mode } => {
                     self.store.read(token, object, blocks, mode);
                 }
-                Output::ToLeader { conn, msg } => self.to_leader(conn, &msg),
-                Output::ToPeer { node, msg } => self.to_peer(node, msg),
+                Output::ToLeader { conn, msg } => self.send_leader(conn, &msg),
+                Output::ToPeer { node, msg } => self.send_peer(node, msg),
                 Output::CloseLeader { conn, why } => self.close_leader(conn, why),
                 Output::Differs { group } => {
                     if self.differing.len() < DIFFERING_MAX || self.differing.contains_key(&group) {
@@ -238,7 +238,7 @@ impl<S: Storage> Engine<S> {
         self.out = out;
     }
 
-    fn to_leader(&mut self, conn: ConnId, msg: &FromNode<Bytes>) {
+    fn send_leader(&mut self, conn: ConnId, msg: &FromNode<Bytes>) {
         // A connection that is gone has its LeaderGone on the way.
         let Some(leader) = self.leaders.get_mut(&conn) else { return };
         if let FromNode::Data { data, .. } = msg {
@@ -264,7 +264,7 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    fn to_peer(&mut self, node: NodeId, msg: PeerMsg<Bytes>) {
+    fn send_peer(&mut self, node: NodeId, msg: PeerMsg<Bytes>) {
         self.fetches.sent(node, &msg);
         let bytes = msg.payload().map_or(0, |p| p.len() as u64);
         self.scratch.clear();

@@ -161,11 +161,13 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     let register = register(&client, config, known, incarnation, address, size);
     // State that is lost has to be told to the machine with the generations that the monitors granted.
     let could_do_without = known.is_some() && kept.is_some() && recovered.lost.is_none();
+    let mut alone = false;
     let (node, map) = if could_do_without {
         match timeout(MONITORS_WAIT, register).await {
             Ok(registered) => registered?,
             Err(_) => {
                 tracing::warn!("the monitors do not answer: starting with the last map");
+                alone = true;
                 match (known, kept) {
                     (Some(node), Some(map)) => (node, map),
                     _ => return Err(io::Error::other("no id and no map").into()),
@@ -189,7 +191,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         tracing::error!(why, "the store has lost state: its copies have no vote until they are repaired");
         membership.start_position.set(None);
         membership.state_lost(&daemon, &map);
-    } else {
+    } else if !alone {
         // The floor that the monitors remember, before anybody is answered.
         let beat = membership.heartbeat(&daemon);
         if let Ok(Ok((_, floor))) = timeout(MONITORS_WAIT, membership.client.heartbeat(beat)).await {

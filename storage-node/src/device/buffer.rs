@@ -100,12 +100,14 @@ impl Pool {
             None => len.next_multiple_of(ALIGN),
         };
         // Set before the look, so that a buffer that comes back in between rings.
-        shared.starved.store(true, Ordering::SeqCst);
+        let others_wait = shared.starved.swap(true, Ordering::SeqCst);
         let out = shared.out_bytes.load(Ordering::SeqCst);
         if out > 0 && out + capacity as u64 > shared.out_bytes_max {
             return None;
         }
-        shared.starved.store(false, Ordering::SeqCst);
+        if !others_wait {
+            shared.starved.store(false, Ordering::SeqCst);
+        }
         let kept = class.and_then(|c| lock(&shared.classes[c]).pop());
         let memory = match kept {
             Some(m) => {
@@ -276,10 +278,15 @@ mod tests {
     #[test]
     fn the_bound_refuses_and_rings_when_memory_returns() {
         let waker = Waker::new().expect("eventfd");
-        let pool = Pool::new(16 << 10, 0, Some(waker.clone()));
-        let a = pool.get(12 << 10).expect("room");
-        assert!(pool.get(4096).is_none());
+        let pool = Pool::new(12 << 10, 0, Some(waker.clone()));
+        let a = pool.get(8 << 10).expect("room");
+        assert!(pool.get(12 << 10).is_none());
         assert!(!waker.take());
+        // A smaller request that fits does not make the pool forget the one that waits.
+        let b = pool.get(1).expect("fits");
+        drop(b);
+        assert!(waker.take());
+        assert!(pool.get(8192).is_none());
         drop(a);
         assert!(waker.take());
         assert!(

@@ -79,6 +79,8 @@ impl<D: Device, I: Index> Store<D, I> {
     /// True if a step can be made without waiting for I/O.
     pub(super) fn checkpoint_runs(&self) -> bool {
         match &self.phase {
+            // Nothing moves any more: the caller must not be kept awake.
+            _ if self.failed.is_some() => false,
             Phase::Gathering { pages, loading, .. } => {
                 !pages.is_empty() && loading.len() < LOADS_MAX || loading.is_empty()
             }

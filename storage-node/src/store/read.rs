@@ -155,7 +155,12 @@ impl<D: Device, I: Index> Store<D, I> {
     pub(super) fn captured(&mut self, key: usize) {
         if let Some(read) = self.reads.get_mut(key) {
             read.choose();
-            self.fetch(key);
+            if read.wanted.is_empty() || self.starved.is_empty() {
+                self.fetch(key);
+            } else {
+                // Not past those that wait for memory.
+                self.starved.push_back(key);
+            }
         }
     }
 
