@@ -2,6 +2,7 @@
 //!
 //! Places 200,000 inputs by the map's first rule with three replicas and prints the mean. Not a
 //! test; an example may read a clock and a file, the core may not.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods)] // a benchmark measures time
 
 use std::time::Instant;
 

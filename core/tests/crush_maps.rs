@@ -1,7 +1,7 @@
 //! Text maps that are wrong, unusual or mutated, maps that a monitor builds, and what must hold
 //! for every placement.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use trefoil_core::crush::{
@@ -166,7 +166,7 @@ fn a_monitor_builds_a_map() {
     assert_eq!(root(&map), [3 * WEIGHT_ONE; 4]);
     for x in 0..500 {
         let osds = map.do_rule(by_host, x, 3, &map.full_reweights()).expect("a rule");
-        let hosts: HashSet<i32> = osds.iter().map(|osd| osd / 2).collect();
+        let hosts: BTreeSet<i32> = osds.iter().map(|osd| osd / 2).collect();
         assert_eq!((osds.len(), hosts.len()), (3, 3), "{osds:?}");
         assert_eq!(map.do_rule(by_osd, x, 3, &map.full_reweights()).expect("a rule").len(), 3);
     }
@@ -246,7 +246,7 @@ proptest! {
         }
         let osds = map.do_rule(rule, x, num_rep, &reweights).expect("a rule");
         let real: Vec<i32> = osds.iter().copied().filter(|&osd| osd != ITEM_NONE).collect();
-        let distinct: HashSet<i32> = real.iter().copied().collect();
+        let distinct: BTreeSet<i32> = real.iter().copied().collect();
         prop_assert_eq!(distinct.len(), real.len(), "{:?}", osds);
         prop_assert!(real.iter().all(|&osd| !out.contains(&(osd as usize))), "{:?}", osds);
         prop_assert!(rule == 0 || osds.len() == num_rep);

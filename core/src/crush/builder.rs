@@ -5,7 +5,7 @@
 //! are rare. Maps with more levels than root, host and device are made by text
 //! ([`CrushMap::parse`]); these edits work on them too, as long as hosts are where devices go.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use thiserror::Error;
 
@@ -102,7 +102,7 @@ impl CrushMap {
         let mut def = self.def().clone();
         let type_id = type_of(&def, type_name)?;
         let shadows = def.buckets.iter().flat_map(|bucket| &bucket.class_ids).map(|entry| entry.1);
-        let ids: HashSet<i32> = def.buckets.iter().map(|bucket| bucket.id).chain(shadows).collect();
+        let ids: BTreeSet<i32> = def.buckets.iter().map(|bucket| bucket.id).chain(shadows).collect();
         let mut id = -1;
         while ids.contains(&id) {
             id -= 1;
@@ -258,7 +258,7 @@ impl CrushMap {
     fn replace(&mut self, def: MapDef, touched: &[i32]) -> Result<(), BuilderError> {
         // Compiled once for the order (items before their bucket), in which sums can be made.
         let mut def = Self::new(def)?.def().clone();
-        let mut changed: HashSet<i32> = touched.iter().copied().collect();
+        let mut changed: BTreeSet<i32> = touched.iter().copied().collect();
         for i in 0..def.buckets.len() {
             let id = def.buckets[i].id;
             if !changed.contains(&id) {

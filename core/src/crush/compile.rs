@@ -4,7 +4,7 @@
 //! shadow buckets of the device classes with the ids that Ceph's compiler would give them, and
 //! lays the buckets out for the mapper. Cost: linear in buckets times classes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -237,7 +237,7 @@ fn check_tunables(tunables: &mut Tunables) -> Result<(), BuildError> {
 fn classes_in_order(def: &MapDef) -> Result<Vec<String>, BuildError> {
     let of_devices = def.devices.iter().filter_map(|device| device.class.as_ref());
     let of_buckets = def.buckets.iter().flat_map(|bucket| &bucket.class_ids).map(|entry| &entry.0);
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     let mut classes = Vec::new();
     for class in of_devices.chain(of_buckets) {
         if seen.insert(class) {
@@ -267,7 +267,7 @@ fn check_devices(def: &mut MapDef) -> Result<(), BuildError> {
 
 fn check_types(types: &mut Vec<TypeName>) -> Result<(), BuildError> {
     types.sort_by_key(|entry| entry.id);
-    let mut names = HashSet::new();
+    let mut names = BTreeSet::new();
     let mut last = -1;
     for entry in types.iter() {
         let subject = Subject::Type(entry.id);
@@ -292,14 +292,14 @@ fn check_types(types: &mut Vec<TypeName>) -> Result<(), BuildError> {
 }
 
 fn check_buckets(def: &MapDef) -> Result<(), BuildError> {
-    let types: HashSet<i32> = def.types.iter().map(|entry| entry.id).collect();
-    let mut names: HashSet<&str> = HashSet::new();
+    let types: BTreeSet<i32> = def.types.iter().map(|entry| entry.id).collect();
+    let mut names: BTreeSet<&str> = BTreeSet::new();
     for device in &def.devices {
         if !names.insert(&device.name) {
             return Err(duplicate(Subject::Device(device.id), "device name", &device.name));
         }
     }
-    let mut ids: HashSet<i32> = def.devices.iter().map(|device| device.id).collect();
+    let mut ids: BTreeSet<i32> = def.devices.iter().map(|device| device.id).collect();
     for bucket in &def.buckets {
         let subject = Subject::Bucket(bucket.id);
         range(subject, "bucket id", i64::from(bucket.id), i64::from(BUCKET_ID_MIN), -1)?;
@@ -337,7 +337,7 @@ fn check_buckets(def: &MapDef) -> Result<(), BuildError> {
 /// cycles and depth.
 fn sort_children_first(def: &mut MapDef) -> Result<(), BuildError> {
     def.buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.id));
-    let number: HashMap<i32, usize> =
+    let number: BTreeMap<i32, usize> =
         def.buckets.iter().enumerate().map(|(i, bucket)| (bucket.id, i)).collect();
     // Levels below and including each finished bucket; 0: not finished.
     let mut levels = vec![0usize; def.buckets.len()];
@@ -388,15 +388,15 @@ fn compile_rules(
     nodes: &[Node],
 ) -> Result<Vec<Option<Vec<Step>>>, BuildError> {
     def.rules.sort_by_key(|rule| rule.id);
-    let items: HashSet<i32> = def
+    let items: BTreeSet<i32> = def
         .devices
         .iter()
         .map(|device| device.id)
         .chain(def.buckets.iter().map(|bucket| bucket.id))
         .collect();
-    let types: HashSet<i32> = def.types.iter().map(|entry| entry.id).collect();
+    let types: BTreeSet<i32> = def.types.iter().map(|entry| entry.id).collect();
     let undefined_in_ceph = unpredictable(def, shadows, nodes);
-    let mut names = HashSet::new();
+    let mut names = BTreeSet::new();
     let mut rules: Vec<Option<Vec<Step>>> = Vec::new();
     for rule in &def.rules {
         let subject = Subject::Rule(rule.id);
@@ -430,8 +430,8 @@ fn compile_rules(
 
 fn compile_steps(
     rule: &Rule,
-    items: &HashSet<i32>,
-    types: &HashSet<i32>,
+    items: &BTreeSet<i32>,
+    types: &BTreeSet<i32>,
     shadows: &Shadows,
 ) -> Result<Vec<Step>, BuildError> {
     let subject = Subject::Rule(rule.id);

@@ -4,7 +4,7 @@
 //! Their ids go into the hash, so they are given out exactly as Ceph's compiler does. They exist
 //! in the compiled map only; the definition keeps nothing but their ids.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bucket::Node;
 use super::error::{BuildError, Subject, duplicate, range};
@@ -15,7 +15,7 @@ use super::{BUCKET_ID_MIN, BUCKETS_MAX, ITEMS_MAX};
 pub(super) struct Shadows {
     classes: Vec<String>,
     /// By (original, class).
-    pub ids: HashMap<(i32, String), i32>,
+    pub ids: BTreeMap<(i32, String), i32>,
 }
 
 impl Shadows {
@@ -25,8 +25,8 @@ impl Shadows {
         let count = def.buckets.len() * (classes.len() + 1);
         let what = "number of buckets with their shadows";
         range(Subject::Map, what, count as i64, 0, BUCKETS_MAX as i64)?;
-        let mut used: HashSet<i32> = def.buckets.iter().map(|bucket| bucket.id).collect();
-        let mut ids = HashMap::new();
+        let mut used: BTreeSet<i32> = def.buckets.iter().map(|bucket| bucket.id).collect();
+        let mut ids = BTreeMap::new();
         for bucket in &def.buckets {
             let subject = Subject::Bucket(bucket.id);
             for (class, id) in &bucket.class_ids {
@@ -39,8 +39,8 @@ impl Shadows {
                 }
             }
         }
-        let by_id: HashMap<i32, &Bucket> = def.buckets.iter().map(|bucket| (bucket.id, bucket)).collect();
-        let inner: HashSet<i32> =
+        let by_id: BTreeMap<i32, &Bucket> = def.buckets.iter().map(|bucket| (bucket.id, bucket)).collect();
+        let inner: BTreeSet<i32> =
             def.buckets.iter().flat_map(|bucket| &bucket.items).map(|item| item.id).collect();
         let mut roots: Vec<&Bucket> =
             def.buckets.iter().filter(|bucket| !inner.contains(&bucket.id)).collect();
@@ -48,7 +48,7 @@ impl Shadows {
         let mut free = -1;
         for root in roots {
             for class in classes {
-                let mut done = HashSet::new();
+                let mut done = BTreeSet::new();
                 let mut order = Vec::new();
                 children_first(root, &by_id, &mut done, &mut order);
                 for bucket in order {
@@ -70,11 +70,11 @@ impl Shadows {
 
     /// All buckets of the definition (items before their bucket), each with its shadows.
     pub fn nodes(&self, def: &MapDef) -> Result<Vec<Node>, BuildError> {
-        let class_of: HashMap<i32, &String> =
+        let class_of: BTreeMap<i32, &String> =
             def.devices.iter().filter_map(|device| Some((device.id, device.class.as_ref()?))).collect();
         let version = def.tunables.straw_calc_version;
         let mut nodes = Vec::with_capacity(self.ids.len() + def.buckets.len());
-        let mut shadow_weights: HashMap<i32, u32> = HashMap::new();
+        let mut shadow_weights: BTreeMap<i32, u32> = BTreeMap::new();
         let mut items = 0usize;
         for bucket in &def.buckets {
             let subject = Subject::Bucket(bucket.id);
@@ -112,8 +112,8 @@ impl Shadows {
 /// Bounded by `DEPTH_MAX` levels, and by visiting each bucket once.
 fn children_first(
     bucket: &Bucket,
-    by_id: &HashMap<i32, &Bucket>,
-    done: &mut HashSet<i32>,
+    by_id: &BTreeMap<i32, &Bucket>,
+    done: &mut BTreeSet<i32>,
     order: &mut Vec<i32>,
 ) {
     if !done.insert(bucket.id) {
@@ -128,11 +128,11 @@ fn children_first(
 /// The shadow buckets whose choices are not defined, each with the name of the tree bucket to
 /// blame: Ceph grows the shadow of a tree bucket item by item without clearing the weights of new
 /// inner nodes, so from three items on its choices depend on what the memory held before.
-pub(super) fn unpredictable(def: &MapDef, shadows: &Shadows, nodes: &[Node]) -> HashMap<i32, String> {
-    let originals: HashMap<i32, i32> =
+pub(super) fn unpredictable(def: &MapDef, shadows: &Shadows, nodes: &[Node]) -> BTreeMap<i32, String> {
+    let originals: BTreeMap<i32, i32> =
         shadows.ids.iter().map(|((original, _), id)| (*id, *original)).collect();
-    let names: HashMap<i32, &String> = def.buckets.iter().map(|bucket| (bucket.id, &bucket.name)).collect();
-    let mut blame: HashMap<i32, String> = HashMap::new();
+    let names: BTreeMap<i32, &String> = def.buckets.iter().map(|bucket| (bucket.id, &bucket.name)).collect();
+    let mut blame: BTreeMap<i32, String> = BTreeMap::new();
     // Items come before their bucket.
     for node in nodes {
         let Some(original) = originals.get(&node.id) else {

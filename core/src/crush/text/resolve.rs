@@ -4,7 +4,7 @@
 //! their bucket (1.0 for devices), as in Ceph's compiler. What is a cycle or too deep is noticed
 //! here, where the text has a place for it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::lexer::{ParseError, Place, Problem, Token};
 use super::parse::{RawBucket, RawMap};
@@ -12,17 +12,17 @@ use super::rules::{RawRule, RawStep};
 use crate::crush::error::{BuildError, Subject};
 use crate::crush::{Bucket, DEPTH_MAX, Item, MapDef, Rule, Step, WEIGHT_ONE};
 
-type Names<'t> = HashMap<&'t str, i32>;
+type Names<'t> = BTreeMap<&'t str, i32>;
 
 /// The definition that a text means, and where its parts are.
 pub(super) fn resolve(raw: RawMap<'_>) -> Result<(MapDef, Vec<(Subject, Place)>), ParseError> {
     let RawMap { tunables, devices, types, buckets: raw_buckets, .. } = raw;
     let mut places = raw.places;
-    let type_ids: HashMap<&str, i32> = types.iter().map(|entry| (entry.name.as_str(), entry.id)).collect();
-    let mut names: HashMap<&str, i32> =
+    let type_ids: BTreeMap<&str, i32> = types.iter().map(|entry| (entry.name.as_str(), entry.id)).collect();
+    let mut names: BTreeMap<&str, i32> =
         devices.iter().map(|device| (device.name.as_str(), device.id)).collect();
-    let mut blocks: HashMap<&str, usize> = HashMap::new();
-    let mut used: HashSet<i32> = HashSet::new();
+    let mut blocks: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut used: BTreeSet<i32> = BTreeSet::new();
     for (number, bucket) in raw_buckets.iter().enumerate() {
         let taken = names.contains_key(bucket.name.text);
         if taken || blocks.insert(bucket.name.text, number).is_some() {
@@ -32,7 +32,7 @@ pub(super) fn resolve(raw: RawMap<'_>) -> Result<(MapDef, Vec<(Subject, Place)>)
         used.extend(bucket.class_ids.iter().map(|entry| entry.1));
     }
     let order = children_first(&raw_buckets, &blocks)?;
-    let mut weights: HashMap<i32, u32> = HashMap::new();
+    let mut weights: BTreeMap<i32, u32> = BTreeMap::new();
     let mut free = -1;
     let mut buckets = Vec::with_capacity(order.len());
     for number in order {
@@ -72,7 +72,7 @@ pub(super) fn resolve(raw: RawMap<'_>) -> Result<(MapDef, Vec<(Subject, Place)>)
 /// The numbers of the blocks, each after those that it uses; else in the order of the text.
 fn children_first(
     buckets: &[RawBucket<'_>],
-    blocks: &HashMap<&str, usize>,
+    blocks: &BTreeMap<&str, usize>,
 ) -> Result<Vec<usize>, ParseError> {
     let mut done = vec![false; buckets.len()];
     let mut order = Vec::with_capacity(buckets.len());
@@ -114,7 +114,7 @@ fn children_first(
 fn items(
     bucket: &RawBucket<'_>,
     names: &Names<'_>,
-    weights: &HashMap<i32, u32>,
+    weights: &BTreeMap<i32, u32>,
 ) -> Result<Vec<Item>, ParseError> {
     let count = bucket.items.len();
     let mut slots: Vec<Option<Item>> = vec![None; count];

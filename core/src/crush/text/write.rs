@@ -3,7 +3,7 @@
 //! With one exception: a weight that three decimals do not give back exactly gets as many as it
 //! needs, so that reading the text gives the same map.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use super::rules::CHOOSE_ARGS_DEFAULT_TEXT;
@@ -28,8 +28,8 @@ impl CrushMap {
 
 struct Writer<'d> {
     def: &'d MapDef,
-    items: HashMap<i32, &'d str>,
-    types: HashMap<i32, &'d str>,
+    items: BTreeMap<i32, &'d str>,
+    types: BTreeMap<i32, &'d str>,
 }
 
 /// A weight as Ceph prints it, or with the decimals that it needs.
