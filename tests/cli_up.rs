@@ -137,6 +137,21 @@ fn other_commands_find_the_up_that_runs_here() {
 }
 
 #[test]
+fn port_0_is_any_port_and_the_same_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let arguments = ["up", "--dir", dir.to_str().unwrap(), "--node-size", "512M", "--listen", "127.0.0.1:0"];
+    let mut up = Up::run(trefoil(&arguments));
+    let uri = up.ready();
+    let address = uri.strip_prefix("nbd://").unwrap().strip_suffix("/disk0").unwrap();
+    greets(TcpStream::connect(address).unwrap());
+    up.stop();
+    let mut up = Up::run(trefoil(&arguments));
+    assert_eq!(up.ready(), uri);
+    up.stop();
+}
+
+#[test]
 fn a_directory_is_used_once_at_a_time() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("data");

@@ -248,12 +248,16 @@ fn notify(state: NotifyState<'_>) {
     }
 }
 
-/// Asks the kernel for SIGTERM when the parent ends, and looks whether it has ended already. The
-/// environment may have been copied from a daemon of a running `up` by somebody who starts it by hand:
-/// then there is no parent to go with.
+/// Asks the kernel to kill this process when its parent ends, and looks whether it has ended already.
+///
+/// Killed, not stopped: `up` has ended without stopping us, so the monitor and the nodes are going as
+/// well, and an orderly end would only wait for them in vain while the next `up` waits for us.
+///
+/// The environment may have been copied from a daemon of a running `up` by somebody who starts it by
+/// hand: then there is no parent to go with.
 fn die_with_parent(parent: &str) -> anyhow::Result<()> {
     let parent: i32 = parent.parse().with_context(|| format!("{PARENT_ENV}={parent} is no pid"))?;
-    set_pdeathsig(Signal::SIGTERM).context("cannot ask for a signal at the parent's end")?;
+    set_pdeathsig(Signal::SIGKILL).context("cannot ask for a signal at the parent's end")?;
     if nix::unistd::getppid().as_raw() != parent {
         set_pdeathsig(None).context("cannot do without a signal at the parent's end")?;
         ensure!(

@@ -37,7 +37,7 @@ use plan::{NODES_MIN, Plan, Request, VolumeArg};
 use state::{NodeState, State, VolumeWanted};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use supervisor::{Interrupt, Member, Mode, Supervisor};
@@ -58,7 +58,7 @@ const VOLUMES_SHOWN: usize = 16;
 /// How often the monitor is asked whether what is waited for is so.
 const POLL: Duration = Duration::from_millis(50);
 /// How long the daemons of an `up` that was killed may take to go, before a new one gives up.
-const LEFTOVERS_WAIT: Duration = Duration::from_secs(5);
+const LEFTOVERS_WAIT: Duration = Duration::from_secs(20);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,7 +93,7 @@ pub struct UpArgs {
     /// new DIR]
     #[arg(long = "volume", value_name = "NAME=SIZE")]
     volumes: Vec<VolumeArg>,
-    /// Where to serve NBD over TCP
+    /// Where to serve NBD over TCP; port 0: any that is free, and the same again at the next start
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10809")]
     listen: SocketAddr,
     /// The unix socket to serve NBD on [default: DIR/nbd.sock]
@@ -153,7 +153,9 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
             let _ = std::fs::remove_file(dir.processes_file());
         }
         check::socket_path(&socket)?;
-        check::listen_address(args.listen)?;
+        if args.listen.port() != 0 {
+            check::listen_address(args.listen)?;
+        }
         let mut state = settle(&dir, &plan, old, args.listen, socket, &tell)?;
         let mut up = Supervisor::new(&dir, mode, shutdown, tell);
         let outcome = match start(&mut up, &mut state, &plan, args.allow_plaintext).await {
@@ -231,7 +233,7 @@ fn settle(
         {
             return Ok(before);
         }
-        let address = ports::choose(&taken, seed)?;
+        let address = ports::choose(Ipv4Addr::LOCALHOST.into(), &taken, seed)?;
         taken.insert(address.port());
         if let Some(before) = before {
             tell.line(&format!("{name} moves from {before}, which is in use, to {address}"));
@@ -239,6 +241,7 @@ fn settle(
         Ok(address)
     };
     let monitor = place("the monitor", old.as_ref().map(|old| old.monitor))?;
+    let listen_before = old.as_ref().map(|old| old.nbd_listen);
     let mut nodes = old.map(|old| old.nodes).unwrap_or_default();
     for node in &mut nodes {
         node.address = place(&node.name, Some(node.address))?;
@@ -247,6 +250,12 @@ fn settle(
         let name = format!("node-{}", nodes.len());
         nodes.push(NodeState { address: place(&name, None)?, name, size: *size, made: false });
     }
+    let listen = match (listen.port(), listen_before) {
+        // Any port: that of the last start, if it may be.
+        (0, Some(before)) if before.ip() == listen.ip() && ports::is_free(before) => before,
+        (0, _) => ports::choose(listen.ip(), &taken, seed)?,
+        _ => listen,
+    };
     let devices: Vec<(PathBuf, Size)> =
         nodes.iter().map(|node| (device(dir, &node.name), node.size)).collect();
     let devices: Vec<(&Path, Size)> = devices.iter().map(|(path, size)| (path.as_path(), *size)).collect();

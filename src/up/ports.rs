@@ -6,7 +6,7 @@
 
 use anyhow::bail;
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 
 /// The lowest port that is tried.
 const PORT_MIN: u16 = 20_000;
@@ -18,23 +18,23 @@ pub fn is_free(address: SocketAddr) -> bool {
     TcpListener::bind(address).is_ok()
 }
 
-/// A free port on loopback that is not in `taken`; `seed` spreads the choices of several `up`s.
+/// A free port at `host` that is not in `taken`; `seed` spreads the choices of several `up`s.
 ///
 /// # Errors
 ///
 /// There is none.
-pub fn choose(taken: &BTreeSet<u16>, seed: u64) -> anyhow::Result<SocketAddr> {
+pub fn choose(host: IpAddr, taken: &BTreeSet<u16>, seed: u64) -> anyhow::Result<SocketAddr> {
     let end = outgoing_min().unwrap_or(PORT_END).clamp(PORT_MIN + 1000, PORT_END);
     let count = u64::from(end - PORT_MIN);
     for i in 0..count {
         // Below `count`, which fits.
         let port = PORT_MIN + (seed.wrapping_add(i) % count) as u16;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let address = SocketAddr::from((host, port));
         if !taken.contains(&port) && is_free(address) {
             return Ok(address);
         }
     }
-    bail!("no free port on 127.0.0.1 from {PORT_MIN} to {end}: stop something that listens there")
+    bail!("no free port on {host} from {PORT_MIN} to {end}: stop something that listens there")
 }
 
 /// The first port that the kernel gives to outgoing connections.
@@ -49,12 +49,14 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_not_chosen() {
-        let first = choose(&BTreeSet::new(), 77).unwrap();
+        let host = std::net::Ipv4Addr::LOCALHOST.into();
+        let first = choose(host, &BTreeSet::new(), 77).unwrap();
         let listener = TcpListener::bind(first).unwrap();
         assert!(!is_free(first));
-        let second = choose(&BTreeSet::new(), u64::from(first.port() - PORT_MIN)).unwrap();
+        let again = |port: u16| u64::from(port - PORT_MIN);
+        let second = choose(host, &BTreeSet::new(), again(first.port())).unwrap();
         assert_ne!(first, second);
-        let third = choose(&[second.port()].into(), u64::from(second.port() - PORT_MIN)).unwrap();
+        let third = choose(host, &[second.port()].into(), again(second.port())).unwrap();
         assert_ne!(second, third);
         drop(listener);
     }
