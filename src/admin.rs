@@ -41,7 +41,7 @@ pub struct NewVolume {
 /// A connection to the monitors. Must be used within [`block_on`] or another `LocalSet`.
 pub struct Admin {
     client: MonitorClient,
-    addresses: Vec<SocketAddr>,
+    address: SocketAddr,
 }
 
 /// Runs a short conversation to its end.
@@ -60,29 +60,27 @@ impl Admin {
     /// To the monitors that `global`, the environment or a running `up` name; checks that one of them
     /// is there.
     pub fn connect(global: &Global) -> Outcome<Admin> {
-        let addresses = find(global)?;
-        probe(&addresses).map_err(Failure::unreachable)?;
-        Ok(Admin::at(addresses))
+        let address = probe(&find(global)?).map_err(Failure::unreachable)?;
+        Ok(Admin::at(address))
     }
 
-    /// To monitors that are known to be there or to come.
-    pub fn at(addresses: Vec<SocketAddr>) -> Admin {
-        // The cluster's id is learned from the first that answers.
-        let client = MonitorClient::new(addresses.clone(), Hello::new(Role::Client, [0; 16]));
-        Admin { client, addresses }
+    /// To a monitor that is known to be there or to come.
+    pub fn at(address: SocketAddr) -> Admin {
+        // The cluster's id is learned from its first answer.
+        let client = MonitorClient::new(vec![address], Hello::new(Role::Client, [0; 16]));
+        Admin { client, address }
     }
 
     fn failed(&self, error: CallError) -> Failure {
-        let at: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
+        let at = self.address;
         match &error {
             CallError::Answered(_) => error.into(),
-            CallError::Unavailable(_) => Failure::unreachable(anyhow!(
-                "{error} (at {}): see whether the monitor runs, and its log",
-                at.join(", ")
-            )),
+            CallError::Unavailable(_) => {
+                Failure::unreachable(anyhow!("{error} (at {at}): see whether the monitor runs, and its log"))
+            }
             CallError::Unsure => error.into(),
             CallError::Malformed(_) => {
-                Failure::from(anyhow!("{error} (at {}): is it another version of Trefoil?", at.join(", ")))
+                Failure::from(anyhow!("{error} (at {at}): is it another version of Trefoil?"))
             }
         }
     }
@@ -92,7 +90,7 @@ impl Admin {
         let map = self.client.get_map(0).await.map_err(|error| self.failed(error))?;
         let map = map.ok_or_else(|| anyhow!("the monitor has no cluster map to show yet: try again"))?;
         let status = self.client.status().await.map_err(|error| self.failed(error))?;
-        let from = self.addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
+        let from = self.address.to_string();
         Ok(Snapshot { from, map: (*map).clone(), status })
     }
 
@@ -155,12 +153,13 @@ fn addresses<'a>(texts: impl Iterator<Item = &'a str>, from: &str) -> anyhow::Re
     Ok(found)
 }
 
-/// Fails at once where nothing listens: the client itself would try for a long time, as a daemon must.
-fn probe(addresses: &[SocketAddr]) -> anyhow::Result<()> {
+/// The first that accepts a connection. Fails at once where nothing listens: the client itself would try
+/// for a long time, as a daemon must.
+fn probe(addresses: &[SocketAddr]) -> anyhow::Result<SocketAddr> {
     let mut reasons = Vec::new();
     for address in addresses {
         match TcpStream::connect_timeout(address, PROBE_TIMEOUT) {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(*address),
             Err(error) => reasons.push(format!("{address}: {error}")),
         }
     }
@@ -190,7 +189,7 @@ mod tests {
     fn where_nothing_listens_the_answer_comes_at_once() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        probe(&[address]).unwrap();
+        assert_eq!(probe(&["127.0.0.1:1".parse().unwrap(), address]).unwrap(), address);
         drop(listener);
         let told = format!("{:#}", probe(&[address]).unwrap_err());
         assert!(told.contains("no monitor answers") && told.contains(&address.to_string()), "{told}");

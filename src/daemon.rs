@@ -1,7 +1,6 @@
 //! The three daemons as the command line and `up` see them: a configuration that can be run.
 //!
-//! What they do is in their crates. Here: one thread, one `current_thread` runtime, one `LocalSet`
-//! each, whether the thread is a process's only one or one of many in `trefoil up`.
+//! What they do is in their crates. Here: one thread and one `current_thread` runtime each, whether the thread is a process's only one or one of many in `trefoil up`.
 
 use crate::signals::{Shutdown, stopped};
 use crate::up::launch::Ready;
@@ -62,23 +61,21 @@ impl Daemon {
     pub fn run(self, shutdown: Shutdown, ready: Ready, stopping: impl FnOnce()) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot make a runtime: are there file descriptors left?")?;
-        let local = tokio::task::LocalSet::new();
         let stop = async move {
             stopped(shutdown).await;
             stopping();
         };
-        local.block_on(&runtime, async move {
-            match self {
-                Daemon::Monitor(config) => {
-                    let monitor = Monitor::start(config).await?;
-                    ready();
-                    monitor.run(stop).await
-                }
-                Daemon::StorageNode(config) => {
-                    Ok(trefoil_storage_node::run(config, |_| ready(), stop).await?)
-                }
-                Daemon::Nbd(config) => Ok(trefoil_nbd::run(config, |_| ready(), stop).await?),
+        match self {
+            Daemon::Monitor(config) => tokio::task::LocalSet::new().block_on(&runtime, async move {
+                let monitor = Monitor::start(config).await?;
+                ready();
+                monitor.run(stop).await
+            }),
+            // These two bring a LocalSet of their own.
+            Daemon::StorageNode(config) => {
+                Ok(runtime.block_on(trefoil_storage_node::run(config, |_| ready(), stop))?)
             }
-        })
+            Daemon::Nbd(config) => Ok(runtime.block_on(trefoil_nbd::run(config, |_| ready(), stop))?),
+        }
     }
 }

@@ -3,8 +3,8 @@
 //! Every command returns [`Outcome`]; `main` is the only place that turns it into output and an exit
 //! code. The codes are part of the command line's contract and stand in `trefoil --help`.
 
-use std::fmt::Display;
-use std::io::ErrorKind;
+use std::fmt::{self, Display};
+use std::io::{self, ErrorKind, Write};
 
 /// Refused or failed.
 pub const EXIT_FAILED: u8 = 1;
@@ -56,16 +56,47 @@ impl Failure {
     pub fn context(self, text: impl Display + Send + Sync + 'static) -> Failure {
         Failure { error: self.error.map(|error| error.context(text)), ..self }
     }
-    /// True where the reader of our output has gone, which is no failure of ours.
-    pub fn is_closed_pipe(&self) -> bool {
+    /// True where the reader of our output has gone, which is no failure of ours. (A broken connection to
+    /// a daemon is one, and has the same error number: hence the mark that [`StandardOutput`] leaves.)
+    pub fn is_reader_gone(&self) -> bool {
         let causes = self.error.iter().flat_map(|error| error.chain());
-        causes
-            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-            .any(|cause| cause.kind() == ErrorKind::BrokenPipe)
+        let mut errors = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
+        errors.any(|error| error.get_ref().is_some_and(|inner| inner.is::<ReaderGone>()))
     }
     /// The message, in one line.
     pub fn line(&self) -> Option<String> {
         self.error.as_ref().map(one_line)
+    }
+}
+
+/// Whoever read our standard output does not any more.
+#[derive(Debug)]
+struct ReaderGone;
+
+impl std::error::Error for ReaderGone {}
+
+impl Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads standard output any more")
+    }
+}
+
+/// Standard output, or a stand-in for it, that marks its own broken pipe.
+pub struct StandardOutput<W>(pub W);
+
+impl<W: Write> Write for StandardOutput<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(marked)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(marked)
+    }
+}
+
+fn marked(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::BrokenPipe => io::Error::new(ErrorKind::BrokenPipe, ReaderGone),
+        _ => error,
     }
 }
 
@@ -113,9 +144,20 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_found_below_its_context() {
-        let closed: std::io::Result<()> = Err(ErrorKind::BrokenPipe.into());
-        assert!(Failure::from(closed.context("writing").unwrap_err()).is_closed_pipe());
-        assert!(!Failure::from(anyhow::anyhow!("other")).is_closed_pipe());
+    fn a_reader_that_is_gone_is_told_from_a_peer_that_is_gone() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let ours = StandardOutput(Closed).write_all(b"x").context("writing");
+        assert!(Failure::from(ours.unwrap_err()).is_reader_gone());
+        let theirs = Closed.write_all(b"x").context("asking the monitor");
+        assert!(!Failure::from(theirs.unwrap_err()).is_reader_gone());
+        assert!(!Failure::from(anyhow::anyhow!("other")).is_reader_gone());
     }
 }

@@ -16,6 +16,7 @@ mod cmd;
 mod config;
 mod daemon;
 mod failure;
+mod limits;
 mod logging;
 mod output;
 mod signals;
@@ -25,7 +26,7 @@ mod view;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use cmd::Global;
-use failure::{EXIT_CODES, Outcome};
+use failure::{EXIT_CODES, Outcome, StandardOutput};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -108,7 +109,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Pg(command) => cmd::lists::pg(command, global, out),
         Command::Pool(command) => cmd::lists::pool(command, global, out),
         Command::Monitor(args) => cmd::daemons::monitor(args, global),
-        Command::StorageNode(args) => cmd::daemons::storage_node(args, global),
+        Command::StorageNode(args) => cmd::daemons::storage_node(args, global, out),
         Command::Nbd(args) => cmd::daemons::nbd(args, global),
         Command::Crush(CrushCommand::Test(args)) => Ok(cmd::crush::run(args, out)?),
         Command::Completions(args) => cmd::completions::run(args, Cli::command(), out),
@@ -118,12 +119,12 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
 fn main() -> ExitCode {
     // Wrong usage ends here, with code 2.
     let cli = Cli::parse();
-    let mut out = std::io::stdout();
+    let mut out = StandardOutput(std::io::stdout());
     let outcome = run(&cli, &mut out).and_then(|()| Ok(out.flush()?));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // `trefoil ... | head` is no failure.
-        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(line) = failure.line() {
                 let _ = writeln!(std::io::stderr(), "trefoil: error: {line}");

@@ -126,3 +126,22 @@ fn processes_go_with_an_up_that_is_killed_and_the_next_one_goes_on() {
     assert!(!all.iter().any(runs), "nothing is left behind");
     up.stop();
 }
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let mut up = Up::start(&dir, &["--processes", "--volume", "a=64M"]);
+    up.ready();
+    let all = processes(&dir);
+    // One that hangs holds up the orderly stop.
+    let nbd = Pid::from_raw(i32::try_from(named(&dir, "nbd").unwrap().pid).unwrap());
+    kill(nbd, Signal::SIGSTOP).unwrap();
+    up.signal(Signal::SIGTERM);
+    up.line("stopping");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    up.signal(Signal::SIGINT);
+    assert_eq!(up.wait().code(), Some(128 + 2));
+    kill(nbd, Signal::SIGCONT).unwrap();
+    eventually("its processes are gone", || !all.iter().any(runs));
+}

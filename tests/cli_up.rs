@@ -171,6 +171,44 @@ fn a_port_in_use_and_a_foreign_directory_are_refused() {
 }
 
 #[test]
+fn a_device_that_is_not_ours_is_refused_and_not_written_to() {
+    let parent = tempfile::tempdir().unwrap();
+    let mut up = Up::start(&parent.path().join("data"), &["--volume", "a=64M"]);
+    up.ready();
+    let monitor = monitor(&parent.path().join("data"));
+    let device = parent.path().join("device");
+    let (device, state) = (device.to_str().unwrap(), parent.path().join("state"));
+    let state = state.to_str().unwrap();
+    let foreign = b"a letter to somebody\n".repeat(100_000);
+    std::fs::write(device, &foreign).unwrap();
+
+    let told = run(&["storage-node", "--monitor", &monitor, "--device", device, "--state-dir", state]);
+    assert_eq!(told.status.code(), Some(1));
+    let told = stderr(&told);
+    assert!(told.contains("holds no Trefoil store") && told.contains("storage-node format"), "{told}");
+    let format = ["storage-node", "--monitor", &monitor, "format", device, "--size", "512M"];
+    let told = bad(&format, 1);
+    assert!(told.contains("is not empty") && told.contains("Nothing was written"), "{told}");
+    assert!(std::fs::read(device).unwrap() == foreign, "nothing was written");
+    let ours = parent.path().join("data/node-0/device");
+    let told = bad(&["storage-node", "--monitor", &monitor, "format", ours.to_str().unwrap(), "--force"], 1);
+    assert!(told.contains("is in use by another process"), "{told}");
+
+    // With the owner's word it becomes a store, and a node of the cluster.
+    let made = good(&[&format[..], &["--force"]].concat());
+    assert!(made.starts_with(&format!("formatted {device} for cluster trefoil: incarnation ")), "{made}");
+    let mut node =
+        Up::run(trefoil(&["storage-node", "--monitor", &monitor, "--device", device, "--state-dir", state]));
+    node.ready();
+    let nodes = json(&["node", "list", "--json", "--monitor", &monitor]);
+    assert_eq!(nodes.as_array().unwrap().len(), 4);
+    let incarnation = made.trim().rsplit(' ').next().unwrap();
+    assert_eq!(nodes[3]["incarnation"], incarnation);
+    node.stop();
+    up.stop();
+}
+
+#[test]
 fn other_wishes_than_before_are_added_or_refused() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("data");
@@ -198,6 +236,27 @@ fn other_wishes_than_before_are_added_or_refused() {
     up.stop();
     let told = bad(&again(["--nodes", "3"]), 2);
     assert!(told.contains("there are 4 nodes"), "{told}");
+}
+
+#[test]
+fn a_start_that_was_interrupted_is_completed_by_the_next() {
+    for delay_ms in [0, 30, 100, 300, 700] {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("data");
+        let mut up = Up::start(&dir, &["--volume", "a=64M", "--volume", "b=64M"]);
+        up.line("directory ");
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        up.stop();
+        let mut up = Up::start(&dir, &[]);
+        up.ready();
+        let volumes = json(&["volume", "list", "--json", "--monitor", &monitor(&dir)]);
+        let names: Vec<&str> =
+            volumes.as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["a", "b"], "stopped after {delay_ms} ms");
+        let nodes = json(&["node", "list", "--json", "--monitor", &monitor(&dir)]);
+        assert_eq!(nodes.as_array().unwrap().len(), 3, "stopped after {delay_ms} ms");
+        up.stop();
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-const COMMANDS: [&[&str]; 16] = [
+const COMMANDS: [&[&str]; 17] = [
     &[],
     &["up"],
     &["status"],
@@ -21,6 +21,7 @@ const COMMANDS: [&[&str]; 16] = [
     &["pool", "list"],
     &["monitor"],
     &["storage-node"],
+    &["storage-node", "format"],
     &["nbd"],
     &["crush", "test"],
     &["completions"],
@@ -64,6 +65,8 @@ fn wrong_usage_exits_with_2() {
     assert!(told.contains("is no address of a monitor; give HOST:PORT"), "{told}");
     let told = bad(&["--log", "trefoil=loud", "status"], 2);
     assert!(told.contains("is no filter"), "{told}");
+    let told = bad(&["storage-node", "--device", "/dev/a", "format", "/dev/b"], 2);
+    assert!(told.contains("options of the daemon before `format`"), "{told}");
     let told = bad(&["up", "--restart"], 2);
     assert!(told.contains("--processes"), "{told}");
 }

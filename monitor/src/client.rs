@@ -18,9 +18,7 @@ use tokio::time::Instant;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Ack, ClusterMap, FailureDomain, Holder};
 use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
-use trefoil_transport::{
-    Connected, Expect, Frame, Hello, Options, Reader, Role, SendError, Sender, connect,
-};
+use trefoil_transport::{Connected, Expect, Frame, Hello, Options, Reader, Role, SendError, Sender, connect};
 
 /// The first pause between two rounds of all addresses; it doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -144,10 +142,7 @@ impl MonitorClient {
     /// Connects to nobody yet. `hello` says who asks; a cluster id of zeros is learned from the first
     /// monitor that answers, and insisted on from then on.
     pub fn new(addresses: Vec<SocketAddr>, hello: Hello) -> MonitorClient {
-        let backoff = Backoff {
-            pause: RETRY_MIN,
-            not_before: Instant::now(),
-        };
+        let backoff = Backoff { pause: RETRY_MIN, not_before: Instant::now() };
         MonitorClient {
             inner: Rc::new(Inner {
                 addresses,
@@ -174,9 +169,7 @@ impl MonitorClient {
 
     fn live(&self) -> Option<Rc<Link>> {
         let link = self.inner.link.borrow();
-        link.as_ref()
-            .filter(|link| link.sender.closed().is_none())
-            .cloned()
+        link.as_ref().filter(|link| link.sender.closed().is_none()).cloned()
     }
 
     /// The connection; makes it if there is none, one round of all addresses at a time.
@@ -192,13 +185,8 @@ impl MonitorClient {
                 for _ in 0..self.inner.addresses.len() {
                     let at = self.inner.address.get() % self.inner.addresses.len();
                     let hello = *self.inner.hello.borrow();
-                    let expect = Expect {
-                        role: Role::Monitor,
-                        identity: None,
-                    };
-                    match connect(self.inner.addresses[at], hello, &expect, Options::default())
-                        .await
-                    {
+                    let expect = Expect { role: Role::Monitor, identity: None };
+                    match connect(self.inner.addresses[at], hello, &expect, Options::default()).await {
                         Ok(connected) => {
                             backoff.pause = RETRY_MIN;
                             return self.adopt(connected);
@@ -218,11 +206,7 @@ impl MonitorClient {
     }
 
     fn adopt(&self, connected: Connected) -> Rc<Link> {
-        let Connected {
-            hello,
-            reader,
-            sender,
-        } = connected;
+        let Connected { hello, reader, sender } = connected;
         self.inner.hello.borrow_mut().cluster_id = hello.cluster_id;
         let waiting = Waiting::default();
         tokio::task::spawn_local(listen(reader, waiting.clone()));
@@ -243,15 +227,9 @@ impl MonitorClient {
             let id = self.inner.next_id.replace(self.inner.next_id.get() + 1);
             let (answer, receiver) = oneshot::channel();
             link.waiting.borrow_mut().insert(id, answer);
-            let ticket = Ticket {
-                waiting: link.waiting.clone(),
-                id,
-            };
+            let ticket = Ticket { waiting: link.waiting.clone(), id };
             let sent = std::time::Instant::now();
-            match link
-                .sender
-                .push(KIND_REQUEST, |meta| encode(meta, id, request), None)
-            {
+            match link.sender.push(KIND_REQUEST, |meta| encode(meta, id, request), None) {
                 Ok(()) => link.sender.flush(),
                 Err(SendError::TooLong(error)) => {
                     return Err(CallError::Malformed(error.to_string()));
@@ -286,9 +264,7 @@ impl MonitorClient {
             };
             let response = decode(version, rest).map_err(CallError::Malformed)?;
             return match response {
-                Response::Error(RpcError::NotLeading(_))
-                    if Instant::now() + RETRY_MIN < deadline =>
-                {
+                Response::Error(RpcError::NotLeading(_)) if Instant::now() + RETRY_MIN < deadline => {
                     tokio::time::sleep(RETRY_MIN).await;
                     continue;
                 }
@@ -323,16 +299,9 @@ impl MonitorClient {
 
     /// The map as soon as its layout is not `have`; none if that takes longer than `timeout` (which is
     /// cut to [`WAIT_MAX`]).
-    pub async fn wait_map(
-        &self,
-        have: u64,
-        timeout: Duration,
-    ) -> Result<Option<Arc<ClusterMap>>, CallError> {
+    pub async fn wait_map(&self, have: u64, timeout: Duration) -> Result<Option<Arc<ClusterMap>>, CallError> {
         let timeout = timeout.min(Duration::from_micros(WAIT_MAX));
-        let request = Request::WaitMap {
-            have,
-            timeout: timeout.as_micros() as u64,
-        };
+        let request = Request::WaitMap { have, timeout: timeout.as_micros() as u64 };
         Self::map_of(self.call(&request, timeout + CALL_TIMEOUT).await?)
     }
 
@@ -346,14 +315,7 @@ impl MonitorClient {
         class: Option<String>,
         size: u64,
     ) -> Result<NodeId, CallError> {
-        let request = Request::RegisterNode {
-            id,
-            incarnation,
-            address,
-            host,
-            class,
-            size,
-        };
+        let request = Request::RegisterNode { id, incarnation, address, host, class, size };
         match self.ask(request).await? {
             Response::Node(id) => Ok(id),
             other => Err(unexpected(&other)),
@@ -363,10 +325,7 @@ impl MonitorClient {
     /// Says that a node lives: the latest layout, and the position floor (N8).
     pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(u64, u64), CallError> {
         match self.ask(Request::Heartbeat(heartbeat)).await? {
-            Response::Alive {
-                layout,
-                position_floor,
-            } => Ok((layout, position_floor)),
+            Response::Alive { layout, position_floor } => Ok((layout, position_floor)),
             other => Err(unexpected(&other)),
         }
     }
@@ -379,26 +338,13 @@ impl MonitorClient {
         holder: Holder,
         above: Generation,
     ) -> Result<(Attached, std::time::Instant), CallError> {
-        let request = Request::Attach {
-            volume,
-            holder,
-            above,
-        };
+        let request = Request::Attach { volume, holder, above };
         let (response, _, sent) = self.call(&request, CALL_TIMEOUT).await?;
         match response {
             Response::Granted(granted) => Ok((Attached::Granted(*granted), sent)),
-            Response::Busy {
-                holder,
-                retry_after,
-            } => {
+            Response::Busy { holder, retry_after } => {
                 let retry_after = Duration::from_micros(retry_after);
-                Ok((
-                    Attached::Busy {
-                        holder,
-                        retry_after,
-                    },
-                    sent,
-                ))
+                Ok((Attached::Busy { holder, retry_after }, sent))
             }
             other => Err(unexpected(&other)),
         }
@@ -414,25 +360,15 @@ impl MonitorClient {
         let request = Request::Renew { holder, volumes };
         let (response, _, sent) = self.call(&request, timeout).await?;
         match response {
-            Response::Renewed {
-                volumes,
-                layout,
-                differing,
-            } => Ok(Renewed {
-                volumes,
-                layout,
-                differing,
-                sent,
-            }),
+            Response::Renewed { volumes, layout, differing } => {
+                Ok(Renewed { volumes, layout, differing, sent })
+            }
             other => Err(unexpected(&other)),
         }
     }
 
     /// Lets volumes go: volume, generation, and whether every member holds every object whole.
-    pub async fn release(
-        &self,
-        volumes: Vec<(VolumeId, Generation, bool)>,
-    ) -> Result<(), CallError> {
+    pub async fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> Result<(), CallError> {
         done(self.ask(Request::Release { volumes }).await?)
     }
 
@@ -467,13 +403,7 @@ impl MonitorClient {
         domain: FailureDomain,
         ack: Ack,
     ) -> Result<PoolId, CallError> {
-        let request = Request::CreatePool {
-            name,
-            size,
-            pg_num,
-            domain,
-            ack,
-        };
+        let request = Request::CreatePool { name, size, pg_num, domain, ack };
         match self.ask(request).await? {
             Response::Pool(id) => Ok(id),
             other => Err(unexpected(&other)),
@@ -489,13 +419,7 @@ impl MonitorClient {
         object_size: u64,
         io_timeout: Option<u64>,
     ) -> Result<VolumeId, CallError> {
-        let request = Request::CreateVolume {
-            name,
-            pool,
-            size,
-            object_size,
-            io_timeout,
-        };
+        let request = Request::CreateVolume { name, pool, size, object_size, io_timeout };
         match self.ask(request).await? {
             Response::Volume(id) => Ok(id),
             other => Err(unexpected(&other)),

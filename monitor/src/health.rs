@@ -190,52 +190,31 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     let up = |node: NodeId| map.nodes.get(&node).is_some_and(|it| it.up);
     let nodes_with = |test: &dyn Fn(NodeId) -> bool| -> Vec<String> {
         let ids = map.nodes.keys().filter(|id| test(**id));
-        ids.map(|id| format!("{id} ({})", map.nodes[id].address))
-            .collect()
+        ids.map(|id| format!("{id} ({})", map.nodes[id].address)).collect()
     };
-    let said = |test: fn(&Heartbeat) -> bool| {
-        nodes_with(&|id| facts.heartbeats.get(&id).is_some_and(test))
-    };
-    let mut nodes_report =
-        |kind, what: &str, nodes: Vec<String>| report(kind, nodes.len(), what, nodes);
+    let said = |test: fn(&Heartbeat) -> bool| nodes_with(&|id| facts.heartbeats.get(&id).is_some_and(test));
+    let mut nodes_report = |kind, what: &str, nodes: Vec<String>| report(kind, nodes.len(), what, nodes);
 
     let unheard = nodes_with(&|id| up(id) && !facts.liveness.known(id));
-    nodes_report(
-        MONITOR_SETTLING,
-        "nodes not heard of since the monitor started",
-        unheard,
-    );
+    nodes_report(MONITOR_SETTLING, "nodes not heard of since the monitor started", unheard);
     nodes_report(NODE_DOWN, "nodes down", nodes_with(&|id| !up(id)));
     let nearly = said(|it| {
         !it.full
-            && u128::from(it.bytes_used) * 100
-                > u128::from(it.bytes_total) * u128::from(NEARFULL_PERCENT)
+            && u128::from(it.bytes_used) * 100 > u128::from(it.bytes_total) * u128::from(NEARFULL_PERCENT)
     });
     nodes_report(NODE_NEARFULL, "nodes nearly full", nearly);
     nodes_report(NODE_FULL, "nodes full", said(|it| it.full));
     let lost = nodes_with(&|id| map.nodes[&id].lost);
     nodes_report(NODE_LOST_STATE, "nodes with lost state", lost);
-    nodes_report(
-        BAD_BLOCKS,
-        "nodes with bad blocks",
-        said(|it| it.bad_blocks > 0),
-    );
-    nodes_report(
-        COPIES_BEHIND,
-        "nodes with copies behind",
-        said(|it| it.behind > 0),
-    );
+    nodes_report(BAD_BLOCKS, "nodes with bad blocks", said(|it| it.bad_blocks > 0));
+    nodes_report(COPIES_BEHIND, "nodes with copies behind", said(|it| it.behind > 0));
 
     if map.pools.is_empty() {
         report(NO_POOL, 1, "cluster without a pool", vec![]);
     }
     let available = |pg: &Pg| majority_up(&pg.old, up) && majority_up(&pg.new, up);
-    let unavailable: Vec<String> = map
-        .pgs
-        .iter()
-        .filter(|(_, pg)| !available(pg))
-        .map(|(id, _)| id.to_string())
-        .collect();
+    let unavailable: Vec<String> =
+        map.pgs.iter().filter(|(_, pg)| !available(pg)).map(|(id, _)| id.to_string()).collect();
     let degraded: Vec<String> = map
         .pgs
         .iter()
@@ -243,51 +222,24 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         .map(|(id, _)| id.to_string())
         .collect();
     let (pgs_unavailable, pgs_degraded) = (unavailable.len() as u64, degraded.len() as u64);
-    report(
-        PG_UNAVAILABLE,
-        unavailable.len(),
-        "placement groups without a majority",
-        unavailable,
-    );
-    report(
-        PG_DEGRADED,
-        degraded.len(),
-        "placement groups with a member down",
-        degraded,
-    );
+    report(PG_UNAVAILABLE, unavailable.len(), "placement groups without a majority", unavailable);
+    report(PG_DEGRADED, degraded.len(), "placement groups with a member down", degraded);
     let unhealed: Vec<String> = facts
         .volumes
         .iter()
         .filter(|it| it.needs_heal)
-        .filter_map(|it| {
-            map.volumes
-                .get(&it.volume)
-                .map(|volume| volume.name.clone())
-        })
+        .filter_map(|it| map.volumes.get(&it.volume).map(|volume| volume.name.clone()))
         .collect();
-    report(
-        VOLUME_NEEDS_HEAL,
-        unhealed.len(),
-        "volumes to be healed",
-        unhealed,
-    );
+    report(VOLUME_NEEDS_HEAL, unhealed.len(), "volumes to be healed", unhealed);
     checks.sort_by_key(|check| std::cmp::Reverse(check.health));
 
     let nodes = map.nodes.iter().map(|(id, node)| NodeStatus {
         node: *id,
-        up: facts
-            .liveness
-            .known(*id)
-            .then_some(node.up)
-            .or((!node.up).then_some(false)),
+        up: facts.liveness.known(*id).then_some(node.up).or((!node.up).then_some(false)),
         heartbeat: facts.heartbeats.get(id).cloned(),
     });
     Status {
-        health: checks
-            .iter()
-            .map(|check| check.health)
-            .max()
-            .unwrap_or(Health::HEALTH_OK),
+        health: checks.iter().map(|check| check.health).max().unwrap_or(Health::HEALTH_OK),
         cluster_name: map.name.clone(),
         cluster_id: map.cluster_id,
         version: map.version,
@@ -302,16 +254,9 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
 }
 
 /// The holder's part of a volume's status.
-pub(crate) fn volume_status(
-    map: &ClusterMap,
-    id: VolumeId,
-    expired: bool,
-    differs: bool,
-) -> VolumeStatus {
+pub(crate) fn volume_status(map: &ClusterMap, id: VolumeId, expired: bool, differs: bool) -> VolumeStatus {
     let volume = map.volumes.get(&id);
-    let kind = volume
-        .and_then(|it| it.holder.as_ref())
-        .map(|holder| holder.kind);
+    let kind = volume.and_then(|it| it.holder.as_ref()).map(|holder| holder.kind);
     let held = kind.is_some() && !expired;
     let clean = volume.is_some_and(|it| it.clean);
     VolumeStatus {

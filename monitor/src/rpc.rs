@@ -185,9 +185,7 @@ impl Request {
     pub fn is_idempotent(&self) -> bool {
         !matches!(
             self,
-            Request::CreatePool { .. }
-                | Request::CreateVolume { .. }
-                | Request::RemoveVolume { .. }
+            Request::CreatePool { .. } | Request::CreateVolume { .. } | Request::RemoveVolume { .. }
         )
     }
 }

@@ -60,10 +60,7 @@ impl Monitor {
         // First the cheap thing that fails often.
         let listener = trefoil_transport::listen(config.listen).await?;
         let address = listener.local_addr()?;
-        let fresh = Identity {
-            cluster_id: random_id()?,
-            cluster_name: config.cluster_name.clone(),
-        };
+        let fresh = Identity { cluster_id: random_id()?, cluster_name: config.cluster_name.clone() };
         let (store, identity) = Store::open(&config.data_dir, &config.cluster_name, fresh)?;
         let (machine, map) = Machine::load(store.clone())
             .with_context(|| format!("the snapshot in {}", config.data_dir.display()))?;
@@ -88,19 +85,11 @@ impl Monitor {
                 config.data_dir.display()
             ),
         }
-        let lease = LeaseConfig {
-            lease: config.lease_ms * 1000,
-            margin: config.lease_margin_ms * 1000,
-        };
+        let lease = LeaseConfig { lease: config.lease_ms * 1000, margin: config.lease_margin_ms * 1000 };
         let (renew, timeout) = (config.renew_ms * 1000, config.node_timeout_ms * 1000);
         let service = Rc::new(Service::new(raft, map, lease, renew, timeout));
         tracing::info!(%address, cluster = config.cluster_name, "monitor ready");
-        Ok(Monitor {
-            service,
-            listener,
-            address,
-            config,
-        })
+        Ok(Monitor { service, listener, address, config })
     }
 
     /// Where it listens.
@@ -122,10 +111,7 @@ impl Monitor {
         };
         let mut options = ServeOptions::new(policy);
         options.connections_max = self.config.connections_max;
-        options.connection = Options {
-            queue_bytes_max: ANSWERS_BYTES_MAX,
-            ..Options::default()
-        };
+        options.connection = Options { queue_bytes_max: ANSWERS_BYTES_MAX, ..Options::default() };
         let service = self.service.clone();
         let serve = trefoil_transport::serve(self.listener, options, move |connected| {
             converse(service.clone(), connected)
@@ -147,26 +133,17 @@ impl Monitor {
 }
 
 /// Comes to lead, with the log applied to its end, and makes the first entry of a new cluster.
-async fn lead(
-    raft: &Raft,
-    identity: &Identity,
-    map: impl Fn() -> Arc<ClusterMap>,
-) -> anyhow::Result<()> {
+async fn lead(raft: &Raft, identity: &Identity, map: impl Fn() -> Arc<ClusterMap>) -> anyhow::Result<()> {
     if !raft.is_initialized().await? {
         let voters = BTreeMap::from([(VOTER, openraft::BasicNode::new(""))]);
         raft.initialize(voters).await?;
     } else {
         raft.trigger().elect().await?;
     }
-    raft.wait(Some(START_TIMEOUT))
-        .state(openraft::ServerState::Leader, "the only voter leads")
-        .await?;
+    raft.wait(Some(START_TIMEOUT)).state(openraft::ServerState::Leader, "the only voter leads").await?;
     raft.ensure_linearizable().await?;
     if map().version == 0 {
-        let command = Command::Init {
-            cluster_id: identity.cluster_id,
-            name: identity.cluster_name.clone(),
-        };
+        let command = Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name.clone() };
         if let Some(Err(error)) = raft.client_write(command).await?.data.0 {
             anyhow::bail!("the new cluster was refused: {error}");
         }
@@ -239,11 +216,7 @@ async fn make_pool(service: &Service, wanted: &Bootstrap, log: &RateLimit) -> bo
 
 /// Answers one client until it goes.
 async fn converse(service: Rc<Service>, connected: Connected) {
-    let Connected {
-        mut reader,
-        sender,
-        hello,
-    } = connected;
+    let Connected { mut reader, sender, hello } = connected;
     let running = Rc::new(Cell::new(0));
     let mut frames = Vec::new();
     loop {

@@ -65,10 +65,7 @@ pub(crate) struct Answer {
 
 impl From<Response> for Answer {
     fn from(response: Response) -> Answer {
-        Answer {
-            response,
-            payload: None,
-        }
+        Answer { response, payload: None }
     }
 }
 
@@ -88,13 +85,7 @@ fn wall_clock() -> u64 {
 
 impl Service {
     /// At the moment when this monitor leads, and its map is current.
-    pub fn new(
-        raft: Raft,
-        map: SharedMap,
-        lease: LeaseConfig,
-        renew: u64,
-        node_timeout: u64,
-    ) -> Service {
+    pub fn new(raft: Raft, map: SharedMap, lease: LeaseConfig, renew: u64, node_timeout: u64) -> Service {
         let clock = Instant::now();
         let now = Time(0);
         let leases = LeaseTable::new(lease, &map.borrow(), now);
@@ -159,11 +150,9 @@ impl Service {
             Request::GetMap { have } => return self.encoded_map(have),
             Request::WaitMap { have, timeout } => return self.wait_map(have, timeout).await,
             Request::Heartbeat(heartbeat) => return Ok(self.heartbeat(heartbeat).await?.into()),
-            Request::Attach {
-                volume,
-                holder,
-                above,
-            } => return Ok(self.attach(volume, holder, above).await?.into()),
+            Request::Attach { volume, holder, above } => {
+                return Ok(self.attach(volume, holder, above).await?.into());
+            }
             Request::Renew { holder, volumes } => {
                 return Ok(self.renew(holder, volumes).await?.into());
             }
@@ -172,56 +161,17 @@ impl Service {
                 return Ok(self.heal_work(holder, max).await?.into());
             }
             Request::Status => return Ok(Response::Status(Box::new(self.status())).into()),
-            Request::RegisterNode {
-                id,
-                incarnation,
-                address,
-                host,
-                class,
-                size,
-            } => {
+            Request::RegisterNode { id, incarnation, address, host, class, size } => {
                 let now = wall_clock();
-                let command = Command::RegisterNode {
-                    id,
-                    incarnation,
-                    address,
-                    host,
-                    class,
-                    size,
-                    now,
-                };
+                let command = Command::RegisterNode { id, incarnation, address, host, class, size, now };
                 self.propose(command).await?
             }
-            Request::CreatePool {
-                name,
-                size,
-                pg_num,
-                domain,
-                ack,
-            } => {
-                let command = Command::CreatePool {
-                    name,
-                    size,
-                    pg_num,
-                    domain,
-                    ack,
-                };
+            Request::CreatePool { name, size, pg_num, domain, ack } => {
+                let command = Command::CreatePool { name, size, pg_num, domain, ack };
                 self.propose(command).await?
             }
-            Request::CreateVolume {
-                name,
-                pool,
-                size,
-                object_size,
-                io_timeout,
-            } => {
-                let command = Command::CreateVolume {
-                    name,
-                    pool,
-                    size,
-                    object_size,
-                    io_timeout,
-                };
+            Request::CreateVolume { name, pool, size, object_size, io_timeout } => {
+                let command = Command::CreateVolume { name, pool, size, object_size, io_timeout };
                 self.propose(command).await?
             }
             Request::RemoveVolume { volume } => self.remove_volume(volume).await?,
@@ -252,10 +202,7 @@ impl Service {
                 encoded.insert((map.version, bytes.into())).1.clone()
             }
         };
-        Ok(Answer {
-            response: Response::Map { layout },
-            payload: Some(payload),
-        })
+        Ok(Answer { response: Response::Map { layout }, payload: Some(payload) })
     }
 
     async fn wait_map(&self, have: u64, timeout: u64) -> Result<Answer> {
@@ -271,11 +218,7 @@ impl Service {
         let map = self.map();
         let id = heartbeat.node;
         let Some(node) = map.nodes.get(&id) else {
-            return Err(MapError::Missing {
-                what: "node".to_owned(),
-                name: id.to_string(),
-            }
-            .into());
+            return Err(MapError::Missing { what: "node".to_owned(), name: id.to_string() }.into());
         };
         if node.incarnation != heartbeat.incarnation {
             return Err(MapError::OtherIncarnation {
@@ -304,14 +247,10 @@ impl Service {
             floor
         };
         if node.lost != lost {
-            self.propose(Command::SetNodeLost { node: id, lost })
-                .await?;
+            self.propose(Command::SetNodeLost { node: id, lost }).await?;
         }
         let layout = self.map().layout;
-        Ok(Response::Alive {
-            layout,
-            position_floor,
-        })
+        Ok(Response::Alive { layout, position_floor })
     }
 
     fn find(&self, map: &ClusterMap, key: &VolumeKey) -> Result<VolumeId> {
@@ -325,30 +264,15 @@ impl Service {
         })
     }
 
-    async fn attach(
-        self: &Rc<Self>,
-        key: VolumeKey,
-        holder: Holder,
-        above: Generation,
-    ) -> Result<Response> {
+    async fn attach(self: &Rc<Self>, key: VolumeKey, holder: Holder, above: Generation) -> Result<Response> {
         self.confirm_leading().await?;
         let map = self.map();
         let volume = self.find(&map, &key)?;
-        let asked = self
-            .soft
-            .borrow_mut()
-            .leases
-            .ask(&map, volume, &holder, self.now());
+        let asked = self.soft.borrow_mut().leases.ask(&map, volume, &holder, self.now());
         let seen = match asked {
             Ok(seen) => seen,
-            Err(NotNow::Busy {
-                holder,
-                retry_after,
-            }) => {
-                return Ok(Response::Busy {
-                    holder,
-                    retry_after,
-                });
+            Err(NotNow::Busy { holder, retry_after }) => {
+                return Ok(Response::Busy { holder, retry_after });
             }
             Err(NotNow::Missing) => {
                 let what = "volume".to_owned();
@@ -356,26 +280,16 @@ impl Service {
                 return Err(MapError::Missing { what, name }.into());
             }
         };
-        let grant = Grant {
-            volume,
-            seen,
-            above,
-        };
+        let grant = Grant { volume, seen, above };
         let mut granted = self.grant(vec![grant], holder).await?;
         match granted.pop() {
             Some(Ok(granted)) => Ok(Response::Granted(Box::new(granted))),
             // Somebody was faster.
             Some(Err(MapError::Stale { .. })) => match &self.map().volumes.get(&volume) {
-                Some(Volume {
-                    holder: Some(holder),
-                    ..
-                }) => Ok(Response::Busy {
-                    holder: holder.clone(),
-                    retry_after: self.renew,
-                }),
-                _ => Err(RpcError::NotLeading(
-                    "the volume changed; ask again".to_owned(),
-                )),
+                Some(Volume { holder: Some(holder), .. }) => {
+                    Ok(Response::Busy { holder: holder.clone(), retry_after: self.renew })
+                }
+                _ => Err(RpcError::NotLeading("the volume changed; ask again".to_owned())),
             },
             Some(Err(error)) => Err(error.into()),
             None => Err(RpcError::Unsure("no answer to a grant".to_owned())),
@@ -404,10 +318,7 @@ impl Service {
         grants: Vec<Grant>,
         holder: Holder,
     ) -> Result<Vec<Result<Granted, MapError>>> {
-        let command = Command::GrantGenerations {
-            grants: grants.clone(),
-            holder,
-        };
+        let command = Command::GrantGenerations { grants: grants.clone(), holder };
         let reply = self.propose(command).await;
         let now = self.now();
         let leases = &mut self.soft.borrow_mut().leases;
@@ -437,10 +348,9 @@ impl Service {
                         renew: self.renew,
                     })
                 }
-                (Ok(_), None) => Err(MapError::Missing {
-                    what: "volume".to_owned(),
-                    name: grant.volume.to_string(),
-                }),
+                (Ok(_), None) => {
+                    Err(MapError::Missing { what: "volume".to_owned(), name: grant.volume.to_string() })
+                }
                 (Err(error), _) => {
                     leases.not_granted(grant.volume, grant.seen);
                     Err(error)
@@ -468,17 +378,11 @@ impl Service {
         match tokio::time::timeout(COMMIT_TIMEOUT, self.raft.ensure_linearizable()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(RpcError::NotLeading(error.to_string())),
-            Err(_) => Err(RpcError::NotLeading(
-                "no majority of monitors answers".to_owned(),
-            )),
+            Err(_) => Err(RpcError::NotLeading("no majority of monitors answers".to_owned())),
         }
     }
 
-    async fn renew(
-        &self,
-        holder: Holder,
-        volumes: Vec<(VolumeId, Generation)>,
-    ) -> Result<Response> {
+    async fn renew(&self, holder: Holder, volumes: Vec<(VolumeId, Generation)>) -> Result<Response> {
         check_count(volumes.len())?;
         self.confirm_leading().await?;
         let map = self.map();
@@ -499,18 +403,12 @@ impl Service {
         differing.sort_unstable();
         differing.dedup();
         differing.truncate(DIFFERING_MAX);
-        Ok(Response::Renewed {
-            volumes: renewed,
-            layout: map.layout,
-            differing,
-        })
+        Ok(Response::Renewed { volumes: renewed, layout: map.layout, differing })
     }
 
     async fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> Result<Reply> {
         check_count(volumes.len())?;
-        let command = Command::Release {
-            volumes: volumes.clone(),
-        };
+        let command = Command::Release { volumes: volumes.clone() };
         let reply = self.propose(command).await?;
         let map = self.map();
         let mut soft = self.soft.borrow_mut();
@@ -537,15 +435,9 @@ impl Service {
         let map = self.map();
         let volume = self.find(&map, &key)?;
         let generation = map.volumes.get(&volume).map(|it| it.generation);
-        let expired = self
-            .soft
-            .borrow_mut()
-            .leases
-            .expired(&map, volume, self.now());
+        let expired = self.soft.borrow_mut().leases.expired(&map, volume, self.now());
         let expired = generation.filter(|_| expired);
-        let reply = self
-            .propose(Command::RemoveVolume { volume, expired })
-            .await?;
+        let reply = self.propose(Command::RemoveVolume { volume, expired }).await?;
         let mut soft = self.soft.borrow_mut();
         soft.leases.released(volume);
         soft.healed.remove(&volume);
@@ -556,9 +448,7 @@ impl Service {
     /// holder any more when its lease has run out.
     async fn heal_work(self: &Rc<Self>, holder: Holder, max: u32) -> Result<Response> {
         if holder.kind != HolderKind::Healer {
-            return Err(RpcError::Malformed(
-                "a healer must say that it is one".to_owned(),
-            ));
+            return Err(RpcError::Malformed("a healer must say that it is one".to_owned()));
         }
         self.confirm_leading().await?;
         // Two at once would count the same places as free.
@@ -593,11 +483,7 @@ impl Service {
             if let Ok(seen) = soft.leases.ask(&map, volume, holder, now) {
                 soft.healed.insert(volume, now);
                 let above = Generation(0);
-                grants.push(Grant {
-                    volume,
-                    seen,
-                    above,
-                });
+                grants.push(Grant { volume, seen, above });
             }
         }
         grants
@@ -632,13 +518,8 @@ impl Service {
         if positions {
             let positions: Vec<_> = {
                 let soft = self.soft.borrow();
-                let reported = soft
-                    .heartbeats
-                    .iter()
-                    .map(|(node, it)| (*node, it.position));
-                reported
-                    .filter(|(node, at)| *at > map.position(*node))
-                    .collect()
+                let reported = soft.heartbeats.iter().map(|(node, it)| (*node, it.position));
+                reported.filter(|(node, at)| *at > map.position(*node)).collect()
             };
             if !positions.is_empty() {
                 self.propose(Command::ReportPositions { positions }).await?;

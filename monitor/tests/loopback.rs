@@ -32,15 +32,10 @@ fn config(dir: &Path) -> MonitorConfig {
 /// Runs a test on a runtime of its own. What is not stopped in order when the test ends is dropped in
 /// mid-air, as by SIGKILL.
 fn on_runtime<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(60), test)
-            .await
-            .expect("the test hangs")
+        tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs")
     })
 }
 
@@ -58,11 +53,7 @@ impl Running {
         let ended = tokio::task::spawn_local(monitor.run(async {
             let _ = stopped.await;
         }));
-        Running {
-            address,
-            stop,
-            ended,
-        }
+        Running { address, stop, ended }
     }
     async fn stop(self) {
         let _ = self.stop.send(());
@@ -76,10 +67,7 @@ impl Running {
 async fn register(client: &MonitorClient, n: u64) -> NodeId {
     let address = ([127, 0, 0, 1], 7000 + n as u16).into();
     let host = format!("host{n}");
-    client
-        .register_node(None, Incarnation(100 + n), address, host, None, 8 << 30)
-        .await
-        .unwrap()
+    client.register_node(None, Incarnation(100 + n), address, host, None, 8 << 30).await.unwrap()
 }
 
 /// Three nodes, the pool, and a volume.
@@ -104,11 +92,7 @@ async fn create(admin: &MonitorClient, name: &str) -> VolumeId {
 }
 
 fn holder(name: &str, boot: u64) -> Holder {
-    Holder {
-        name: name.to_owned(),
-        boot,
-        kind: HolderKind::FrontEnd,
-    }
+    Holder { name: name.to_owned(), boot, kind: HolderKind::FrontEnd }
 }
 
 async fn try_attach(client: &MonitorClient, who: &Holder) -> Attached {
@@ -142,23 +126,13 @@ fn a_restart_keeps_everything_and_grants_above() {
         cluster(&running).await;
         let granted = attach(&running.client(Role::FrontEnd), &holder("a", 1)).await;
         assert_eq!(granted.generation, Generation(1));
-        let map = running
-            .client(Role::Client)
-            .get_map(0)
-            .await
-            .unwrap()
-            .unwrap();
+        let map = running.client(Role::Client).get_map(0).await.unwrap().unwrap();
         running.stop().await;
         (map, granted.generation)
     });
     on_runtime(async {
         let running = Running::start(config(dir.path())).await;
-        let map = running
-            .client(Role::Client)
-            .get_map(0)
-            .await
-            .unwrap()
-            .unwrap();
+        let map = running.client(Role::Client).get_map(0).await.unwrap().unwrap();
         assert_eq!(*map, *before);
         // The holder goes on where it was; another one waits for a whole lease.
         let front_end = running.client(Role::FrontEnd);
@@ -211,10 +185,7 @@ fn whatever_was_answered_survives_a_kill() {
             tokio::task::yield_now().await;
             (admin.get_map(0).await.unwrap().unwrap(), granted)
         });
-        assert_eq!(
-            map.volumes[&generation.volume].generation,
-            generation.generation
-        );
+        assert_eq!(map.volumes[&generation.volume].generation, generation.generation);
         names.push(name);
     }
 }
@@ -225,19 +196,12 @@ fn the_second_front_end_waits_for_the_lease_and_the_first_is_deposed() {
     on_runtime(async {
         let running = Running::start(config(dir.path())).await;
         cluster(&running).await;
-        let (first, second) = (
-            running.client(Role::FrontEnd),
-            running.client(Role::FrontEnd),
-        );
+        let (first, second) = (running.client(Role::FrontEnd), running.client(Role::FrontEnd));
         let (a, b) = (holder("a", 1), holder("b", 2));
         let g1 = attach(&first, &a).await;
         assert_eq!(renew(&first, &a, &g1).await, renewed(false));
         let last_renewal = Instant::now();
-        let Attached::Busy {
-            holder,
-            retry_after,
-        } = try_attach(&second, &b).await
-        else {
+        let Attached::Busy { holder, retry_after } = try_attach(&second, &b).await else {
             panic!("two holders");
         };
         assert_eq!(holder, a);
@@ -249,30 +213,18 @@ fn the_second_front_end_waits_for_the_lease_and_the_first_is_deposed() {
                 Attached::Busy { .. } => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         };
-        assert!(
-            last_renewal.elapsed() > LEASE,
-            "granted while the lease ran"
-        );
+        assert!(last_renewal.elapsed() > LEASE, "granted while the lease ran");
         assert!(g2.generation > g1.generation);
         assert_eq!(renew(&first, &a, &g1).await, Renewal::Lost);
         assert_eq!(renew(&second, &b, &g2).await, renewed(false));
         // A late release of the first changes nothing.
-        first
-            .release(vec![(g1.volume, g1.generation, true)])
-            .await
-            .unwrap();
+        first.release(vec![(g1.volume, g1.generation, true)]).await.unwrap();
         assert_eq!(renew(&second, &b, &g2).await, renewed(false));
 
         // A live holder is asked, and when it lets go, nobody waits.
-        assert!(matches!(
-            try_attach(&first, &a).await,
-            Attached::Busy { .. }
-        ));
+        assert!(matches!(try_attach(&first, &a).await, Attached::Busy { .. }));
         assert_eq!(renew(&second, &b, &g2).await, renewed(true));
-        second
-            .release(vec![(g2.volume, g2.generation, true)])
-            .await
-            .unwrap();
+        second.release(vec![(g2.volume, g2.generation, true)]).await.unwrap();
         let g3 = attach(&first, &a).await;
         assert!(g3.generation > g2.generation);
         running.stop().await;
@@ -291,9 +243,7 @@ fn two_at_once_get_one_volume_once() {
             tasks.spawn_local(async move { try_attach(&client, &holder("h", n)).await });
         }
         let answers = tasks.join_all().await;
-        let granted = answers
-            .iter()
-            .filter(|it| matches!(it, Attached::Granted(_)));
+        let granted = answers.iter().filter(|it| matches!(it, Attached::Granted(_)));
         assert_eq!(granted.count(), 1, "{answers:?}");
         running.stop().await;
     });
@@ -314,16 +264,9 @@ fn nodes_that_fall_silent_are_seen_and_nothing_unknown_looks_healthy() {
     on_runtime(async {
         let running = Running::start(config(dir.path())).await;
         cluster(&running).await;
-        let (nodes, admin) = (
-            running.client(Role::StorageNode),
-            running.client(Role::Client),
-        );
+        let (nodes, admin) = (running.client(Role::StorageNode), running.client(Role::Client));
         let codes = |status: &health::Status| -> Vec<String> {
-            status
-                .checks
-                .iter()
-                .map(|check| check.code.clone())
-                .collect()
+            status.checks.iter().map(|check| check.code.clone()).collect()
         };
         let status = admin.status().await.unwrap();
         assert_eq!(codes(&status), ["MONITOR_SETTLING"]);
@@ -348,33 +291,19 @@ fn nodes_that_fall_silent_are_seen_and_nothing_unknown_looks_healthy() {
         };
         let status = wait_for("NODE_DOWN", &[beat(0), beat(1)]).await;
         assert!(codes(&status).contains(&"PG_DEGRADED".to_owned()));
-        assert_eq!(
-            (status.pgs, status.pgs_degraded, status.pgs_unavailable),
-            (32, 32, 0)
-        );
+        assert_eq!((status.pgs, status.pgs_degraded, status.pgs_unavailable), (32, 32, 0));
         let mut full = beat(1);
         (full.bytes_used, full.lost, full.bad_blocks) = (900, true, 1);
         let status = wait_for("NODE_LOST_STATE", &[beat(0), full]).await;
         assert!(codes(&status).contains(&"NODE_NEARFULL".to_owned()));
         assert!(codes(&status).contains(&"BAD_BLOCKS".to_owned()));
         let status = wait_for("PG_UNAVAILABLE", &[beat(0)]).await;
-        assert_eq!(
-            (status.health, status.pgs_unavailable),
-            (Health::HEALTH_ERR, 32)
-        );
+        assert_eq!((status.health, status.pgs_unavailable), (Health::HEALTH_ERR, 32));
         for check in &status.checks {
-            assert!(
-                CHECKS
-                    .iter()
-                    .any(|kind| kind.code == check.code && !kind.remedy.is_empty())
-            );
+            assert!(CHECKS.iter().any(|kind| kind.code == check.code && !kind.remedy.is_empty()));
         }
         let status = wait_for("MONITOR_SETTLING", &[]);
-        assert!(
-            tokio::time::timeout(Duration::from_millis(200), status)
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(Duration::from_millis(200), status).await.is_err());
         running.stop().await;
     });
 }
@@ -382,10 +311,7 @@ fn nodes_that_fall_silent_are_seen_and_nothing_unknown_looks_healthy() {
 #[test]
 fn a_node_is_told_how_far_its_log_once_went() {
     let dir = tempfile::tempdir().unwrap();
-    let at = |position| Heartbeat {
-        position,
-        ..beat(1)
-    };
+    let at = |position| Heartbeat { position, ..beat(1) };
     on_runtime(async {
         let running = Running::start(config(dir.path())).await;
         cluster(&running).await;
@@ -424,10 +350,7 @@ fn volumes_that_were_not_released_clean_are_healed_and_clients_come_first() {
             create(&admin, &format!("disk{n}")).await;
         }
         let node = running.client(Role::StorageNode);
-        let healer = Holder {
-            kind: HolderKind::Healer,
-            ..holder("node.0", 7)
-        };
+        let healer = Holder { kind: HolderKind::Healer, ..holder("node.0", 7) };
         let work = async || node.heal_work(healer.clone(), 100).await.unwrap().0;
         assert_eq!(work().await, vec![], "never attached: nothing to heal");
 
@@ -437,18 +360,10 @@ fn volumes_that_were_not_released_clean_are_healed_and_clients_come_first() {
         assert_eq!(work().await, vec![]);
         tokio::time::sleep(LEASE + MARGIN + Duration::from_millis(50)).await;
         let status = admin.status().await.unwrap();
-        assert!(
-            status
-                .checks
-                .iter()
-                .any(|check| check.code == "VOLUME_NEEDS_HEAL")
-        );
+        assert!(status.checks.iter().any(|check| check.code == "VOLUME_NEEDS_HEAL"));
         let orders = work().await;
         assert_eq!(orders.len(), 1);
-        assert_eq!(
-            (orders[0].volume, orders[0].generation),
-            (disk, Generation(2))
-        );
+        assert_eq!((orders[0].volume, orders[0].generation), (disk, Generation(2)));
         assert_eq!(work().await, vec![], "it is being healed");
         assert_eq!(renew(&node, &healer, &orders[0]).await, renewed(false));
 
@@ -457,39 +372,20 @@ fn volumes_that_were_not_released_clean_are_healed_and_clients_come_first() {
         assert_eq!(granted.generation, Generation(3));
         assert_eq!(renew(&node, &healer, &orders[0]).await, Renewal::Lost);
         // While it is attached, what nodes report goes to its holder.
-        let group = GroupId {
-            volume: disk,
-            pg: PgId {
-                pool: PoolId(1),
-                pg: 3,
-            },
-        };
-        node.heartbeat(Heartbeat {
-            differing: vec![group],
-            ..beat(0)
-        })
-        .await
-        .unwrap();
+        let group = GroupId { volume: disk, pg: PgId { pool: PoolId(1), pg: 3 } };
+        node.heartbeat(Heartbeat { differing: vec![group], ..beat(0) }).await.unwrap();
         let me = holder("a", 2);
         let volumes = vec![(granted.volume, granted.generation)];
         let told = front_end.renew(me, volumes, LEASE).await.unwrap();
         assert_eq!(told.differing, vec![group]);
-        front_end
-            .release(vec![(disk, Generation(3), true)])
-            .await
-            .unwrap();
+        front_end.release(vec![(disk, Generation(3), true)]).await.unwrap();
 
         // More differences than healers may work on at once.
         let map = admin.get_map(0).await.unwrap().unwrap();
         let pg = group.pg;
         let others = map.volumes.keys().filter(|id| **id != disk);
         let differing = others.map(|id| GroupId { volume: *id, pg }).collect();
-        node.heartbeat(Heartbeat {
-            differing,
-            ..beat(0)
-        })
-        .await
-        .unwrap();
+        node.heartbeat(Heartbeat { differing, ..beat(0) }).await.unwrap();
         assert_eq!(work().await.len(), HEALS_MAX);
         assert_eq!(work().await.len(), 0);
         running.stop().await;
@@ -502,14 +398,9 @@ fn bad_requests_are_answered_and_the_monitor_lives_on() {
     on_runtime(async {
         let running = Running::start(config(dir.path())).await;
         let connect = async || {
-            let expect = Expect {
-                role: Role::Monitor,
-                identity: None,
-            };
+            let expect = Expect { role: Role::Monitor, identity: None };
             let hello = Hello::new(Role::Client, [0; 16]);
-            trefoil_transport::connect(running.address, hello, &expect, Options::default())
-                .await
-                .unwrap()
+            trefoil_transport::connect(running.address, hello, &expect, Options::default()).await.unwrap()
         };
         let mut bad = connect().await;
         let mut frames = Vec::new();
@@ -519,17 +410,14 @@ fn bad_requests_are_answered_and_the_monitor_lives_on() {
             let mut meta = vec![if round % 5 == 0 { 9 } else { VERSION }];
             meta.extend_from_slice(&round.to_le_bytes());
             for _ in 0..round % 60 {
-                seed = seed
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 meta.push((seed >> 33) as u8);
             }
             bad.sender.push_slice(KIND_REQUEST, &meta, None).unwrap();
             bad.sender.flush();
             frames.clear();
             // Noise may by chance be a WaitMap; nothing else takes long.
-            let answer =
-                tokio::time::timeout(Duration::from_secs(3), bad.reader.read_batch(&mut frames));
+            let answer = tokio::time::timeout(Duration::from_secs(3), bad.reader.read_batch(&mut frames));
             if let Ok(answer) = answer.await {
                 answer.unwrap();
                 assert_eq!(frames[0].kind, KIND_RESPONSE);
@@ -545,25 +433,15 @@ fn bad_requests_are_answered_and_the_monitor_lives_on() {
         // Roles are kept apart.
         let admin = running.client(Role::Client);
         let volume = VolumeKey::Id(VolumeId(1));
-        let refused = admin
-            .attach(volume.clone(), holder("a", 1), Generation(0))
-            .await;
-        assert!(matches!(
-            refused,
-            Err(CallError::Answered(RpcError::NotAllowed(_)))
-        ));
+        let refused = admin.attach(volume.clone(), holder("a", 1), Generation(0)).await;
+        assert!(matches!(refused, Err(CallError::Answered(RpcError::NotAllowed(_)))));
         let front_end = running.client(Role::FrontEnd);
         let refused = front_end.remove_volume(volume.clone()).await;
-        assert!(matches!(
-            refused,
-            Err(CallError::Answered(RpcError::NotAllowed(_)))
-        ));
+        assert!(matches!(refused, Err(CallError::Answered(RpcError::NotAllowed(_)))));
         // And what does not exist is said in words.
         let error = admin.remove_volume(volume).await.unwrap_err().to_string();
         assert_eq!(error, "there is no volume vol1");
-        let pool = admin
-            .create_pool("p".to_owned(), 3, 8, FailureDomain::Host, Ack::Majority)
-            .await;
+        let pool = admin.create_pool("p".to_owned(), 3, 8, FailureDomain::Host, Ack::Majority).await;
         let error = pool.unwrap_err().to_string();
         assert!(error.contains("add nodes"), "{error}");
         running.stop().await;
@@ -581,19 +459,12 @@ fn too_many_requests_at_once_are_refused() {
         for _ in 0..REQUESTS_MAX + 10 {
             let client = client.clone();
             let have = map.layout;
-            tasks.spawn_local(
-                async move { client.wait_map(have, Duration::from_millis(300)).await },
-            );
+            tasks.spawn_local(async move { client.wait_map(have, Duration::from_millis(300)).await });
         }
         let results = tasks.join_all().await;
-        let refused = results
-            .iter()
-            .filter(|it| matches!(it, Err(CallError::Answered(RpcError::TooMany))));
+        let refused = results.iter().filter(|it| matches!(it, Err(CallError::Answered(RpcError::TooMany))));
         assert_eq!(refused.count(), 10);
-        assert_eq!(
-            results.iter().filter(|it| matches!(it, Ok(None))).count(),
-            REQUESTS_MAX
-        );
+        assert_eq!(results.iter().filter(|it| matches!(it, Ok(None))).count(), REQUESTS_MAX);
         running.stop().await;
     });
 }
@@ -613,13 +484,8 @@ fn clients_come_back_by_themselves_after_a_restart() {
         let meanwhile = client.clone();
         let (who, what) = (a.clone(), granted.clone());
         let renewal = tokio::task::spawn_local(async move { renew(&meanwhile, &who, &what).await });
-        let failed = client
-            .renew(a.clone(), vec![], Duration::from_millis(200))
-            .await;
-        assert!(
-            matches!(failed, Err(CallError::Unavailable(_))),
-            "{failed:?}"
-        );
+        let failed = client.renew(a.clone(), vec![], Duration::from_millis(200)).await;
+        assert!(matches!(failed, Err(CallError::Unavailable(_))), "{failed:?}");
         let mut again = config(dir.path());
         again.listen = address;
         let running = Running::start(again).await;
@@ -653,19 +519,13 @@ fn directories_and_listeners_that_do_not_fit_are_refused_in_words() {
         let mut renamed = config(dir.path());
         renamed.cluster_name = "other".to_owned();
         let text = error(renamed).await;
-        assert!(
-            text.contains("belongs to cluster \"trefoil\", not \"other\""),
-            "{text}"
-        );
+        assert!(text.contains("belongs to cluster \"trefoil\", not \"other\""), "{text}");
 
         let damaged = dir.path().join("damaged");
         std::fs::create_dir(&damaged).unwrap();
         std::fs::write(damaged.join("monitor.redb"), b"this is no database").unwrap();
         let text = error(config(&damaged)).await;
         assert!(text.contains("monitor.redb cannot be used"), "{text}");
-        assert_eq!(
-            std::fs::read(damaged.join("monitor.redb")).unwrap(),
-            b"this is no database"
-        );
+        assert_eq!(std::fs::read(damaged.join("monitor.redb")).unwrap(), b"this is no database");
     });
 }

@@ -86,6 +86,8 @@ cover! {
     LostMessages = "messages lost",
     /// Partitions.
     Partitions = "partitions",
+    /// Front ends cut off with one node, while another one takes over.
+    Isolated = "front ends isolated with a node",
     /// Node pauses.
     NodePauses = "node pauses",
     /// Grants made because a lease had run out.

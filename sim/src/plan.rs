@@ -41,10 +41,11 @@ pub enum Fault {
     Takeover,
     Release,
     LostState,
+    Isolated,
 }
 
 /// All kinds, in the order of their numbers.
-pub const FAULTS: [Fault; 17] = [
+pub const FAULTS: [Fault; 18] = [
     Fault::NodeCrash,
     Fault::AllNodesCrash,
     Fault::NodePause,
@@ -62,6 +63,7 @@ pub const FAULTS: [Fault; 17] = [
     Fault::Takeover,
     Fault::Release,
     Fault::LostState,
+    Fault::Isolated,
 ];
 
 /// A range that a duration is drawn from.
@@ -113,6 +115,8 @@ pub struct Plan {
     pub read: Span,
     /// Operations that a front end's clients have under way at once.
     pub clients: usize,
+    /// How many of these clients only read.
+    pub readers: usize,
     /// Between a client's operations.
     pub think: Span,
     /// Weights of read, write, zero, status.
@@ -187,6 +191,7 @@ impl Plan {
             flush_records: r.magnitude(1, 64) as usize,
             read: (5, r.magnitude(10, 3_000)),
             clients: r.between(1, 8) as usize,
+            readers: r.below(4) as usize,
             think: (0, r.magnitude(10, 5_000)),
             ops: [r.between(5, 60) as u32, r.between(20, 60) as u32, r.below(12) as u32, r.below(6) as u32],
             large_one_in: r.between(2, 40),

@@ -52,6 +52,8 @@ pub struct Outcome {
     pub longest: u64,
     /// The trace, if words were wanted.
     pub lines: Vec<Line>,
+    /// What was wrong with the cluster at the end, for people.
+    pub wrong: String,
     /// The plan, for people.
     pub plan: String,
 }
@@ -77,7 +79,7 @@ pub fn has_bug(bug: Bug) -> bool {
 }
 
 /// Runs one seed. `words`: how many of the last lines are kept, of those that concern the object of a
-/// violation; 0 for a run without words.
+/// violation; `usize::MAX` for all that concern anything; 0 for a run without words.
 pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
     switch(settings.bug);
     let plan = plan_of(seed, settings);
@@ -105,7 +107,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         world.violation.get_or_insert(Violation::plain("no panic", text.to_string()));
     }
-    let object = world.violation.as_ref().and_then(|v| v.object);
+    let object = world.violation.as_ref().and_then(|v| v.object).filter(|_| words < usize::MAX);
     Outcome {
         seed,
         steps: world.steps,
@@ -113,6 +115,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         hash: world.trace.hash(),
         coverage: world.coverage,
         longest: world.longest,
+        wrong: if words > 0 { world.wrong_now() } else { String::new() },
         lines: if words > 0 { world.trace.last(words, object) } else { Vec::new() },
         violation: world.violation.take(),
         plan: summary,
@@ -159,6 +162,7 @@ pub fn report(outcome: &Outcome, settings: &Settings, words: usize) -> String {
     for line in &again.lines {
         let _ = writeln!(text, "{line}");
     }
+    let _ = writeln!(text, "at that moment: {}", again.wrong);
     let _ = writeln!(
         text,
         "FAILED at step {}, {} µs: {} is violated: {}",

@@ -4,12 +4,13 @@
 //! `ready: ` on standard output when it serves; logs go to standard error.
 
 use super::Global;
+use super::format::{self, FormatArgs};
 use crate::config;
 use crate::daemon::{Daemon, Role};
 use crate::failure::{Failure, Outcome};
 use crate::signals;
 use anyhow::{Context, anyhow, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use sd_notify::NotifyState;
@@ -20,6 +21,9 @@ use trefoil_monitor::MonitorConfig;
 use trefoil_nbd::NbdConfig;
 use trefoil_storage_node::NodeConfig;
 
+/// Set by `trefoil up` for its processes: the pid whose end they do not outlive.
+pub const PARENT_ENV: &str = "TREFOIL_UP_PID";
+
 /// What all daemons take.
 #[derive(Args, Debug)]
 pub struct Common {
@@ -29,9 +33,6 @@ pub struct Common {
     /// Listen beyond loopback although connections are not encrypted yet
     #[arg(long)]
     allow_plaintext: bool,
-    /// Stop when the process with this pid, which must be the parent, has ended (for `trefoil up`)
-    #[arg(long, value_name = "PID", hide = true)]
-    die_with_parent: Option<u32>,
 }
 
 const MONITOR_EXAMPLES: &str = "\
@@ -67,6 +68,7 @@ const NODE_EXAMPLES: &str = "\
 Examples:
   trefoil storage-node --config /etc/trefoil/node-0.toml
   trefoil storage-node --config DIR/etc/node-0.toml    # one of `trefoil up --processes`, again
+  trefoil --monitor 127.0.0.1:10800 storage-node format /dev/nvme1n1
   trefoil --monitor 127.0.0.1:10800 storage-node --device /dev/nvme1n1 \\
       --state-dir /var/lib/trefoil/node-0 --listen 127.0.0.1:10810
 
@@ -76,7 +78,8 @@ A configuration:
   state_dir = \"/var/lib/trefoil/node-0\"
   listen = \"127.0.0.1:10810\"
   host = \"rack1-a\"
-  format_if_missing = true    # only where the device is empty; nothing is ever overwritten
+  format_if_missing = true    # where the file is missing or empty; nothing is overwritten
+  size = 107374182400         # of a file that is made
 
 SIGTERM and SIGINT stop it in order; a second one ends it at once.";
 
@@ -84,6 +87,9 @@ SIGTERM and SIGINT stop it in order; a second one ends it at once.";
 #[derive(Args, Debug)]
 #[command(after_help = NODE_EXAMPLES)]
 pub struct NodeArgs {
+    /// Something else than to run it.
+    #[command(subcommand)]
+    command: Option<NodeCommand>,
     #[command(flatten)]
     common: Common,
     /// The block device, or preallocated file, that it keeps objects on
@@ -98,6 +104,12 @@ pub struct NodeArgs {
     /// The CRUSH host that it is put in at its first start
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
+}
+
+/// `trefoil storage-node ...`.
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    Format(FormatArgs),
 }
 
 const NBD_EXAMPLES: &str = "\
@@ -160,11 +172,23 @@ pub fn monitor(args: &MonitorArgs, global: &Global) -> Outcome {
     config.allow_plaintext |= args.common.allow_plaintext;
     config.check().map_err(Failure::usage)?;
     let address = config.listen.to_string();
-    run(Role::Monitor, Daemon::Monitor(config), address, &args.common, global)
+    run(Role::Monitor, Daemon::Monitor(config), address, global)
 }
 
 /// Runs `trefoil storage-node`.
-pub fn storage_node(args: &NodeArgs, global: &Global) -> Outcome {
+pub fn storage_node(args: &NodeArgs, global: &Global, out: &mut dyn Write) -> Outcome {
+    if let Some(NodeCommand::Format(format_args)) = &args.command {
+        // clap's own check for this would refuse --monitor as well.
+        let common = &args.common;
+        let of_the_daemon = args.device.is_some() || args.state_dir.is_some() || args.listen.is_some();
+        if of_the_daemon || args.host.is_some() || common.config.is_some() || common.allow_plaintext {
+            return Err(Failure::usage(anyhow!(
+                "options of the daemon before `format`, which takes only its own: give the device behind it"
+            )));
+        }
+        crate::start_logging(global, "warn")?;
+        return format::run(format_args, global, out);
+    }
     let mut config: NodeConfig = loaded(&args.common)?;
     set(&mut config.device, &args.device);
     set(&mut config.state_dir, &args.state_dir);
@@ -174,7 +198,7 @@ pub fn storage_node(args: &NodeArgs, global: &Global) -> Outcome {
     config.allow_plaintext |= args.common.allow_plaintext;
     config.check().map_err(|error| Failure::usage(error.into()))?;
     let address = config.listen.to_string();
-    run(Role::StorageNode, Daemon::StorageNode(config), address, &args.common, global)
+    run(Role::StorageNode, Daemon::StorageNode(config), address, global)
 }
 
 /// Runs `trefoil nbd`.
@@ -191,13 +215,14 @@ pub fn nbd(args: &NbdArgs, global: &Global) -> Outcome {
     config.check().map_err(|error| Failure::usage(error.into()))?;
     let mut at: Vec<String> = config.listen.iter().map(SocketAddr::to_string).collect();
     at.extend(config.socket.iter().map(|path| path.display().to_string()));
-    run(Role::Nbd, Daemon::Nbd(config), at.join(" "), &args.common, global)
+    run(Role::Nbd, Daemon::Nbd(config), at.join(" "), global)
 }
 
-fn run(role: Role, daemon: Daemon, address: String, common: &Common, global: &Global) -> Outcome {
+fn run(role: Role, daemon: Daemon, address: String, global: &Global) -> Outcome {
     crate::start_logging(global, "info")?;
-    if let Some(parent) = common.die_with_parent {
-        die_with_parent(parent)?;
+    crate::limits::raise_descriptors();
+    if let Ok(parent) = std::env::var(PARENT_ENV) {
+        die_with_parent(&parent)?;
     }
     let shutdown = signals::listen().context("cannot handle signals")?;
     let ready = move || {
@@ -223,11 +248,19 @@ fn notify(state: NotifyState<'_>) {
     }
 }
 
-/// Asks the kernel for SIGTERM when the parent ends, and looks whether it has ended already.
-fn die_with_parent(parent: u32) -> anyhow::Result<()> {
+/// Asks the kernel for SIGTERM when the parent ends, and looks whether it has ended already. The
+/// environment may have been copied from a daemon of a running `up` by somebody who starts it by hand:
+/// then there is no parent to go with.
+fn die_with_parent(parent: &str) -> anyhow::Result<()> {
+    let parent: i32 = parent.parse().with_context(|| format!("{PARENT_ENV}={parent} is no pid"))?;
     set_pdeathsig(Signal::SIGTERM).context("cannot ask for a signal at the parent's end")?;
-    let now = nix::unistd::getppid();
-    let expected = i32::try_from(parent).map_err(|_| anyhow!("--die-with-parent {parent} is no pid"))?;
-    ensure!(now.as_raw() == expected, "the process {parent} that started this one has ended");
+    if nix::unistd::getppid().as_raw() != parent {
+        set_pdeathsig(None).context("cannot do without a signal at the parent's end")?;
+        ensure!(
+            std::path::Path::new("/proc").join(parent.to_string()).exists(),
+            "the `trefoil up` with pid {parent}, which {PARENT_ENV} names, has ended; unset it to start this \
+             daemon by itself"
+        );
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 pub mod completions;
 pub mod crush;
 pub mod daemons;
+pub mod format;
 pub mod lists;
 pub mod status;
 pub mod volume;

@@ -53,6 +53,8 @@ use trefoil_storage_node::NodeConfig;
 pub const DIR_DEFAULT: &str = "./trefoil-data";
 /// The pool that `up` makes.
 const POOL: &str = "default";
+/// Volumes that are told of one by one.
+const VOLUMES_SHOWN: usize = 16;
 /// How often the monitor is asked whether what is waited for is so.
 const POLL: Duration = Duration::from_millis(50);
 /// How long the daemons of an `up` that was killed may take to go, before a new one gives up.
@@ -124,8 +126,9 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
         volumes: args.volumes.iter().map(|volume| volume.0.clone()).collect(),
     };
     // Before the directory is made: what cannot be in any directory leaves no trace.
-    plan::plan(&Request { node_size: request.node_size, ..request.clone() }, None).map_err(Failure::usage)?;
+    plan::plan(&request, None).map_err(Failure::usage)?;
 
+    crate::limits::raise_descriptors();
     let shutdown = signals::listen().context("cannot handle signals")?;
     let dir = DataDir::open(&args.dir)?;
     let old = State::load(dir.path())?;
@@ -139,12 +142,16 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
         true => Mode::Processes { args: log_args(global), restart: args.restart },
         false => Mode::Threads,
     };
-    let tell = Tell::new();
+    let tell = Tell::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot make a runtime: are there file descriptors left?")?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         leftovers_gone(&dir).await?;
+        if !args.processes {
+            // It would name processes that are gone, and some day strangers.
+            let _ = std::fs::remove_file(dir.processes_file());
+        }
         check::socket_path(&socket)?;
         check::listen_address(args.listen)?;
         let mut state = settle(&dir, &plan, old, args.listen, socket, &tell)?;
@@ -283,7 +290,7 @@ async fn start(
         if up.has_processes() { ", each as a process" } else { ", each on a thread" }
     ));
 
-    let mut admin = Admin::at(vec![state.monitor]);
+    let mut admin = Admin::at(state.monitor);
     up.during("the pool and the nodes", pool_and_nodes(&mut admin)).await?;
     let snapshot = up.during("the cluster map", admin.snapshot()).await?;
     let volumes = volumes(up, &mut admin, state, &snapshot).await?;
@@ -437,11 +444,12 @@ async fn volumes(
         }
         names.push(name.clone());
     }
-    for volume in &there {
-        if !names.contains(&volume.name) {
+    let found: Vec<_> = there.iter().filter(|there| !names.contains(&there.name)).collect();
+    for (i, volume) in found.iter().enumerate() {
+        if i < VOLUMES_SHOWN {
             up.tell.line(&format!("found volume {} of {}", volume.name, Size(volume.size_bytes)));
-            names.push(volume.name.clone());
         }
+        names.push(volume.name.clone());
     }
     let sizes = there.iter().filter(|there| !wanted.iter().any(|volume| volume.name == there.name));
     let sizes = sizes.map(|there| there.size_bytes).chain(wanted.iter().map(|volume| volume.size.0));
@@ -463,9 +471,12 @@ fn forget(dir: &DataDir, state: &mut State, owed: &[VolumeWanted]) -> anyhow::Re
 /// What serves now, and what to type next.
 fn announce(up: &Supervisor<'_>, state: &State, volumes: &[String]) {
     let (listen, socket) = (state.nbd_listen, state.nbd_socket.as_path());
-    for volume in volumes {
+    for volume in volumes.iter().take(VOLUMES_SHOWN) {
         up.tell.line(&format!("NBD  {}", banner::tcp_uri(listen, volume)));
         up.tell.line(&format!("     {}", banner::unix_uri(socket, volume)));
+    }
+    if let Some(more) = volumes.len().checked_sub(VOLUMES_SHOWN).filter(|more| *more > 0) {
+        up.tell.line(&format!("     and {more} more: trefoil volume list"));
     }
     let Some(first) = volumes.first() else {
         up.tell.line("there is no volume yet; to make one: trefoil volume create disk0 1G");

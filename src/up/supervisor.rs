@@ -7,8 +7,9 @@
 use super::dir::{DataDir, write_atomically};
 use super::launch::{self, EVENTS_MAX, Event, Running, STOP_WAIT, What};
 use super::tell::Tell;
+use crate::cmd::daemons::PARENT_ENV;
 use crate::daemon::{Daemon, Role};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, one_line};
 use crate::output::printable;
 use crate::signals::{Shutdown, stopped};
 use anyhow::{Context, anyhow};
@@ -29,6 +30,8 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
 const RESTART_FORGET: Duration = Duration::from_secs(60);
 /// How often a wait looks whether it should say that it is a long one.
 const WAIT_TICK: Duration = Duration::from_secs(1);
+/// A log longer than this is set aside when its daemon starts.
+const LOG_BYTES_MAX: u64 = 16 << 20;
 /// How much of the end of a log is looked at for its last line.
 const LOG_TAIL_BYTES: u64 = 4096;
 
@@ -167,25 +170,30 @@ impl<'a> Supervisor<'a> {
                 let mut command = Command::new("/proc/self/exe");
                 command.arg0("trefoil").arg(slot.member.role.to_string());
                 command.arg("--config").arg(self.dir.config_file(name));
-                command.arg("--die-with-parent").arg(std::process::id().to_string());
+                command.env(PARENT_ENV, std::process::id().to_string());
                 command.args(args).stderr(open_log(&log)?);
                 launch::process(number, command, sender)
             }
         };
         slot.running = Some(running.with_context(|| format!("cannot start {name}"))?);
         (slot.started, slot.ready, slot.restart_at, slot.ended) = (Instant::now(), false, None, None);
-        self.write_processes()
+        self.write_processes();
+        Ok(())
     }
 
-    /// `processes.json`: what runs now.
-    fn write_processes(&self) -> Outcome {
+    /// `processes.json`: what runs now. That it cannot be written (a full disk, say) stops no daemon.
+    fn write_processes(&self) {
         if let Mode::Threads = self.mode {
-            return Ok(());
+            return;
         }
         let entries: Vec<ProcessEntry> = self.slots.iter().filter_map(|slot| self.entry(slot)).collect();
-        let mut text = serde_json::to_string_pretty(&entries)?;
-        text.push('\n');
-        Ok(write_atomically(&self.dir.processes_file(), text.as_bytes())?)
+        let written = serde_json::to_string_pretty(&entries).map_err(anyhow::Error::from).and_then(|text| {
+            let text = text + "\n";
+            write_atomically(&self.dir.processes_file(), text.as_bytes())
+        });
+        if let Err(error) = written {
+            self.tell.warning(&format!("{}; it does not say what runs now", one_line(&error)));
+        }
     }
 
     fn entry<'s>(&self, slot: &'s Slot) -> Option<ProcessEntry<'s>> {
@@ -207,8 +215,8 @@ impl<'a> Supervisor<'a> {
                 biased;
                 () = stopped(self.shutdown.clone()) => break Err(Interrupt::Stop),
                 result = &mut future => break result.map_err(Interrupt::Failed),
-                event = self.events.recv() => self.happened(event)?,
-                () = sleep(WAIT_TICK) => self.tell.still_waiting_for(what),
+                event = self.events.recv() => self.happened(event),
+                () = sleep(WAIT_TICK) => self.tell.still_waiting(),
             }
         };
         self.tell.waited();
@@ -225,8 +233,8 @@ impl<'a> Supervisor<'a> {
             tokio::select! {
                 biased;
                 () = stopped(self.shutdown.clone()) => return Err(Interrupt::Stop),
-                event = self.events.recv() => self.happened(event)?,
-                () = sleep(WAIT_TICK) => self.tell.still_waiting_for(&what),
+                event = self.events.recv() => self.happened(event),
+                () = sleep(WAIT_TICK) => self.tell.still_waiting(),
             }
         }
         self.tell.waited();
@@ -255,7 +263,7 @@ impl<'a> Supervisor<'a> {
             tokio::select! {
                 biased;
                 () = stopped(self.shutdown.clone()) => return Ok(()),
-                event = self.events.recv() => self.happened(event)?,
+                event = self.events.recv() => self.happened(event),
                 () = restart => self.restart_due(),
             }
         }
@@ -274,9 +282,9 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn happened(&mut self, event: Option<Event>) -> Outcome {
+    fn happened(&mut self, event: Option<Event>) {
         // None would mean that all senders are gone, and we hold one.
-        let Some(Event { member, what }) = event else { return Ok(()) };
+        let Some(Event { member, what }) = event else { return };
         match what {
             What::Ready => {
                 let slot = &mut self.slots[member];
@@ -289,10 +297,9 @@ impl<'a> Supervisor<'a> {
                 self.slots[member].running = None;
                 self.slots[member].ready = false;
                 self.died(member, result.err().unwrap_or_else(|| "ended".to_owned()));
-                self.write_processes()?;
+                self.write_processes();
             }
         }
-        Ok(())
     }
 
     /// Tells of a death, and plans what follows.
@@ -350,9 +357,7 @@ impl<'a> Supervisor<'a> {
                     self.tell.warning(&format!("{}: {why}", self.slots[member].member.name));
                 }
             }
-            if let Err(failure) = self.write_processes() {
-                self.tell.warning(&failure.line().unwrap_or_default());
-            }
+            self.write_processes();
         }
         self.tell.waited();
     }
@@ -364,10 +369,15 @@ fn restart_delay(deaths: u32) -> Duration {
     (RESTART_DELAY_MIN * (1 << doublings)).min(RESTART_DELAY_MAX)
 }
 
+/// Opens a log to append to; one that has grown is kept as `NAME.log.old`, in place of the last such.
 fn open_log(path: &Path) -> anyhow::Result<std::fs::File> {
     let name = path.display();
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    if path.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
+        let old = path.with_extension("log.old");
+        std::fs::rename(path, &old).with_context(|| format!("cannot rename {name}"))?;
     }
     let file = OpenOptions::new().append(true).create(true).open(path);
     file.with_context(|| format!("cannot open the log {name}"))
@@ -396,6 +406,17 @@ mod tests {
     fn restarts_become_rarer_and_never_stop() {
         let delays = [1, 2, 3, 6, 7, 8, u32::MAX].map(|n| restart_delay(n).as_millis());
         assert_eq!(delays, [500, 1000, 2000, 16_000, 30_000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn a_log_that_has_grown_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log/x.log");
+        open_log(&path).unwrap().set_len(LOG_BYTES_MAX).unwrap();
+        assert_eq!(open_log(&path).unwrap().metadata().unwrap().len(), LOG_BYTES_MAX);
+        open_log(&path).unwrap().set_len(LOG_BYTES_MAX + 1).unwrap();
+        assert_eq!(open_log(&path).unwrap().metadata().unwrap().len(), 0);
+        assert_eq!(dir.path().join("log/x.log.old").metadata().unwrap().len(), LOG_BYTES_MAX + 1);
     }
 
     #[test]

@@ -8,28 +8,26 @@ use std::time::{Duration, Instant};
 
 /// How often a long wait is told where there is no terminal for a spinner.
 const WAIT_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the spinner turns.
+const SPINNER_INTERVAL: Duration = Duration::from_millis(120);
 
 /// See the module.
+#[derive(Default)]
 pub struct Tell {
+    wait: Option<Wait>,
+}
+
+struct Wait {
+    text: String,
+    /// On a terminal.
     spinner: Option<ProgressBar>,
-    waiting: Option<(Instant, Instant)>,
+    since: Instant,
+    told: Instant,
 }
 
 impl Tell {
-    /// With a spinner where standard error is a terminal.
-    pub fn new() -> Tell {
-        let spinner = std::io::stderr().is_terminal().then(|| {
-            let spinner = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
-                spinner.set_style(style);
-            }
-            spinner
-        });
-        Tell { spinner, waiting: None }
-    }
-
     fn quietly(&self, write: impl FnOnce()) {
-        match &self.spinner {
+        match self.wait.as_ref().and_then(|wait| wait.spinner.as_ref()) {
             Some(spinner) => spinner.suspend(write),
             None => write(),
         }
@@ -50,32 +48,39 @@ impl Tell {
         });
     }
 
-    /// What is being waited for, from now on.
+    /// What is being waited for, from now on. The same again goes on with the wait that it is.
     pub fn waiting_for(&mut self, text: &str) {
-        let now = Instant::now();
-        self.waiting = Some((now, now));
-        if let Some(spinner) = &self.spinner {
-            spinner.reset_elapsed();
-            spinner.set_message(text.to_owned());
-            spinner.enable_steady_tick(Duration::from_millis(120));
+        if self.wait.as_ref().is_some_and(|wait| wait.text == text) {
+            return;
         }
+        self.waited();
+        let spinner = std::io::stderr().is_terminal().then(|| {
+            let spinner = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} waiting for {msg} ({elapsed})") {
+                spinner.set_style(style);
+            }
+            spinner.set_message(text.to_owned());
+            spinner.enable_steady_tick(SPINNER_INTERVAL);
+            spinner
+        });
+        let now = Instant::now();
+        self.wait = Some(Wait { text: text.to_owned(), spinner, since: now, told: now });
     }
 
     /// Call it now and then during a wait: tells of a long one where no spinner does.
-    pub fn still_waiting_for(&mut self, text: &str) {
-        let Some((since, told)) = &mut self.waiting else { return };
-        if self.spinner.is_none() && told.elapsed() >= WAIT_INTERVAL {
-            *told = Instant::now();
-            let seconds = since.elapsed().as_secs();
-            let _ = writeln!(std::io::stderr().lock(), "trefoil: still waiting for {text} ({seconds} s)");
+    pub fn still_waiting(&mut self) {
+        let Some(wait) = &mut self.wait else { return };
+        if wait.spinner.is_none() && wait.told.elapsed() >= WAIT_INTERVAL {
+            wait.told = Instant::now();
+            let seconds = wait.since.elapsed().as_secs();
+            let _ =
+                writeln!(std::io::stderr().lock(), "trefoil: still waiting for {} ({seconds} s)", wait.text);
         }
     }
 
     /// The wait is over.
     pub fn waited(&mut self) {
-        self.waiting = None;
-        if let Some(spinner) = &self.spinner {
-            spinner.disable_steady_tick();
+        if let Some(Wait { spinner: Some(spinner), .. }) = self.wait.take() {
             spinner.finish_and_clear();
         }
     }

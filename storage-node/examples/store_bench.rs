@@ -10,9 +10,7 @@ use trefoil_core::checksum::block_checksum;
 use trefoil_core::message::WriteOp;
 use trefoil_core::record::Record;
 use trefoil_core::*;
-use trefoil_storage_node::store::{
-    FormatOptions, ReadMode, Store, StoreEvent, StoreOptions, format,
-};
+use trefoil_storage_node::store::{FormatOptions, ReadMode, Store, StoreEvent, StoreOptions, format};
 
 const OBJECTS: u64 = 64;
 const BLOCKS: u64 = 1024;
@@ -50,21 +48,13 @@ impl Load {
                 block_checksum(object.group.volume, object.index, first + n, data)
             })
             .collect();
-        let head = Head {
-            ballot: Ballot(1 << 20),
-            seq: self.ticket,
-        };
+        let head = Head { ballot: Ballot(1 << 20), seq: self.ticket };
         let op = WriteOp::Data {
             blocks: BlockRange::new(first, count),
             checksums,
             data: self.data.slice(..count as usize * BLOCK_SIZE),
         };
-        let record = Record::Write {
-            object,
-            head,
-            snap: 0,
-            op,
-        };
+        let record = Record::Write { object, head, snap: 0, op };
         self.store.append(self.ticket, record);
     }
     async fn wait(&mut self) {
@@ -75,13 +65,7 @@ impl Load {
 }
 
 fn object(n: u64) -> ObjectId {
-    ObjectId {
-        group: GroupId {
-            volume: VolumeId(1),
-            pg: PgId::default(),
-        },
-        index: n as u32,
-    }
+    ObjectId { group: GroupId { volume: VolumeId(1), pg: PgId::default() }, index: n as u32 }
 }
 
 async fn run(load: &mut Load, name: &str, reads: bool, depth: u64, seconds: u64) {
@@ -150,22 +134,12 @@ fn main() {
         },
     );
     formatted.expect("formatted");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("runtime");
     runtime.block_on(async {
         let options = StoreOptions::default();
-        let (store, _) =
-            Store::open(&path, &dir.join("index"), options, &mut |_, _| ()).expect("opened");
+        let (store, _) = Store::open(&path, &dir.join("index"), options, &mut |_, _| ()).expect("opened");
         let data = vec![0x5a; 1 << 20].into();
-        let mut load = Load {
-            store,
-            events: Vec::new(),
-            random: 88172645463325252,
-            ticket: 0,
-            data,
-        };
+        let mut load = Load { store, events: Vec::new(), random: 88172645463325252, ticket: 0, data };
         for n in 0..OBJECTS {
             for part in 0..BLOCKS as u32 / 256 {
                 load.write(object(n), part * 256, 256);

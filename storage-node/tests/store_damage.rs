@@ -54,13 +54,7 @@ fn open(medium: &SimMedium) -> (Sim, Recovered) {
 }
 
 fn object(index: u32) -> ObjectId {
-    ObjectId {
-        group: GroupId {
-            volume: VolumeId(1),
-            pg: PgId::default(),
-        },
-        index,
-    }
+    ObjectId { group: GroupId { volume: VolumeId(1), pg: PgId::default() }, index }
 }
 
 fn bytes(fill: u8) -> Vec<u8> {
@@ -72,10 +66,7 @@ fn sum(o: ObjectId, block: u32, fill: u8) -> u64 {
 }
 
 fn head(seq: u64) -> Head {
-    Head {
-        ballot: Ballot(1),
-        seq,
-    }
+    Head { ballot: Ballot(1), seq }
 }
 
 fn write(o: ObjectId, seq: u64, first: u32, fills: &[u8]) -> Record<Bytes> {
@@ -85,10 +76,7 @@ fn write(o: ObjectId, seq: u64, first: u32, fills: &[u8]) -> Record<Bytes> {
         snap: 0,
         op: WriteOp::Data {
             blocks: BlockRange::new(first, fills.len() as u32),
-            checksums: (first..)
-                .zip(fills)
-                .map(|(n, fill)| sum(o, n, *fill))
-                .collect(),
+            checksums: (first..).zip(fills).map(|(n, fill)| sum(o, n, *fill)).collect(),
             data: fills.iter().flat_map(|f| bytes(*f)).collect(),
         },
     }
@@ -119,16 +107,7 @@ fn read_as(store: &mut Sim, o: ObjectId, first: u32, count: u32, mode: ReadMode)
     settle(store)
         .into_iter()
         .find_map(|e| match e {
-            StoreEvent::Read {
-                token: 77,
-                checksums,
-                data,
-                bad,
-            } => Some(Answer {
-                checksums,
-                data,
-                bad,
-            }),
+            StoreEvent::Read { token: 77, checksums, data, bad } => Some(Answer { checksums, data, bad }),
             _ => None,
         })
         .expect("answered")
@@ -179,10 +158,7 @@ fn a_flipped_bit_is_bad_and_is_healed() {
     assert_eq!(read(&mut store, object(1), 12, 1).bad, [12]);
     store.append(3, heal(sum(object(1), 12, 3), 3));
     let told = settle(&mut store);
-    assert!(matches!(
-        told[..],
-        [StoreEvent::Durable { up_to_ticket: 3 }]
-    ));
+    assert!(matches!(told[..], [StoreEvent::Durable { up_to_ticket: 3 }]));
     let a = read(&mut store, object(1), 12, 1);
     assert_eq!((a.bad.len(), &a.data[..]), (0, &bytes(3)[..]));
     // And it stays so.
@@ -194,10 +170,7 @@ fn a_flipped_bit_is_bad_and_is_healed() {
     let before = store.stats().space.free;
     store.append(4, heal(sum(object(1), 12, 3), 3));
     let told = settle(&mut store);
-    assert!(matches!(
-        told[..],
-        [StoreEvent::Durable { up_to_ticket: 4 }]
-    ));
+    assert!(matches!(told[..], [StoreEvent::Durable { up_to_ticket: 4 }]));
     assert_eq!(store.stats().space.free, before);
 }
 
@@ -223,10 +196,7 @@ fn a_torn_tail_is_dropped_and_never_comes_back() {
     let (mut store, recovered) = open(&m);
     assert!(recovered.how.torn_tail.is_none());
     assert_eq!(read(&mut store, object(1), 0, 2).data, bytes(1));
-    assert_eq!(
-        recovered.durable.groups[&object(1).group].objects[&1],
-        head(1)
-    );
+    assert_eq!(recovered.durable.groups[&object(1).group].objects[&1], head(1));
 }
 
 #[test]
@@ -268,20 +238,13 @@ fn damage_in_the_middle_is_not_a_torn_tail() {
     m.flip(headers[6] + 40);
     let (_, recovered) = open(&m);
     assert_eq!(recovered.lost, None);
-    assert!(
-        !recovered.durable.groups[&object(1).group]
-            .objects
-            .contains_key(&6)
-    );
+    assert!(!recovered.durable.groups[&object(1).group].objects.contains_key(&6));
 }
 
 #[test]
 fn a_lost_table_page_is_bad_not_zeros() {
     let m = medium(8);
-    let options = StoreOptions {
-        table_cache_bytes: 4 * 4096,
-        ..StoreOptions::default()
-    };
+    let options = StoreOptions { table_cache_bytes: 4 * 4096, ..StoreOptions::default() };
     let (mut store, _) = open_with(&m, options.clone());
     for n in 1..=8u8 {
         store.append(n.into(), write(object(n.into()), 1, 0, &[n]));
@@ -333,19 +296,9 @@ fn the_second_superblock_serves_and_none_is_an_error() {
     m.flip((1 << 20) + 20);
     let refused = |m: &SimMedium| {
         let device = m.device(1).expect("device");
-        Store::open_on(
-            device,
-            NoIndex(None),
-            StoreOptions::default(),
-            &mut |_, _| (),
-        )
-        .err()
-        .expect("refused")
+        Store::open_on(device, NoIndex(None), StoreOptions::default(), &mut |_, _| ()).err().expect("refused")
     };
-    assert!(matches!(
-        refused(&m),
-        OpenError::Superblock(SuperblockError::Damaged { .. })
-    ));
+    assert!(matches!(refused(&m), OpenError::Superblock(SuperblockError::Damaged { .. })));
     assert!(matches!(
         refused(&SimMedium::new(8 << 20)),
         OpenError::Superblock(SuperblockError::Foreign { .. })
@@ -355,11 +308,8 @@ fn the_second_superblock_serves_and_none_is_an_error() {
 #[test]
 fn a_full_store_keeps_a_reserve_and_loses_nothing() {
     let m = medium(8);
-    let options = StoreOptions {
-        table_cache_bytes: 4 * 4096,
-        checkpoint_bytes: 256 << 10,
-        ..StoreOptions::default()
-    };
+    let options =
+        StoreOptions { table_cache_bytes: 4 * 4096, checkpoint_bytes: 256 << 10, ..StoreOptions::default() };
     let (mut store, _) = open_with(&m, options);
     let (mut ticket, mut acked) = (0, 0);
     let (mut written, mut events) = (Vec::new(), Vec::new());
@@ -379,13 +329,7 @@ fn a_full_store_keeps_a_reserve_and_loses_nothing() {
     for _ in 0..100 {
         ticket += 1;
         let volume = VolumeId(ticket);
-        store.append(
-            ticket,
-            Record::Fence {
-                volume,
-                generation: Generation(1),
-            },
-        );
+        store.append(ticket, Record::Fence { volume, generation: Generation(1) });
         events.extend(settle(&mut store));
     }
     for e in &events {
@@ -401,13 +345,7 @@ fn a_full_store_keeps_a_reserve_and_loses_nothing() {
     for _ in 0..5000 {
         ticket += 1;
         let volume = VolumeId(ticket);
-        store.append(
-            ticket,
-            Record::Fence {
-                volume,
-                generation: Generation(1),
-            },
-        );
+        store.append(ticket, Record::Fence { volume, generation: Generation(1) });
         for e in settle(&mut store) {
             match e {
                 StoreEvent::Durable { up_to_ticket } => {
@@ -462,10 +400,7 @@ fn a_write_error_ends_acknowledgement_and_not_reading() {
 #[test]
 fn reads_take_effect_where_they_are_called() {
     let m = medium(8);
-    let options = StoreOptions {
-        table_cache_bytes: 4 * 4096,
-        ..StoreOptions::default()
-    };
+    let options = StoreOptions { table_cache_bytes: 4 * 4096, ..StoreOptions::default() };
     let (mut store, _) = open_with(&m, options.clone());
     for n in 1..=8u8 {
         store.append(n.into(), write(object(n.into()), 1, 0, &[n]));
@@ -495,10 +430,7 @@ fn reads_take_effect_where_they_are_called() {
     assert!(store.stats().cache_misses >= 4, "{:?}", store.stats());
     let mut seen = Vec::new();
     for e in settle(&mut store) {
-        if let StoreEvent::Read {
-            token, data, bad, ..
-        } = e
-        {
+        if let StoreEvent::Read { token, data, bad, .. } = e {
             assert!(bad.is_empty());
             seen.push((token, data));
         }
@@ -517,14 +449,8 @@ fn reads_take_effect_where_they_are_called() {
 #[test]
 fn back_pressure_at_each_limit() {
     let m = medium(16);
-    let (mut store, _) = open_with(
-        &m,
-        StoreOptions {
-            pending_bytes_max: 64 << 10,
-            reads_max: 2,
-            ..StoreOptions::default()
-        },
-    );
+    let (mut store, _) =
+        open_with(&m, StoreOptions { pending_bytes_max: 64 << 10, reads_max: 2, ..StoreOptions::default() });
     assert!(store.can_accept());
     store.append(1, write(object(1), 1, 0, &[1; 20]));
     assert!(!store.can_accept(), "pending bytes");
@@ -540,10 +466,7 @@ fn back_pressure_at_each_limit() {
 #[test]
 fn changes_that_wait_for_pages_are_bounded_and_drain() {
     let m = medium(16);
-    let options = StoreOptions {
-        table_cache_bytes: 4 * 4096,
-        ..StoreOptions::default()
-    };
+    let options = StoreOptions { table_cache_bytes: 4 * 4096, ..StoreOptions::default() };
     let (mut store, _) = open_with(&m, options.clone());
     for n in 1..=12u8 {
         store.append(n.into(), write(object(n.into()), 1, 0, &[n]));
@@ -553,13 +476,7 @@ fn changes_that_wait_for_pages_are_bounded_and_drain() {
         read(&mut store, object(n.into()), 0, 1);
     }
     drop(store);
-    let (mut store, _) = open_with(
-        &m,
-        StoreOptions {
-            queued_changes_max: 24,
-            ..options
-        },
-    );
+    let (mut store, _) = open_with(&m, StoreOptions { queued_changes_max: 24, ..options });
     let mut ticket = 100;
     let mut refused = 0;
     for round in 0..40 {
@@ -622,13 +539,7 @@ fn a_crash_while_the_first_record_of_a_session_is_written() {
 #[test]
 fn reads_wait_for_memory_that_the_caller_still_holds() {
     let m = medium(8);
-    let (mut store, _) = open_with(
-        &m,
-        StoreOptions {
-            read_bytes_max: 8192,
-            ..StoreOptions::default()
-        },
-    );
+    let (mut store, _) = open_with(&m, StoreOptions { read_bytes_max: 8192, ..StoreOptions::default() });
     store.append(1, write(object(1), 1, 0, &[1, 2, 3, 4]));
     settle(&mut store);
     let held = read(&mut store, object(1), 0, 2).data;
@@ -656,10 +567,7 @@ fn modes_of_reading() {
     let have = [sum(o, 0, 1), sum(o, 1, 9), 0, 0];
     let a = read_as(&mut store, o, 0, 4, ReadMode::Differing(have.into()));
     assert_eq!(a.data, [bytes(2), bytes(3)].concat());
-    assert_eq!(
-        a.checksums[..],
-        [sum(o, 0, 1), sum(o, 1, 2), sum(o, 2, 3), 0]
-    );
+    assert_eq!(a.checksums[..], [sum(o, 0, 1), sum(o, 1, 2), sum(o, 2, 3), 0]);
     let a = read_as(&mut store, o, 0, 4, ReadMode::ChecksumsOnly);
     assert!(a.data.is_empty() && a.bad.is_empty());
     assert_eq!(a.checksums[2], sum(o, 2, 3));

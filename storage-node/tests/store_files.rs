@@ -12,8 +12,8 @@ use trefoil_core::record::Record;
 use trefoil_core::*;
 use trefoil_storage_node::device::file::{Engine, OpenDeviceError};
 use trefoil_storage_node::store::{
-    FormatError, FormatOptions, IndexUse, OpenError, ReadMode, Recovered, Store, StoreEvent,
-    StoreOptions, SuperblockError, format,
+    FormatError, FormatOptions, IndexUse, OpenError, ReadMode, Recovered, Store, StoreEvent, StoreOptions,
+    SuperblockError, format,
 };
 
 const SIZE: u64 = (2 << 20) + (4 << 25);
@@ -31,26 +31,13 @@ fn format_options(size: Option<u64>, force: bool) -> FormatOptions {
 
 fn formatted() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("directory");
-    format(
-        &dir.path().join("device"),
-        &format_options(Some(SIZE), false),
-    )
-    .expect("formatted");
+    format(&dir.path().join("device"), &format_options(Some(SIZE), false)).expect("formatted");
     dir
 }
 
 fn open_as(dir: &Path, engine: Engine) -> Result<(Store, Recovered), OpenError> {
-    let options = StoreOptions {
-        engine,
-        checkpoint_bytes: 1 << 20,
-        ..StoreOptions::default()
-    };
-    Store::open(
-        &dir.join("device"),
-        &dir.join("index"),
-        options,
-        &mut |_, _| (),
-    )
+    let options = StoreOptions { engine, checkpoint_bytes: 1 << 20, ..StoreOptions::default() };
+    Store::open(&dir.join("device"), &dir.join("index"), options, &mut |_, _| ())
 }
 
 fn open(dir: &Path) -> (Store, Recovered) {
@@ -58,13 +45,7 @@ fn open(dir: &Path) -> (Store, Recovered) {
 }
 
 fn object(index: u32) -> ObjectId {
-    ObjectId {
-        group: GroupId {
-            volume: VolumeId(1),
-            pg: PgId::default(),
-        },
-        index,
-    }
+    ObjectId { group: GroupId { volume: VolumeId(1), pg: PgId::default() }, index }
 }
 
 fn bytes(n: u64) -> Vec<u8> {
@@ -82,10 +63,7 @@ fn write(n: u64) -> Record<Bytes> {
     let checksum = block_checksum(object.group.volume, object.index, block, &data);
     Record::Write {
         object,
-        head: Head {
-            ballot: Ballot(1),
-            seq: n,
-        },
+        head: Head { ballot: Ballot(1), seq: n },
         snap: 0,
         op: WriteOp::Data {
             blocks: BlockRange::new(block, 1),
@@ -153,20 +131,14 @@ fn check(store: &mut Store, acked: u64) {
     }
     for (at, n) in last {
         let seen = content(store, n);
-        assert!(
-            seen >= n && place(seen) == at,
-            "block of write {n} shows {seen}"
-        );
+        assert!(seen >= n && place(seen) == at, "block of write {n} shows {seen}");
     }
 }
 
 #[test]
 fn both_engines_write_and_read_the_same_store() {
     let dir = formatted();
-    for (n, engine) in [Engine::Auto, Engine::Blocking, Engine::Auto]
-        .into_iter()
-        .enumerate()
-    {
+    for (n, engine) in [Engine::Auto, Engine::Blocking, Engine::Auto].into_iter().enumerate() {
         let (mut store, recovered) = open_as(dir.path(), engine).expect("opens");
         assert_eq!(recovered.lost, None);
         let from = n as u64 * 300;
@@ -177,10 +149,7 @@ fn both_engines_write_and_read_the_same_store() {
     }
     let (store, recovered) = open(dir.path());
     assert_eq!(recovered.how.index, IndexUse::Used);
-    assert!(
-        recovered.how.records < 50,
-        "the final checkpoint covers nearly all"
-    );
+    assert!(recovered.how.records < 50, "the final checkpoint covers nearly all");
     assert_eq!(store.superblock().node_id, NodeId(4));
 }
 
@@ -198,20 +167,11 @@ fn what_is_there_is_not_formatted_over() {
     assert!(new.durable.groups.is_empty());
     let other = dir.path().join("other");
     std::fs::write(&other, vec![0u8; SIZE as usize]).expect("written");
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(&other)
-        .expect("opened");
+    let file = std::fs::OpenOptions::new().write(true).open(&other).expect("opened");
     file.write_all_at(&[0x53, 0xef], 0x438).expect("written");
     let refused = format(&other, &format_options(None, false)).expect_err("refused");
-    assert!(
-        matches!(&refused, FormatError::NotEmpty { what, .. } if what.contains("ext")),
-        "{refused}"
-    );
-    let small = format(
-        &dir.path().join("new"),
-        &format_options(Some(8 << 20), false),
-    );
+    assert!(matches!(&refused, FormatError::NotEmpty { what, .. } if what.contains("ext")), "{refused}");
+    let small = format(&dir.path().join("new"), &format_options(Some(8 << 20), false));
     assert!(matches!(small, Err(FormatError::TooSmall { .. })));
     let mut odd = format_options(Some(SIZE), false);
     odd.segment_bytes = Some(33 << 20);
@@ -225,21 +185,12 @@ fn a_device_that_is_not_ours_is_refused_untouched() {
     let error = |dir: &Path| open_as(dir, Engine::Auto).err().expect("refused");
     // In use.
     let (store, _) = open(dir.path());
-    assert!(matches!(
-        error(dir.path()),
-        OpenError::Device(OpenDeviceError::Locked { .. })
-    ));
+    assert!(matches!(error(dir.path()), OpenError::Device(OpenDeviceError::Locked { .. })));
     store.shutdown().expect("shut down");
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .expect("opened");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("opened");
     // Truncated.
     file.set_len(SIZE - 4096).expect("truncated");
-    assert!(matches!(
-        error(dir.path()),
-        OpenError::Superblock(SuperblockError::Truncated { .. })
-    ));
+    assert!(matches!(error(dir.path()), OpenError::Superblock(SuperblockError::Truncated { .. })));
     file.set_len(SIZE).expect("extended");
     // A newer version (with a good checksum, as a newer program would write it).
     let mut block = std::fs::read(&path).expect("read")[..4096].to_vec();
@@ -254,15 +205,9 @@ fn a_device_that_is_not_ours_is_refused_untouched() {
     // Foreign.
     file.write_all_at(&[0; 4096], 0).expect("written");
     file.write_all_at(&[0; 4096], 1 << 20).expect("written");
-    assert!(matches!(
-        error(dir.path()),
-        OpenError::Superblock(SuperblockError::Foreign { .. })
-    ));
+    assert!(matches!(error(dir.path()), OpenError::Superblock(SuperblockError::Foreign { .. })));
     std::fs::remove_file(&path).expect("removed");
-    assert!(matches!(
-        error(dir.path()),
-        OpenError::Device(OpenDeviceError::Open { .. })
-    ));
+    assert!(matches!(error(dir.path()), OpenError::Device(OpenDeviceError::Open { .. })));
     assert!(!path.exists(), "opening makes nothing");
 }
 
@@ -304,25 +249,16 @@ fn an_index_that_is_gone_stale_or_damaged_costs_nothing_but_time() {
                 continue;
             }
             let len = std::fs::metadata(&path).expect("looked").len();
-            let file = std::fs::OpenOptions::new()
-                .write(true)
-                .open(&path)
-                .expect("opened");
+            let file = std::fs::OpenOptions::new().write(true).open(&path).expect("opened");
             match round {
                 0 => file.set_len(len / 2).expect("cut"),
                 1 => file.set_len(0).expect("cut"),
-                n => file
-                    .write_all_at(&vec![0xa5; 512], len * (n - 2) / 4)
-                    .expect("written"),
+                n => file.write_all_at(&vec![0xa5; 512], len * (n - 2) / 4).expect("written"),
             }
         }
         std::fs::write(index.join("snap.000.generating"), b"half").expect("written");
         let (mut store, recovered) = open(dir.path());
-        assert_eq!(
-            (recovered.lost, &recovered.durable),
-            (None, &whole),
-            "round {round}"
-        );
+        assert_eq!((recovered.lost, &recovered.durable), (None, &whole), "round {round}");
         check(&mut store, 800);
         store.shutdown().expect("shut down");
     }
@@ -333,9 +269,7 @@ fn an_index_that_is_gone_stale_or_damaged_costs_nothing_but_time() {
     std::fs::remove_dir_all(&index).expect("removed");
     copy(&other.path().join("index"), &index);
     let (_, recovered) = open(dir.path());
-    assert!(
-        matches!(recovered.how.index, IndexUse::Discarded(why) if why.contains("another store"))
-    );
+    assert!(matches!(recovered.how.index, IndexUse::Discarded(why) if why.contains("another store")));
     assert_eq!((recovered.lost, recovered.durable), (None, whole));
 }
 
@@ -377,10 +311,7 @@ fn child_that_writes_until_it_is_killed() {
     let Ok(dir) = std::env::var("STORE_KILL_DIR") else {
         return;
     };
-    let from: u64 = std::env::var("STORE_KILL_FROM")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .expect("a number");
+    let from: u64 = std::env::var("STORE_KILL_FROM").ok().and_then(|s| s.parse().ok()).expect("a number");
     let (mut store, _) = open(Path::new(&dir));
     let mut acked = from;
     loop {
@@ -397,11 +328,7 @@ fn sigkill_at_random_points_loses_nothing_acknowledged() {
     let mut acked = 0u64;
     for round in 0..8u64 {
         let mut child = Command::new(std::env::current_exe().expect("myself"))
-            .args([
-                "--exact",
-                "child_that_writes_until_it_is_killed",
-                "--nocapture",
-            ])
+            .args(["--exact", "child_that_writes_until_it_is_killed", "--nocapture"])
             .env("STORE_KILL_DIR", dir.path())
             .env("STORE_KILL_FROM", acked.to_string())
             .stdout(Stdio::piped())

@@ -65,10 +65,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options {
-            queue_bytes_max: QUEUE_BYTES_MAX,
-            queue_frames_max: QUEUE_FRAMES_MAX,
-        }
+        Options { queue_bytes_max: QUEUE_BYTES_MAX, queue_frames_max: QUEUE_FRAMES_MAX }
     }
 }
 
@@ -107,9 +104,7 @@ pub enum SendError {
     #[error("not sent: {0}")]
     Closed(CloseReason),
     /// The queue is full. The connection is closed from now on.
-    #[error(
-        "not sent, connection closed: the peer fell behind by {bytes} bytes in {frames} frames"
-    )]
+    #[error("not sent, connection closed: the peer fell behind by {bytes} bytes in {frames} frames")]
     Laggard {
         /// Bytes that were waiting.
         bytes: usize,
@@ -340,12 +335,7 @@ impl Sender {
     }
 
     /// As [`Sender::push`], with the message as bytes.
-    pub fn push_slice(
-        &self,
-        kind: u16,
-        meta: &[u8],
-        payload: Option<Bytes>,
-    ) -> Result<(), SendError> {
+    pub fn push_slice(&self, kind: u16, meta: &[u8], payload: Option<Bytes>) -> Result<(), SendError> {
         self.push_parts(kind, |arena| arena.extend_from_slice(meta), payload)
     }
 
@@ -384,13 +374,7 @@ impl Sender {
         }
         queue.bytes = bytes;
         queue.frames = frames;
-        let Queue {
-            parts,
-            arena,
-            arena_frames,
-            scratch,
-            ..
-        } = &mut *queue;
+        let Queue { parts, arena, arena_frames, scratch, .. } = &mut *queue;
         if scratch.is_empty() {
             *arena_frames += 1;
             if arena.len() >= ARENA_RUN_MAX {

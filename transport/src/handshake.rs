@@ -46,14 +46,9 @@ pub enum Role {
 
 impl Role {
     fn from_u8(byte: u8) -> Option<Role> {
-        [
-            Role::Monitor,
-            Role::StorageNode,
-            Role::FrontEnd,
-            Role::Client,
-        ]
-        .into_iter()
-        .find(|role| *role as u8 == byte)
+        [Role::Monitor, Role::StorageNode, Role::FrontEnd, Role::Client]
+            .into_iter()
+            .find(|role| *role as u8 == byte)
     }
 }
 
@@ -88,13 +83,7 @@ const HELLO_LEN: usize = 4 + 16 + 1 + 8 + 8;
 impl Hello {
     /// Of this protocol version, without id and incarnation.
     pub fn new(role: Role, cluster_id: [u8; 16]) -> Hello {
-        Hello {
-            protocol_version: PROTOCOL_VERSION,
-            cluster_id,
-            role,
-            id: 0,
-            incarnation: 0,
-        }
+        Hello { protocol_version: PROTOCOL_VERSION, cluster_id, role, id: 0, incarnation: 0 }
     }
 
     fn to_bytes(self) -> [u8; HELLO_LEN] {
@@ -230,10 +219,7 @@ enum ReadHelloError {
 }
 
 /// Reads one small frame.
-async fn read_small(
-    stream: &mut TcpStream,
-    buffer: &mut BytesMut,
-) -> Result<Frame, ReadHelloError> {
+async fn read_small(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Frame, ReadHelloError> {
     let mut decoder = Decoder::new();
     loop {
         if let Some(frame) = decoder.decode(buffer).map_err(ReadHelloError::Frame)? {
@@ -281,11 +267,7 @@ pub async fn connect(
     expect: &Expect,
     options: Options,
 ) -> Result<Connected, ConnectError> {
-    let timed_out = |what, limit| ConnectError::TimedOut {
-        address,
-        what,
-        limit,
-    };
+    let timed_out = |what, limit| ConnectError::TimedOut { address, what, limit };
     let socket = |error| ConnectError::Socket { address, error };
     let mut stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
         .await
@@ -333,11 +315,7 @@ pub async fn connect(
         )));
     }
     let (reader, sender) = split(stream, address, options, buffer);
-    Ok(Connected {
-        hello: theirs,
-        reader,
-        sender,
-    })
+    Ok(Connected { hello: theirs, reader, sender })
 }
 
 /// The other side of [`connect`].
@@ -369,15 +347,9 @@ pub(crate) async fn accept(
             return Err(AcceptError::Refused(text));
         }
     };
-    stream
-        .write_all(&small_frame(KIND_HELLO, &policy.hello.to_bytes()))
-        .await?;
+    stream.write_all(&small_frame(KIND_HELLO, &policy.hello.to_bytes())).await?;
     let (reader, sender) = split(stream, peer, options, buffer);
-    Ok(Connected {
-        hello: theirs,
-        reader,
-        sender,
-    })
+    Ok(Connected { hello: theirs, reader, sender })
 }
 
 fn admit(frame: &Frame, policy: &Policy) -> Result<Hello, String> {

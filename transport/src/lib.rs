@@ -26,8 +26,8 @@ pub use connection::{
     CloseReason, Options, QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX, ReadError, Reader, SendError, Sender,
 };
 pub use handshake::{
-    CONNECT_TIMEOUT, ConnectError, Connected, Expect, HANDSHAKE_TIMEOUT, Hello, PROTOCOL_VERSION,
-    Policy, Role, connect,
+    CONNECT_TIMEOUT, ConnectError, Connected, Expect, HANDSHAKE_TIMEOUT, Hello, PROTOCOL_VERSION, Policy,
+    Role, connect,
 };
 pub use listener::{CONNECTIONS_MAX, ServeOptions, listen, serve};
 pub use rate::RateLimit;

@@ -41,11 +41,7 @@ pub struct ServeOptions {
 impl ServeOptions {
     /// With the default limits.
     pub fn new(policy: Policy) -> ServeOptions {
-        ServeOptions {
-            policy,
-            connection: Options::default(),
-            connections_max: CONNECTIONS_MAX,
-        }
+        ServeOptions { policy, connection: Options::default(), connections_max: CONNECTIONS_MAX }
     }
 }
 
@@ -53,17 +49,12 @@ impl ServeOptions {
 pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                ": another process listens there; stop it or choose another port"
-            }
+            io::ErrorKind::AddrInUse => ": another process listens there; stop it or choose another port",
             io::ErrorKind::AddrNotAvailable => ": this host does not have that address",
             io::ErrorKind::PermissionDenied => ": ports below 1024 need privileges",
             _ => "",
         };
-        io::Error::new(
-            error.kind(),
-            format!("cannot listen on {address}: {error}{hint}"),
-        )
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{hint}"))
     })
 }
 

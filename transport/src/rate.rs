@@ -14,11 +14,7 @@ pub struct RateLimit {
 impl RateLimit {
     /// At most one per `interval`.
     pub const fn new(interval: Duration) -> RateLimit {
-        RateLimit {
-            interval,
-            last: Cell::new(None),
-            suppressed: Cell::new(0),
-        }
+        RateLimit { interval, last: Cell::new(None), suppressed: Cell::new(0) }
     }
 
     /// `Some(n)` if a message may be logged now; `n` were kept back since the last one.

@@ -13,26 +13,17 @@ use trefoil_transport::*;
 const CLUSTER: [u8; 16] = [7; 16];
 
 fn run<F: Future<Output = ()>>(test: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(30), test)
-            .await
-            .expect("the test hangs");
+        tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test hangs");
     });
 }
 
 fn server_options() -> ServeOptions {
     let mut hello = Hello::new(Role::StorageNode, CLUSTER);
     (hello.id, hello.incarnation) = (3, 33);
-    ServeOptions::new(Policy {
-        hello,
-        roles: &[Role::FrontEnd, Role::StorageNode],
-        unknown_cluster: false,
-    })
+    ServeOptions::new(Policy { hello, roles: &[Role::FrontEnd, Role::StorageNode], unknown_cluster: false })
 }
 
 /// A server that runs `handle` for each connection until the test's runtime ends.
@@ -51,9 +42,7 @@ async fn echo(mut connected: Connected) {
     let mut frames = Vec::new();
     while connected.reader.read_batch(&mut frames).await.is_ok() {
         for frame in frames.drain(..) {
-            let sent = connected
-                .sender
-                .push_slice(frame.kind, &frame.meta, Some(frame.payload));
+            let sent = connected.sender.push_slice(frame.kind, &frame.meta, Some(frame.payload));
             if sent.is_err() {
                 return;
             }
@@ -67,27 +56,18 @@ fn front_end() -> Hello {
 }
 
 fn expect() -> Expect {
-    Expect {
-        role: Role::StorageNode,
-        identity: Some((3, 33)),
-    }
+    Expect { role: Role::StorageNode, identity: Some((3, 33)) }
 }
 
 async fn client(address: SocketAddr) -> Connected {
-    connect(address, front_end(), &expect(), Options::default())
-        .await
-        .unwrap()
+    connect(address, front_end(), &expect(), Options::default()).await.unwrap()
 }
 
 #[test]
 fn a_stream_of_frames_comes_back_whole_and_in_order() {
     run(async {
         let address = server(server_options(), echo).await;
-        let Connected {
-            mut reader,
-            sender,
-            hello,
-        } = client(address).await;
+        let Connected { mut reader, sender, hello } = client(address).await;
         assert_eq!((hello.id, hello.incarnation), (3, 33));
         // Sizes that make partial writes and reads certain (the sockets hold less than this), with and
         // without payload, so that runs and pieces alternate.
@@ -105,9 +85,7 @@ fn a_stream_of_frames_comes_back_whole_and_in_order() {
             for (n, (kind, meta, payload)) in to_send.into_iter().enumerate() {
                 let cut = payload.len() / 3;
                 let pieces = [payload.slice(..cut), payload.slice(cut..)];
-                sender
-                    .push_parts(kind, |m| m.extend_from_slice(&meta), pieces)
-                    .unwrap();
+                sender.push_parts(kind, |m| m.extend_from_slice(&meta), pieces).unwrap();
                 if n % 7 == 0 {
                     sender.flush();
                 }
@@ -144,9 +122,7 @@ fn frames_that_dribble_in_are_put_together() {
         hello.extend_from_slice(&CLUSTER);
         hello.push(3);
         hello.extend_from_slice(&[0; 16]);
-        let mut bytes = trefoil_core::wire::frame::encode(1, &hello, 0)
-            .unwrap()
-            .to_vec();
+        let mut bytes = trefoil_core::wire::frame::encode(1, &hello, 0).unwrap().to_vec();
         let frame = trefoil_core::wire::frame::encode(20, b"slow", 3).unwrap();
         bytes.extend_from_slice(&frame);
         bytes.extend_from_slice(b"abc");
@@ -173,9 +149,7 @@ fn garbage_behind_good_frames_ends_the_connection_after_them() {
                 let mut frames = Vec::new();
                 loop {
                     match connected.reader.read_batch(&mut frames).await {
-                        Ok(()) => log
-                            .borrow_mut()
-                            .extend(frames.drain(..).map(|f| Ok(f.kind))),
+                        Ok(()) => log.borrow_mut().extend(frames.drain(..).map(|f| Ok(f.kind))),
                         Err(error) => return log.borrow_mut().push(Err(error)),
                     }
                 }
@@ -187,9 +161,7 @@ fn garbage_behind_good_frames_ends_the_connection_after_them() {
         bad.sender.push_slice(20, b"good", None).unwrap();
         // A frame whose payload is announced and never sent would hang; one with bytes that are no
         // frame must not.
-        bad.sender
-            .push_slice(21, b"", Some(Bytes::from_static(b"x")))
-            .unwrap();
+        bad.sender.push_slice(21, b"", Some(Bytes::from_static(b"x"))).unwrap();
         bad.sender.drained().await;
         let mut reader = bad.reader;
         // By the back door: half a header of nonsense.
@@ -202,9 +174,7 @@ fn garbage_behind_good_frames_ends_the_connection_after_them() {
         assert!(
             seen.iter().any(|s| matches!(
                 s,
-                Err(CloseReason::Frame(
-                    trefoil_core::wire::frame::FrameError::Magic { .. }
-                ))
+                Err(CloseReason::Frame(trefoil_core::wire::frame::FrameError::Magic { .. }))
             )),
             "{seen:?}"
         );
@@ -221,13 +191,9 @@ fn raw(sender: &Sender, bytes: &'static [u8]) {
 fn a_frame_over_the_limit_is_not_sent_and_not_taken() {
     run(async {
         let address = server(server_options(), echo).await;
-        let Connected {
-            mut reader, sender, ..
-        } = client(address).await;
+        let Connected { mut reader, sender, .. } = client(address).await;
         let zeros = Bytes::from(vec![0; FRAME_MAX]);
-        let error = sender
-            .push_slice(20, b"x", Some(zeros.clone()))
-            .unwrap_err();
+        let error = sender.push_slice(20, b"x", Some(zeros.clone())).unwrap_err();
         assert!(matches!(error, SendError::TooLong(_)));
         // The connection goes on, and the greatest frame passes.
         sender.push_slice(20, b"", Some(zeros)).unwrap();
@@ -236,10 +202,7 @@ fn a_frame_over_the_limit_is_not_sent_and_not_taken() {
         reader.read_batch(&mut frames).await.unwrap();
         assert_eq!(frames[0].payload.len(), FRAME_MAX);
         // A header that announces more ends it.
-        raw(
-            &sender,
-            b"TrF1\x14\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\0",
-        );
+        raw(&sender, b"TrF1\x14\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\0");
         let error = reader.read_batch(&mut frames).await.unwrap_err();
         assert_eq!(error, CloseReason::Peer);
     });
@@ -255,13 +218,8 @@ fn a_slow_peer_is_cut_off_at_the_limit_and_nobody_waits() {
             drop(connected);
         })
         .await;
-        let limits = Options {
-            queue_bytes_max: 1 << 20,
-            queue_frames_max: 1000,
-        };
-        let mut slow = connect(address, front_end(), &expect(), limits)
-            .await
-            .unwrap();
+        let limits = Options { queue_bytes_max: 1 << 20, queue_frames_max: 1000 };
+        let mut slow = connect(address, front_end(), &expect(), limits).await.unwrap();
         let block = Bytes::from(vec![1; 64 << 10]);
         let error = loop {
             match slow.sender.push_slice(20, b"m", Some(block.clone())) {
@@ -278,9 +236,7 @@ fn a_slow_peer_is_cut_off_at_the_limit_and_nobody_waits() {
         assert!(matches!(again, SendError::Closed(_)));
 
         // The limit on frames counts small ones, too.
-        let slow = connect(address, front_end(), &expect(), limits)
-            .await
-            .unwrap();
+        let slow = connect(address, front_end(), &expect(), limits).await.unwrap();
         for _ in 0..1000 {
             slow.sender.push_slice(20, b"m", None).unwrap();
         }
@@ -294,9 +250,7 @@ fn foreign_clients_are_told_in_words_and_others_are_not_disturbed() {
     run(async {
         let address = server(server_options(), echo).await;
         let mut http = TcpStream::connect(address).await.unwrap();
-        http.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            .await
-            .unwrap();
+        http.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         http.read_to_string(&mut answer).await.unwrap();
         assert!(answer.contains("Trefoil storage node"), "{answer:?}");
@@ -340,10 +294,7 @@ fn handshakes_that_do_not_fit_fail_on_both_sides_with_a_reason() {
         let mut version = front_end();
         version.protocol_version = 99;
         let text = refusal(version, expect()).await;
-        assert!(
-            text.contains("refuses: protocol version 1 here, 99 there"),
-            "{text}"
-        );
+        assert!(text.contains("refuses: protocol version 1 here, 99 there"), "{text}");
         let cluster = Hello::new(Role::FrontEnd, [8; 16]);
         let text = refusal(cluster, expect()).await;
         assert!(text.contains("refuses: another cluster: 0707"), "{text}");
@@ -352,24 +303,12 @@ fn handshakes_that_do_not_fit_fail_on_both_sides_with_a_reason() {
         assert!(text.contains("refuses: another cluster"), "{text}");
         let client = Hello::new(Role::Client, CLUSTER);
         let text = refusal(client, expect()).await;
-        assert!(
-            text.contains("a client has no business with a storage node"),
-            "{text}"
-        );
+        assert!(text.contains("a client has no business with a storage node"), "{text}");
 
-        let monitor = Expect {
-            role: Role::Monitor,
-            identity: None,
-        };
+        let monitor = Expect { role: Role::Monitor, identity: None };
         let text = refusal(front_end(), monitor).await;
-        assert!(
-            text.contains("a storage node is there, a monitor was wanted"),
-            "{text}"
-        );
-        let other = Expect {
-            role: Role::StorageNode,
-            identity: Some((3, 34)),
-        };
+        assert!(text.contains("a storage node is there, a monitor was wanted"), "{text}");
+        let other = Expect { role: Role::StorageNode, identity: Some((3, 34)) };
         let text = refusal(front_end(), other).await;
         assert!(text.contains("the map may be old"), "{text}");
 
@@ -397,16 +336,10 @@ fn a_connection_too_many_is_told_so_and_a_place_that_is_free_again_is_given() {
         let Err(third) = connect(address, front_end(), &expect(), Options::default()).await else {
             panic!("a third connection");
         };
-        assert!(
-            third.to_string().contains("all 2 connections are in use"),
-            "{third}"
-        );
+        assert!(third.to_string().contains("all 2 connections are in use"), "{third}");
         drop(first);
         let tries = Cell::new(0);
-        while connect(address, front_end(), &expect(), Options::default())
-            .await
-            .is_err()
-        {
+        while connect(address, front_end(), &expect(), Options::default()).await.is_err() {
             tries.set(tries.get() + 1);
             assert!(tries.get() < 100);
             tokio::time::sleep(Duration::from_millis(10)).await;

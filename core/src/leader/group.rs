@@ -108,6 +108,8 @@ pub(super) struct Group<P> {
     pub reads: FxHashMap<u64, Read<P>>,
     pub confirming: Option<Confirming>,
     pub confirm_next: Vec<u64>,
+    /// Writes that are durable on a quorum, and wait for a Confirm because no lease holds.
+    pub acks_next: Vec<OpId>,
     round_pause: u64,
     round_after: Time,
     pub counters: LeaderCounters,
@@ -130,6 +132,7 @@ impl<P: Clone + Default> Group<P> {
             reads: FxHashMap::default(),
             confirming: None,
             confirm_next: Vec::new(),
+            acks_next: Vec::new(),
             round_pause: ROUND_PAUSE_MIN,
             round_after: Time(0),
             counters: LeaderCounters::default(),
@@ -169,6 +172,8 @@ impl<P: Clone + Default> Group<P> {
                 && self.busy.is_empty()
                 && self.closed.is_empty()
                 && self.behind.is_empty()
+                && self.acks_next.is_empty()
+                && self.confirming.is_none()
                 && self.waiting.is_empty())
     }
 
@@ -235,7 +240,9 @@ impl<P: Clone + Default> Group<P> {
         self.closed.clear();
         self.behind.clear();
         self.undecided = 0;
-        self.confirming = None;
+        if let Some(confirming) = self.confirming.take() {
+            self.acks_next.extend(confirming.acks); // durable: any later decision has them
+        }
         self.confirm_next.clear();
     }
 
@@ -530,6 +537,7 @@ impl<P: Clone + Default> Group<P> {
             self.advance(shared, now, index, out);
         }
         self.confirm_again(shared, now, i, out);
+        self.confirm_acks(shared, now, out);
         self.order_repairs(shared, now, out);
         self.round_if_stuck(shared, now, out);
     }
@@ -603,6 +611,13 @@ impl<P: Clone + Default> Group<P> {
         if take(&mut self.waiting) {
             return true;
         }
+        let acks = self.confirming.iter_mut().map(|c| &mut c.acks).chain([&mut self.acks_next]);
+        for acks in acks {
+            if let Some(at) = acks.iter().position(|ack| *ack == id) {
+                acks.remove(at);
+                return true;
+            }
+        }
         if let Some(read) = self.reads.iter().find(|(_, read)| read.op.id == id).map(|(read, _)| *read) {
             if let Some(read) = self.reads.remove(&read) {
                 self.unsend(shared, &read);
@@ -623,6 +638,8 @@ impl<P: Clone + Default> Group<P> {
     /// The ids of all operations, which are taken out.
     pub fn take_all_ops(&mut self, ids: &mut Vec<OpId>) {
         ids.extend(self.waiting.drain(..).map(|op| op.id));
+        ids.append(&mut self.acks_next);
+        ids.extend(self.confirming.take().into_iter().flat_map(|confirming| confirming.acks));
         ids.extend(self.reads.drain().map(|(_, read)| read.op.id));
         for object in self.objects.values_mut() {
             ids.extend(object.waiting.drain(..).map(|op| op.id));

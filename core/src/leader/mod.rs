@@ -207,7 +207,12 @@ impl<P: Clone + Default> Leader<P> {
             Input::NodeDown { node } => self.node_down(now, node, out),
             Input::Node { node, msg } => self.node_message(now, node, msg, out),
             Input::Op(op) => self.accept(now, op, out),
-            Input::Lease { until } => self.shared.lease_until = self.shared.lease_until.max(until),
+            Input::Lease { until } => {
+                self.shared.lease_until = self.shared.lease_until.max(until);
+                for group in self.groups.iter_mut().flatten() {
+                    group.confirm_acks(&mut self.shared, now, out);
+                }
+            }
             Input::Config { pg, config } => self.configure(now, pg, config, out),
             Input::Differs { group } => {
                 if let Some(group) = self.groups.get_mut(group.pg.pg as usize).and_then(Option::as_mut)

@@ -1,10 +1,10 @@
 //! 6.1 to 6.3: from whom a read is taken, and when what it brought may be used.
 
-use super::group::{Group, Link};
+use super::group::{Group, Link, Phase};
 use super::object::CopyState;
 use super::{NodeList, Output, Shared};
 use crate::checksum::HOLE;
-use crate::client::{ClientOp, OpError, OpKind, OpOutput};
+use crate::client::{ClientOp, OpError, OpId, OpKind, OpOutput};
 use crate::ids::*;
 use crate::message::ToNode;
 
@@ -44,6 +44,8 @@ pub(super) struct Confirming {
     /// Slots that have confirmed.
     got: u8,
     reads: Vec<u64>,
+    /// Writes that are acknowledged when it is through.
+    pub acks: Vec<OpId>,
 }
 
 impl<P: Clone + Default> Group<P> {
@@ -309,7 +311,9 @@ impl<P: Clone + Default> Group<P> {
     fn start_confirm(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
         let id = shared.next_id;
         shared.next_id += 1;
-        self.confirming = Some(Confirming { id, got: 0, reads: std::mem::take(&mut self.confirm_next) });
+        let reads = std::mem::take(&mut self.confirm_next);
+        let acks = std::mem::take(&mut self.acks_next);
+        self.confirming = Some(Confirming { id, got: 0, reads, acks });
         for i in 0..self.slots.len() {
             self.send_confirm(shared, now, i, id, out);
         }
@@ -338,7 +342,12 @@ impl<P: Clone + Default> Group<P> {
         if !self.quorum(|i, _| got & 1 << i != 0) {
             return;
         }
-        let reads = self.confirming.take().map(|confirming| confirming.reads).unwrap_or_default();
+        let Some(Confirming { reads, acks, .. }) = self.confirming.take() else { return };
+        for id in acks {
+            // Durable: a quorum has reported it, and a quorum has said since that no newer leader was
+            // there yet.
+            shared.done(id, Ok(OpOutput::Written), out);
+        }
         for id in reads {
             let Some(read) = self.reads.get_mut(&id) else { continue };
             read.confirmed = true;
@@ -346,7 +355,26 @@ impl<P: Clone + Default> Group<P> {
                 self.finish_read(shared, id, out);
             }
         }
-        if !self.confirm_next.is_empty() {
+        self.confirm_acks(shared, now, out);
+        if !self.confirm_next.is_empty() && self.confirming.is_none() {
+            self.start_confirm(shared, now, out);
+        }
+    }
+
+    /// Has a quorum confirm writes that no lease lets be acknowledged at once.
+    ///
+    /// Such a write is durable, and safe: whoever leads next finds it. But a front end that was stopped
+    /// and goes on finds answers in its sockets from before it was replaced, and must not acknowledge
+    /// anything after its successor has attached (P4).
+    pub fn confirm_acks(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
+        if self.acks_next.is_empty() {
+            return;
+        }
+        if shared.lease_holds(now) {
+            for id in std::mem::take(&mut self.acks_next) {
+                shared.done(id, Ok(OpOutput::Written), out);
+            }
+        } else if self.confirming.is_none() && self.phase == Phase::Decided {
             self.start_confirm(shared, now, out);
         }
     }

@@ -217,12 +217,15 @@ impl<P: Clone + Default> Group<P> {
         }
         let moved = acked > object.acked || opens;
         object.acked = acked;
+        let lease = shared.lease_holds(now);
         for entry in object.entries.iter_mut().filter(|entry| !entry.acked && entry.seq <= acked) {
             entry.acked = true;
             entry.op = None;
-            if let Some(id) = entry.id.take() {
+            match entry.id.take() {
                 // Durable: a quorum has reported it, each after its own device had.
-                shared.done(id, Ok(OpOutput::Written), out);
+                Some(id) if lease => shared.done(id, Ok(OpOutput::Written), out),
+                Some(id) => self.acks_next.push(id),
+                None => {}
             }
         }
         while object.entries.front().is_some_and(|entry| entry.acked && entry.pending == 0) {
@@ -233,6 +236,7 @@ impl<P: Clone + Default> Group<P> {
         } else if moved && !object.waiting.is_empty() {
             self.run_waiting(shared, now, index, out);
         }
+        self.confirm_acks(shared, now, out);
     }
 
     /// "Everything up to `seq`" is reported by a quorum, from copies that are whole. What a node has

@@ -30,17 +30,11 @@ fn done(changed: Changed) -> Applied {
 }
 
 fn missing(what: &str, name: impl ToString) -> MapError {
-    MapError::Missing {
-        what: what.to_owned(),
-        name: name.to_string(),
-    }
+    MapError::Missing { what: what.to_owned(), name: name.to_string() }
 }
 
 fn full(what: &str, max: u64) -> MapError {
-    MapError::Full {
-        what: what.to_owned(),
-        max,
-    }
+    MapError::Full { what: what.to_owned(), max }
 }
 
 fn crush_error(error: impl ToString) -> MapError {
@@ -52,9 +46,7 @@ fn check_name(name: &str) -> Result<(), MapError> {
         return Ok(());
     }
     // The name came from outside: what is quoted is bounded.
-    Err(MapError::BadName(
-        name.chars().take(NAME_LEN_MAX + 1).collect(),
-    ))
+    Err(MapError::BadName(name.chars().take(NAME_LEN_MAX + 1).collect()))
 }
 
 fn check_batch(entries: usize) -> Result<(), MapError> {
@@ -98,15 +90,7 @@ impl ClusterMap {
         }
         match command {
             Command::Init { .. } => Err(MapError::AlreadyInitialised),
-            Command::RegisterNode {
-                id,
-                incarnation,
-                address,
-                host,
-                class,
-                size,
-                now,
-            } => {
+            Command::RegisterNode { id, incarnation, address, host, class, size, now } => {
                 let known = match id {
                     Some(id) => Some(self.claimed(*id, *incarnation)?),
                     None => self.by_incarnation(*incarnation),
@@ -127,32 +111,17 @@ impl ClusterMap {
             }
             Command::SetNodesUp { nodes, now } => self.set_nodes_up(nodes, *now),
             Command::SetNodeLost { node, lost } => {
-                let it = self
-                    .nodes
-                    .get_mut(node)
-                    .ok_or_else(|| missing("node", node))?;
+                let it = self.nodes.get_mut(node).ok_or_else(|| missing("node", node))?;
                 let before = std::mem::replace(&mut it.lost, *lost);
-                done(if before == *lost {
-                    Changed::Nothing
-                } else {
-                    Changed::Layout
-                })
+                done(if before == *lost { Changed::Nothing } else { Changed::Layout })
             }
             Command::ReportPositions { positions } => self.report_positions(positions),
-            Command::CreatePool {
-                name,
-                size,
-                pg_num,
-                domain,
-                ack,
-            } => self.create_pool(name, *size, *pg_num, *domain, *ack),
-            Command::CreateVolume {
-                name,
-                pool,
-                size,
-                object_size,
-                io_timeout,
-            } => self.create_volume(name, pool, *size, *object_size, *io_timeout),
+            Command::CreatePool { name, size, pg_num, domain, ack } => {
+                self.create_pool(name, *size, *pg_num, *domain, *ack)
+            }
+            Command::CreateVolume { name, pool, size, object_size, io_timeout } => {
+                self.create_volume(name, pool, *size, *object_size, *io_timeout)
+            }
             Command::RemoveVolume { volume, expired } => self.remove_volume(*volume, *expired),
             Command::GrantGenerations { grants, holder } => self.grant(grants, holder),
             Command::Release { volumes } => self.release(volumes),
@@ -166,14 +135,10 @@ impl ClusterMap {
         }
         check_name(name)?;
         if cluster_id == [0; 16] {
-            return Err(MapError::Invalid(
-                "the cluster id must not be zero".to_owned(),
-            ));
+            return Err(MapError::Invalid("the cluster id must not be zero".to_owned()));
         }
         let mut crush = CrushMap::with_root();
-        crush
-            .add_rule_chooseleaf_host(RULE_HOST)
-            .map_err(crush_error)?;
+        crush.add_rule_chooseleaf_host(RULE_HOST).map_err(crush_error)?;
         crush.add_rule_choose_osd(RULE_OSD).map_err(crush_error)?;
         self.crush = crush;
         self.cluster_id = cluster_id;
@@ -183,26 +148,16 @@ impl ClusterMap {
 
     /// Checks that the node with that id has that store.
     fn claimed(&self, id: NodeId, given: Incarnation) -> Result<NodeId, MapError> {
-        let known = self
-            .nodes
-            .get(&id)
-            .ok_or_else(|| missing("node", id))?
-            .incarnation;
+        let known = self.nodes.get(&id).ok_or_else(|| missing("node", id))?.incarnation;
         if known != given {
-            return Err(MapError::OtherIncarnation {
-                node: id,
-                known,
-                given,
-            });
+            return Err(MapError::OtherIncarnation { node: id, known, given });
         }
         Ok(id)
     }
 
     fn by_incarnation(&self, incarnation: Incarnation) -> Option<NodeId> {
         let mut nodes = self.nodes.iter();
-        nodes
-            .find(|(_, node)| node.incarnation == incarnation)
-            .map(|(id, _)| *id)
+        nodes.find(|(_, node)| node.incarnation == incarnation).map(|(id, _)| *id)
     }
 
     fn update_node(&mut self, id: NodeId, address: SocketAddr, size: u64) -> Applied {
@@ -217,9 +172,7 @@ impl ClusterMap {
 
     fn add_node(&mut self, node: Node) -> Applied {
         if node.incarnation.0 == 0 {
-            return Err(MapError::Invalid(
-                "a node's incarnation must not be 0".to_owned(),
-            ));
+            return Err(MapError::Invalid("a node's incarnation must not be 0".to_owned()));
         }
         check_name(&node.host)?;
         if let Some(class) = &node.class {
@@ -234,11 +187,7 @@ impl ClusterMap {
         // An administrator's map may name the device already: that place is kept.
         if !crush.def().devices.iter().any(|it| it.id == device) {
             let def = crush.def();
-            let host_type = def
-                .types
-                .iter()
-                .find(|it| it.name == "host")
-                .map(|it| it.id);
+            let host_type = def.types.iter().find(|it| it.name == "host").map(|it| it.id);
             match def.buckets.iter().find(|it| it.name == node.host) {
                 None => {
                     crush.add_host(&node.host).map_err(crush_error)?;
@@ -250,9 +199,7 @@ impl ClusterMap {
                 }
             }
             let class = node.class.as_deref();
-            crush
-                .add_osd(device, &node.host, weight(node.size), class)
-                .map_err(crush_error)?;
+            crush.add_osd(device, &node.host, weight(node.size), class).map_err(crush_error)?;
         }
         self.crush = crush;
         self.nodes.insert(id, node);
@@ -291,28 +238,16 @@ impl ClusterMap {
         done(changed)
     }
 
-    fn create_pool(
-        &mut self,
-        name: &str,
-        size: u8,
-        pg_num: u32,
-        domain: FailureDomain,
-        ack: Ack,
-    ) -> Applied {
+    fn create_pool(&mut self, name: &str, size: u8, pg_num: u32, domain: FailureDomain, ack: Ack) -> Applied {
         check_name(name)?;
         if self.pool_named(name).is_some() {
-            return Err(MapError::Exists {
-                what: "pool".to_owned(),
-                name: name.to_owned(),
-            });
+            return Err(MapError::Exists { what: "pool".to_owned(), name: name.to_owned() });
         }
         if self.pools.len() >= POOLS_MAX {
             return Err(full("pools", POOLS_MAX as u64));
         }
         if size.is_multiple_of(2) || size < 3 || usize::from(size) > SET_MEMBERS_MAX {
-            return Err(MapError::Invalid(format!(
-                "{size} copies: choose 3, 5 or 7"
-            )));
+            return Err(MapError::Invalid(format!("{size} copies: choose 3, 5 or 7")));
         }
         // At most PGS_MAX: it was checked each time that the map grew.
         let used = self.pgs.len() as u32;
@@ -324,13 +259,7 @@ impl ClusterMap {
         }
         let rule = self.rule(domain)?;
         let id = self.next_pool;
-        let pool = Pool {
-            name: name.to_owned(),
-            size,
-            pg_num,
-            rule,
-            ack,
-        };
+        let pool = Pool { name: name.to_owned(), size, pg_num, rule, ack };
         let pgs = self.place(id, &pool)?;
         self.pgs.extend(pgs);
         self.pools.insert(id, pool);
@@ -346,8 +275,7 @@ impl ClusterMap {
             FailureDomain::Rule(id) => return Err(missing("CRUSH rule", id)),
         };
         let rule = self.crush.def().rules.iter().find(|rule| rule.name == name);
-        rule.map(|rule| rule.id)
-            .ok_or_else(|| missing("CRUSH rule", name))
+        rule.map(|rule| rule.id).ok_or_else(|| missing("CRUSH rule", name))
     }
 
     /// Where CRUSH puts the groups of a new pool. Nodes that are down count: they come back, and if they
@@ -355,9 +283,7 @@ impl ClusterMap {
     fn place(&self, id: PoolId, pool: &Pool) -> Result<Vec<(PgId, Pg)>, MapError> {
         let mut reweights = self.crush.full_reweights();
         for (device, reweight) in reweights.iter_mut().enumerate() {
-            let node = u32::try_from(device)
-                .ok()
-                .and_then(|id| self.nodes.get(&NodeId(id)));
+            let node = u32::try_from(device).ok().and_then(|id| self.nodes.get(&NodeId(id)));
             if node.is_none_or(|node| node.lost) {
                 *reweight = 0;
             }
@@ -373,15 +299,12 @@ impl ClusterMap {
                 reweights: &reweights,
                 choose_args_id: i64::from(id.0),
             };
-            self.crush
-                .do_rule_into(&placement, &mut scratch, &mut result)
-                .map_err(crush_error)?;
+            self.crush.do_rule_into(&placement, &mut scratch, &mut result).map_err(crush_error)?;
             let mut set: Vec<NodeId> = Vec::with_capacity(wanted);
             for item in &result {
                 // Holes of `indep` rules and buckets are no nodes; a rule may give an item twice.
                 let node = u32::try_from(*item).map(NodeId).ok();
-                if let Some(node) = node.filter(|n| self.nodes.contains_key(n) && !set.contains(n))
-                {
+                if let Some(node) = node.filter(|n| self.nodes.contains_key(n) && !set.contains(n)) {
                     set.push(node);
                 }
             }
@@ -389,12 +312,7 @@ impl ClusterMap {
                 let found = set.len();
                 return Err(MapError::TooFewNodes { pg, found, wanted });
             }
-            let configuration = Pg {
-                epoch: Epoch(1),
-                old: set.clone(),
-                new: set,
-                learners: Vec::new(),
-            };
+            let configuration = Pg { epoch: Epoch(1), old: set.clone(), new: set, learners: Vec::new() };
             pgs.push((PgId { pool: id, pg }, configuration));
         }
         Ok(pgs)
@@ -410,10 +328,7 @@ impl ClusterMap {
     ) -> Applied {
         check_name(name)?;
         if self.volume_named(name).is_some() {
-            return Err(MapError::Exists {
-                what: "volume".to_owned(),
-                name: name.to_owned(),
-            });
+            return Err(MapError::Exists { what: "volume".to_owned(), name: name.to_owned() });
         }
         let (pool_id, it) = self.pool_named(pool).ok_or_else(|| missing("pool", pool))?;
         if size == 0 || !size.is_multiple_of(BLOCK_SIZE as u64) || size > VOLUME_SIZE_MAX {
@@ -425,11 +340,7 @@ impl ClusterMap {
         }
         // Groups that a pool of 2^n + m has not split yet are twice as large as the others.
         let slices = u64::from(it.pg_num.checked_next_power_of_two().unwrap_or(u32::MAX));
-        let slices = if u64::from(it.pg_num) == slices {
-            slices
-        } else {
-            slices / 2
-        };
+        let slices = if u64::from(it.pg_num) == slices { slices } else { slices / 2 };
         let mean = size.div_ceil(object_size).div_ceil(slices);
         // Hashing spreads objects like balls over bins: for n that matter here, six deviations.
         let objects = mean + 6 * mean.isqrt();
@@ -437,8 +348,7 @@ impl ClusterMap {
             return Err(MapError::GroupTooLarge { objects });
         }
         if io_timeout == Some(0) {
-            let text =
-                "an I/O timeout of 0 ms would fail everything: leave it out to wait".to_owned();
+            let text = "an I/O timeout of 0 ms would fail everything: leave it out to wait".to_owned();
             return Err(MapError::Invalid(text));
         }
         if self.volumes.len() >= VOLUMES_MAX {
@@ -467,10 +377,7 @@ impl ClusterMap {
             && holder.kind == HolderKind::FrontEnd
             && expired != Some(volume.generation)
         {
-            return Err(MapError::Attached {
-                name: volume.name.clone(),
-                holder: holder.name.clone(),
-            });
+            return Err(MapError::Attached { name: volume.name.clone(), holder: holder.name.clone() });
         }
         self.volumes.remove(&id);
         done(Changed::Layout)
@@ -497,10 +404,7 @@ impl ClusterMap {
     }
 
     fn grant_one(&mut self, grant: &Grant, holder: &Holder) -> Result<Generation, MapError> {
-        let volume = self
-            .volumes
-            .get_mut(&grant.volume)
-            .ok_or_else(|| missing("volume", grant.volume))?;
+        let volume = self.volumes.get_mut(&grant.volume).ok_or_else(|| missing("volume", grant.volume))?;
         let current = volume.generation;
         if current != grant.seen {
             let given = grant.seen;
@@ -509,9 +413,7 @@ impl ClusterMap {
         let next = Generation(current.max(grant.above).0.saturating_add(1));
         // A peer that claims an absurd promise must not use up the generations.
         if next.0 > Ballot::GENERATION_MAX {
-            return Err(MapError::Invalid(format!(
-                "{next} is beyond the last generation"
-            )));
+            return Err(MapError::Invalid(format!("{next} is beyond the last generation")));
         }
         volume.generation = next;
         volume.holder = Some(holder.clone());

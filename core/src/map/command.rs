@@ -220,9 +220,7 @@ pub enum MapError {
     #[error("CRUSH map: {0}")]
     Crush(String),
     /// The size is not possible.
-    #[error(
-        "a volume of {0} bytes: the size must be a multiple of 4096 between 4096 and {VOLUME_SIZE_MAX}"
-    )]
+    #[error("a volume of {0} bytes: the size must be a multiple of 4096 between 4096 and {VOLUME_SIZE_MAX}")]
     BadSize(u64),
     /// The object size is not possible.
     #[error(

@@ -44,10 +44,7 @@ pub struct LeaseConfig {
 
 impl Default for LeaseConfig {
     fn default() -> LeaseConfig {
-        LeaseConfig {
-            lease: 6_000_000,
-            margin: 1_000_000,
-        }
+        LeaseConfig { lease: 6_000_000, margin: 1_000_000 }
     }
 }
 
@@ -92,12 +89,7 @@ struct Lease {
 
 impl Lease {
     fn new(generation: Generation, renewed: Time) -> Lease {
-        Lease {
-            generation,
-            renewed,
-            wanted: None,
-            granting: false,
-        }
+        Lease { generation, renewed, wanted: None, granting: false }
     }
 }
 
@@ -112,10 +104,7 @@ impl LeaseTable {
     /// At the moment when this monitor begins to lead, with the map of that moment: every held lease
     /// counts as renewed now.
     pub fn new(config: LeaseConfig, map: &ClusterMap, now: Time) -> LeaseTable {
-        let mut table = LeaseTable {
-            config,
-            leases: FxHashMap::default(),
-        };
+        let mut table = LeaseTable { config, leases: FxHashMap::default() };
         for (id, volume) in &map.volumes {
             if volume.holder.is_some() {
                 table.granted(*id, volume.generation, now);
@@ -167,10 +156,7 @@ impl LeaseTable {
         if asker.kind == HolderKind::FrontEnd {
             lease.wanted = Some(now);
         }
-        Err(NotNow::Busy {
-            holder: holder.clone(),
-            retry_after: ends - held + 1,
-        })
+        Err(NotNow::Busy { holder: holder.clone(), retry_after: ends - held + 1 })
     }
 
     /// A grant was committed, and is answered now.
@@ -197,9 +183,8 @@ impl LeaseTable {
         generation: Generation,
         now: Time,
     ) -> Renewal {
-        let held = |it: &Volume| {
-            it.generation == generation && it.holder.as_ref().is_some_and(|h| h.is(holder))
-        };
+        let held =
+            |it: &Volume| it.generation == generation && it.holder.as_ref().is_some_and(|h| h.is(holder));
         if !map.volumes.get(&volume).is_some_and(held) {
             return Renewal::Lost;
         }

@@ -19,11 +19,7 @@ impl Liveness {
     /// At the moment when this monitor begins to lead: nobody counts as missing before `timeout`
     /// microseconds have passed.
     pub fn new(timeout: u64, now: Time) -> Liveness {
-        Liveness {
-            timeout,
-            started: now,
-            last: BTreeMap::new(),
-        }
+        Liveness { timeout, started: now, last: BTreeMap::new() }
     }
 
     /// The node has sent a heartbeat. The caller has checked that the map has it.
@@ -71,25 +67,15 @@ mod tests {
         let ids: Vec<NodeId> = map.nodes.keys().copied().collect();
         assert!(it.settling(Time(1100)));
         it.heard(ids[0], Time(1050));
-        assert_eq!(
-            it.changes(&map, Time(1100)),
-            vec![],
-            "the start counts for all"
-        );
-        assert_eq!(
-            it.changes(&map, Time(1101)),
-            vec![(ids[1], false), (ids[2], false)]
-        );
+        assert_eq!(it.changes(&map, Time(1100)), vec![], "the start counts for all");
+        assert_eq!(it.changes(&map, Time(1101)), vec![(ids[1], false), (ids[2], false)]);
         assert_eq!(it.changes(&map, Time(1151)).len(), 3);
         if let Some(node) = map.nodes.get_mut(&ids[1]) {
             node.up = false;
         }
         assert!(!it.known(ids[1]));
         it.heard(ids[1], Time(1140));
-        assert_eq!(
-            it.changes(&map, Time(1145)),
-            vec![(ids[1], true), (ids[2], false)]
-        );
+        assert_eq!(it.changes(&map, Time(1145)), vec![(ids[1], true), (ids[2], false)]);
     }
 
     #[test]

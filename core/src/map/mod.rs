@@ -97,10 +97,7 @@ impl ClusterMap {
             return None;
         }
         let pg_num = self.pools.get(&it.pool)?.pg_num;
-        let pg = PgId {
-            pool: it.pool,
-            pg: object_pg(volume.0, object, pg_num),
-        };
+        let pg = PgId { pool: it.pool, pg: object_pg(volume.0, object, pg_num) };
         Some(GroupId { volume, pg })
     }
 
@@ -125,9 +122,7 @@ impl ClusterMap {
 
     /// Every node that has or gets a copy of any object of the volume: whom a leader fences.
     pub fn volume_nodes(&self, volume: VolumeId) -> BTreeSet<NodeId> {
-        self.volume_pgs(volume)
-            .flat_map(|(_, pg)| pg.nodes())
-            .collect()
+        self.volume_pgs(volume).flat_map(|(_, pg)| pg.nodes()).collect()
     }
 
     /// The groups that a volume has objects in, each with its objects, in order. Hashes every object:
@@ -146,17 +141,13 @@ impl ClusterMap {
     /// The volume of that name.
     pub fn volume_named(&self, name: &str) -> Option<(VolumeId, &Volume)> {
         let mut volumes = self.volumes.iter();
-        volumes
-            .find(|(_, it)| it.name == name)
-            .map(|(id, it)| (*id, it))
+        volumes.find(|(_, it)| it.name == name).map(|(id, it)| (*id, it))
     }
 
     /// The pool of that name.
     pub fn pool_named(&self, name: &str) -> Option<(PoolId, &Pool)> {
         let mut pools = self.pools.iter();
-        pools
-            .find(|(_, it)| it.name == name)
-            .map(|(id, it)| (*id, it))
+        pools.find(|(_, it)| it.name == name).map(|(id, it)| (*id, it))
     }
 
     /// True if a node may delete what it has of the volume: the id was issued, and is gone. An id that

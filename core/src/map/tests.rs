@@ -17,13 +17,7 @@ pub(super) fn register(n: u64) -> Command {
 }
 
 fn pool(name: &str, pg_num: u32, domain: FailureDomain) -> Command {
-    Command::CreatePool {
-        name: name.to_owned(),
-        size: 3,
-        pg_num,
-        domain,
-        ack: Ack::Majority,
-    }
+    Command::CreatePool { name: name.to_owned(), size: 3, pg_num, domain, ack: Ack::Majority }
 }
 
 fn create(name: &str, size: u64) -> Command {
@@ -46,18 +40,13 @@ pub(super) fn cluster(nodes: u64) -> ClusterMap {
         map.apply(&register(n)).unwrap();
     }
     if nodes >= 3 {
-        map.apply(&pool("default", 32, FailureDomain::Host))
-            .unwrap();
+        map.apply(&pool("default", 32, FailureDomain::Host)).unwrap();
     }
     map
 }
 
 pub(super) fn holder(name: &str, boot: u64) -> Holder {
-    Holder {
-        name: name.to_owned(),
-        boot,
-        kind: HolderKind::FrontEnd,
-    }
+    Holder { name: name.to_owned(), boot, kind: HolderKind::FrontEnd }
 }
 
 pub(super) fn volume(map: &mut ClusterMap, name: &str) -> VolumeId {
@@ -78,11 +67,7 @@ fn placement_is_what_everybody_computes() {
     for (group, objects) in &groups {
         let pg = map.members(group.pg).unwrap();
         assert_eq!((pg.epoch, &pg.old, pg.old.len()), (Epoch(1), &pg.new, 3));
-        assert!(
-            objects
-                .iter()
-                .all(|o| map.group_of(disk, *o) == Some(*group))
-        );
+        assert!(objects.iter().all(|o| map.group_of(disk, *o) == Some(*group)));
     }
     assert_eq!(map.group_of(disk, 256), None);
     assert_eq!(map.group_of(VolumeId(99), 0), None);
@@ -91,40 +76,21 @@ fn placement_is_what_everybody_computes() {
 #[test]
 fn too_few_nodes_or_hosts_are_refused_in_clear_words() {
     let mut map = cluster(2);
-    let text = map
-        .apply(&pool("default", 32, FailureDomain::Host))
-        .unwrap_err()
-        .to_string();
+    let text = map.apply(&pool("default", 32, FailureDomain::Host)).unwrap_err().to_string();
     assert!(text.contains("2 copies of 3: add nodes"), "{text}");
     assert!(map.pools.is_empty() && map.pgs.is_empty());
 
     // Three nodes on one host: not with one copy per host, but with one per node.
     let mut map = cluster(0);
     for n in 0..3 {
-        let Command::RegisterNode {
-            incarnation,
-            address,
-            size,
-            now,
-            ..
-        } = register(n)
-        else {
+        let Command::RegisterNode { incarnation, address, size, now, .. } = register(n) else {
             unreachable!()
         };
         let host = "only".to_owned();
-        map.apply(&Command::RegisterNode {
-            id: None,
-            incarnation,
-            address,
-            host,
-            class: None,
-            size,
-            now,
-        })
-        .unwrap();
+        map.apply(&Command::RegisterNode { id: None, incarnation, address, host, class: None, size, now })
+            .unwrap();
     }
-    map.apply(&pool("default", 8, FailureDomain::Host))
-        .unwrap_err();
+    map.apply(&pool("default", 8, FailureDomain::Host)).unwrap_err();
     map.apply(&pool("default", 8, FailureDomain::Osd)).unwrap();
 }
 
@@ -132,11 +98,7 @@ fn too_few_nodes_or_hosts_are_refused_in_clear_words() {
 fn a_known_node_keeps_its_id_and_a_formatted_device_is_another_node() {
     let mut map = cluster(3);
     let before = map.clone();
-    assert_eq!(
-        map.apply(&register(1)),
-        Ok(Reply::Node(NodeId(1))),
-        "an answer was lost"
-    );
+    assert_eq!(map.apply(&register(1)), Ok(Reply::Node(NodeId(1))), "an answer was lost");
     assert_eq!(map, before);
     let again = |id, incarnation, port: u16| Command::RegisterNode {
         id: Some(NodeId(id)),
@@ -152,10 +114,7 @@ fn a_known_node_keeps_its_id_and_a_formatted_device_is_another_node() {
     assert!(map.version > before.version);
     let text = map.apply(&again(1, 77, 9999)).unwrap_err().to_string();
     assert!(text.contains("is a new node"), "{text}");
-    assert!(matches!(
-        map.apply(&again(8, 77, 9999)),
-        Err(MapError::Missing { .. })
-    ));
+    assert!(matches!(map.apply(&again(8, 77, 9999)), Err(MapError::Missing { .. })));
 }
 
 #[test]
@@ -169,16 +128,10 @@ fn impossible_volumes_are_refused() {
     };
     let long = "x".repeat(NAME_LEN_MAX + 1);
     for name in ["", "-x", ".x", "a b", "a/b", "ä", long.as_str()] {
-        assert!(
-            matches!(map.apply(&create(name, 4096)), Err(MapError::BadName(_))),
-            "{name}"
-        );
+        assert!(matches!(map.apply(&create(name, 4096)), Err(MapError::BadName(_))), "{name}");
     }
     map.apply(&create("v", 4096)).unwrap();
-    assert!(matches!(
-        map.apply(&create("v", 4096)),
-        Err(MapError::Exists { .. })
-    ));
+    assert!(matches!(map.apply(&create("v", 4096)), Err(MapError::Exists { .. })));
 }
 
 #[test]
@@ -186,18 +139,11 @@ fn ids_of_volumes_are_never_used_again_and_deletion_is_told_from_ignorance() {
     let mut map = cluster(3);
     let first = volume(&mut map, "a");
     assert!(!map.is_deleted(first));
-    map.apply(&Command::RemoveVolume {
-        volume: first,
-        expired: None,
-    })
-    .unwrap();
+    map.apply(&Command::RemoveVolume { volume: first, expired: None }).unwrap();
     assert!(map.is_deleted(first));
     let second = volume(&mut map, "a");
     assert!(second > first);
-    assert!(
-        !map.is_deleted(VolumeId(second.0 + 1)),
-        "not issued yet: the map may be old"
-    );
+    assert!(!map.is_deleted(VolumeId(second.0 + 1)), "not issued yet: the map may be old");
 }
 
 #[test]
@@ -206,28 +152,11 @@ fn an_attached_volume_is_not_removed_unless_its_lease_has_run_out() {
     let disk = volume(&mut map, "a");
     let seen = Generation(0);
     let above = Generation(0);
-    let grants = vec![Grant {
-        volume: disk,
-        seen,
-        above,
-    }];
-    map.apply(&Command::GrantGenerations {
-        grants,
-        holder: holder("h", 1),
-    })
-    .unwrap();
-    let remove = |expired| Command::RemoveVolume {
-        volume: disk,
-        expired,
-    };
-    assert!(matches!(
-        map.apply(&remove(None)),
-        Err(MapError::Attached { .. })
-    ));
-    assert!(matches!(
-        map.apply(&remove(Some(Generation(9)))),
-        Err(MapError::Attached { .. })
-    ));
+    let grants = vec![Grant { volume: disk, seen, above }];
+    map.apply(&Command::GrantGenerations { grants, holder: holder("h", 1) }).unwrap();
+    let remove = |expired| Command::RemoveVolume { volume: disk, expired };
+    assert!(matches!(map.apply(&remove(None)), Err(MapError::Attached { .. })));
+    assert!(matches!(map.apply(&remove(Some(Generation(9)))), Err(MapError::Attached { .. })));
     map.apply(&remove(Some(Generation(1)))).unwrap();
 }
 
@@ -236,21 +165,9 @@ fn attaching_does_not_change_the_layout() {
     let mut map = cluster(3);
     let disk = volume(&mut map, "a");
     let (version, layout) = (map.version, map.layout);
-    let grants = vec![Grant {
-        volume: disk,
-        seen: Generation(0),
-        above: Generation(40),
-    }];
-    map.apply(&Command::GrantGenerations {
-        grants,
-        holder: holder("h", 1),
-    })
-    .unwrap();
-    assert_eq!(
-        map.volumes[&disk].generation,
-        Generation(41),
-        "above what a node has promised"
-    );
+    let grants = vec![Grant { volume: disk, seen: Generation(0), above: Generation(40) }];
+    map.apply(&Command::GrantGenerations { grants, holder: holder("h", 1) }).unwrap();
+    assert_eq!(map.volumes[&disk].generation, Generation(41), "above what a node has promised");
     assert_eq!((map.version, map.layout), (version + 1, layout));
 }
 
@@ -263,18 +180,11 @@ fn a_map_survives_serialisation() {
 }
 
 fn any_command() -> impl Strategy<Value = Command> {
-    let name = prop_oneof![Just("a"), Just("b"), Just("c"), Just("-bad"), Just("")]
-        .prop_map(str::to_owned);
+    let name = prop_oneof![Just("a"), Just("b"), Just("c"), Just("-bad"), Just("")].prop_map(str::to_owned);
     let id = (0u64..12).prop_map(VolumeId);
     let generation = prop_oneof![9 => 0u64..6, 1 => any::<u64>()].prop_map(Generation);
-    let grant =
-        (id.clone(), generation.clone(), generation.clone()).prop_map(|(volume, seen, above)| {
-            Grant {
-                volume,
-                seen,
-                above,
-            }
-        });
+    let grant = (id.clone(), generation.clone(), generation.clone())
+        .prop_map(|(volume, seen, above)| Grant { volume, seen, above });
     prop_oneof![
         (0u64..12).prop_map(register),
         (0u32..12, 0u64..12, any::<u16>()).prop_map(|(id, n, port)| Command::RegisterNode {
@@ -287,46 +197,25 @@ fn any_command() -> impl Strategy<Value = Command> {
             now: 3,
         }),
         prop::collection::vec((0u32..12, any::<bool>()), 0..4).prop_map(|nodes| {
-            Command::SetNodesUp {
-                nodes: nodes.into_iter().map(|(n, up)| (NodeId(n), up)).collect(),
-                now: 4,
-            }
+            Command::SetNodesUp { nodes: nodes.into_iter().map(|(n, up)| (NodeId(n), up)).collect(), now: 4 }
         }),
-        (0u32..12, any::<bool>()).prop_map(|(n, lost)| Command::SetNodeLost {
-            node: NodeId(n),
-            lost
-        }),
+        (0u32..12, any::<bool>()).prop_map(|(n, lost)| Command::SetNodeLost { node: NodeId(n), lost }),
         prop::collection::vec((0u32..12, any::<u64>()), 0..4).prop_map(|positions| {
             Command::ReportPositions {
                 positions: positions.into_iter().map(|(n, p)| (NodeId(n), p)).collect(),
             }
         }),
-        (
-            name.clone(),
-            0u8..9,
-            prop_oneof![0u32..40, any::<u32>()],
-            0u32..4
-        )
-            .prop_map(|(name, size, pg_num, rule)| {
+        (name.clone(), 0u8..9, prop_oneof![0u32..40, any::<u32>()], 0u32..4).prop_map(
+            |(name, size, pg_num, rule)| {
                 let domain = match rule {
                     0 => FailureDomain::Host,
                     1 => FailureDomain::Osd,
                     rule => FailureDomain::Rule(rule - 2),
                 };
-                Command::CreatePool {
-                    name,
-                    size,
-                    pg_num,
-                    domain,
-                    ack: Ack::Majority,
-                }
-            }),
-        (
-            name.clone(),
-            name,
-            prop_oneof![any::<u64>(), (0u64..99).prop_map(|n| n << 24)],
-            14u32..26
-        )
+                Command::CreatePool { name, size, pg_num, domain, ack: Ack::Majority }
+            }
+        ),
+        (name.clone(), name, prop_oneof![any::<u64>(), (0u64..99).prop_map(|n| n << 24)], 14u32..26)
             .prop_map(|(name, pool, size, bits)| Command::CreateVolume {
                 name,
                 pool,
@@ -336,12 +225,8 @@ fn any_command() -> impl Strategy<Value = Command> {
             }),
         (id.clone(), prop::option::of(generation.clone()))
             .prop_map(|(volume, expired)| Command::RemoveVolume { volume, expired }),
-        (prop::collection::vec(grant, 0..4), 0u64..3).prop_map(|(grants, boot)| {
-            Command::GrantGenerations {
-                grants,
-                holder: holder("h", boot),
-            }
-        }),
+        (prop::collection::vec(grant, 0..4), 0u64..3)
+            .prop_map(|(grants, boot)| { Command::GrantGenerations { grants, holder: holder("h", boot) } }),
         prop::collection::vec((id, generation, any::<bool>()), 0..4)
             .prop_map(|volumes| Command::Release { volumes }),
     ]
@@ -371,11 +256,7 @@ fn check(before: &ClusterMap, after: &ClusterMap, result: &Result<Reply, MapErro
         }
         assert!(!(volume.clean && volume.holder.is_some()));
     }
-    for id in before
-        .volumes
-        .keys()
-        .filter(|id| !after.volumes.contains_key(id))
-    {
+    for id in before.volumes.keys().filter(|id| !after.volumes.contains_key(id)) {
         assert!(after.is_deleted(*id));
     }
     for (id, node) in &before.nodes {
@@ -390,10 +271,7 @@ fn check(before: &ClusterMap, after: &ClusterMap, result: &Result<Reply, MapErro
         let members: BTreeSet<NodeId> = pg.nodes().collect();
         assert_eq!(members.len(), usize::from(pool.size));
         assert!(members.iter().all(|node| after.nodes.contains_key(node)));
-        assert!(
-            before.pgs.get(id).is_none_or(|old| old == pg),
-            "placement moved by itself"
-        );
+        assert!(before.pgs.get(id).is_none_or(|old| old == pg), "placement moved by itself");
     }
 }
 
@@ -420,11 +298,7 @@ fn a_large_map_fits_a_frame() {
     let volume_id = volume(&mut map, &"n".repeat(NAME_LEN_MAX));
     let empty = postcard::to_stdvec(&ClusterMap::new()).unwrap().len();
     let it = map.volumes.get_mut(&volume_id).unwrap();
-    it.holder = Some(Holder {
-        name: "h".repeat(HOLDER_LEN_MAX),
-        boot: u64::MAX,
-        kind: HolderKind::FrontEnd,
-    });
+    it.holder = Some(Holder { name: "h".repeat(HOLDER_LEN_MAX), boot: u64::MAX, kind: HolderKind::FrontEnd });
     (it.generation, it.size) = (Generation(u64::MAX), VOLUME_SIZE_MAX);
     let volume = postcard::to_stdvec(&*it).unwrap().len() + 10;
     let pg = Pg {

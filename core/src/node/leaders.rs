@@ -19,7 +19,9 @@ impl<P: Clone> Node<P> {
             ToNode::Repair { object, ballot, from, upto, object_blocks, urgent } => {
                 if object_blocks > OBJECT_BLOCKS_MAX || from == self.id {
                     out.push(Output::CloseLeader { conn, why: "a repair of an impossible size or source" });
-                } else if self.listens(conn, object.group) && self.leads(object.group, ballot) {
+                } else if !self.leads(object.group, ballot) {
+                    self.tell_replaced(conn, object.group, ballot, out);
+                } else if self.listens(conn, object.group) {
                     self.order_repair(conn, object, ballot, (from, upto, object_blocks, urgent), out);
                 }
             }
@@ -36,6 +38,17 @@ impl<P: Clone> Node<P> {
                 // Held: the promise that it confirms may not be durable yet.
                 self.hold_leader(conn, msg, out);
             }
+        }
+    }
+
+    /// A leader that was replaced is told, so that its clients, or the work of a healer, do not wait for
+    /// nothing. Its own newer round is not: these are its late messages.
+    fn tell_replaced(&mut self, conn: ConnId, group: GroupId, ballot: Ballot, out: &mut Vec<Output<P>>) {
+        let promised = self.group(group).map_or(Ballot::ZERO, |state| state.promised.ballot);
+        if promised.generation() > ballot.generation() || self.fence(group.volume) > ballot.generation() {
+            self.counters.refused += 1;
+            let msg = self.refusal(group, ballot, Refusal::Promised);
+            self.hold_leader(conn, msg, out);
         }
     }
 
@@ -82,7 +95,10 @@ impl<P: Clone> Node<P> {
             self.persist(Record::Open { group, promised: promise, epoch: epoch_now }, out);
         }
         self.cancel_repairs(group);
-        self.conns.insert(group, conn);
+        // An older leader whose repairs were dropped just now would wait for them for ever.
+        if let Some(older) = self.conns.insert(group, conn).filter(|older| *older != conn) {
+            self.tell_replaced(older, group, promised, out);
+        }
         let state = self.state.group_mut(group);
         let mut objects: Vec<ObjectVote> = state
             .objects
@@ -148,12 +164,13 @@ impl<P: Clone> Node<P> {
         mut except: Vec<ObjectIndex>,
         out: &mut Vec<Output<P>>,
     ) {
+        if self.group(group).is_none_or(|state| state.promised.ballot != ballot) {
+            return self.tell_replaced(conn, group, ballot, out);
+        }
         if !self.listens(conn, group) {
             return;
         }
-        let Some(state) = self.group(group).filter(|state| state.promised.ballot == ballot) else {
-            return;
-        };
+        let Some(state) = self.group(group) else { return };
         if except.len() > GROUP_OBJECTS_MAX {
             return out.push(Output::CloseLeader { conn, why: "a Settle of too many objects" });
         }
@@ -192,15 +209,7 @@ impl<P: Clone> Node<P> {
         }
         let group = object.group;
         if !self.leads(group, ballot) {
-            // A leader that was replaced is told, so that its clients do not wait for nothing. Its own
-            // newer round is not: these are its late messages.
-            let promised = self.group(group).map_or(Ballot::ZERO, |state| state.promised.ballot);
-            if promised.generation() > ballot.generation() || self.fence(group.volume) > ballot.generation() {
-                self.counters.refused += 1;
-                let msg = self.refusal(group, ballot, Refusal::Promised);
-                self.hold_leader(conn, msg, out);
-            }
-            return;
+            return self.tell_replaced(conn, group, ballot, out);
         }
         if !self.listens(conn, group) {
             return;

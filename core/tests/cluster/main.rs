@@ -336,3 +336,32 @@ fn a_read_waits_for_the_write_that_it_overlaps() {
     assert_eq!(w.result(f, behind), Some(Ok(0)));
     assert_eq!(w.value(f, 0, 0), 3);
 }
+
+#[test]
+fn a_front_end_that_was_stopped_acknowledges_nothing_after_its_successor() {
+    let mut w = World::new();
+    let old = w.front(1, Options::default());
+    let first = w.write(old, 0, 0, 1);
+    assert_eq!(w.result(old, first), Some(Ok(0)));
+    // A write is durable on all three, and the answers are in the sockets of a process that is stopped.
+    w.stop(old);
+    let late = w.write(old, 0, 0, 2);
+    w.now = w.now.after(5_000_000);
+    let new = w.front(2, Options::default());
+    assert!(w.fronts[new].events.contains(&"attached"));
+    assert_eq!(w.at(0, 0, 0), 2);
+    w.resume(old);
+    w.pass(300_000);
+    assert_eq!(w.result(old, late), Some(Err(OpError::Deposed)));
+    assert_eq!(w.value(new, 0, 0), 2, "it was durable, and stays");
+}
+
+#[test]
+fn without_a_lease_writes_go_on_with_a_confirm() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.pass(2_000_000); // the lease has run out
+    let id = w.write(f, 0, 0, 1);
+    w.pass(20_000);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+}

@@ -80,6 +80,8 @@ pub struct Front {
     pub done: FxHashMap<OpId, OpDone<P>>,
     pub events: Vec<&'static str>,
     pub next_op: u64,
+    /// Answers that arrive while its process is stopped.
+    pub stopped: Option<Vec<(u64, NodeId, FromNode<P>)>>,
 }
 
 enum Job {
@@ -155,6 +157,7 @@ impl World {
             done: FxHashMap::default(),
             events: Vec::new(),
             next_op: 1,
+            stopped: None,
         });
         let f = self.fronts.len() - 1;
         self.lease(f, 1_000_000);
@@ -188,6 +191,17 @@ impl World {
                 self.tell_node(node, node::Input::LeaderGone { conn });
             }
         }
+    }
+
+    pub fn stop(&mut self, f: usize) {
+        self.fronts[f].stopped = Some(Vec::new());
+    }
+
+    pub fn resume(&mut self, f: usize) {
+        for (conn, node, msg) in self.fronts[f].stopped.take().unwrap_or_default() {
+            self.jobs.push_back(Job::Leader(f, conn, node, msg));
+        }
+        self.run();
     }
 
     /// The node's process dies; records that were not durable are gone.
@@ -261,7 +275,8 @@ impl World {
         let end = self.now.after(micros);
         while self.now < end {
             self.now = self.now.after(10_000);
-            for f in 0..self.fronts.len() {
+            for f in (0..self.fronts.len()).filter(|f| self.fronts[*f].stopped.is_none()).collect::<Vec<_>>()
+            {
                 self.tell_leader(f, leader::Input::Tick);
             }
             if self.now.0 % 100_000 < 10_000 {
@@ -329,6 +344,9 @@ impl World {
                         host.machine.handle(self.now, input, &mut out);
                         self.node_outputs(id, out);
                     }
+                }
+                Job::Leader(f, conn, node, msg) if self.fronts[f].stopped.is_some() => {
+                    self.fronts[f].stopped.as_mut().expect("stopped").push((conn, node, msg));
                 }
                 Job::Leader(f, conn, node, msg) => {
                     if self.fronts[f].conns.get(&node) == Some(&conn) {

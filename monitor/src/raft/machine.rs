@@ -44,23 +44,12 @@ impl Machine {
     pub fn load(store: Store) -> Result<(Machine, SharedMap), Failure> {
         let saved: Option<Saved> = store.get(SNAPSHOT)?;
         let (applied, membership, map) = match saved {
-            Some(saved) => (
-                saved.meta.last_log_id,
-                saved.meta.last_membership,
-                decode(&saved.map)?,
-            ),
+            Some(saved) => (saved.meta.last_log_id, saved.meta.last_membership, decode(&saved.map)?),
             None => (None, StoredMembership::default(), ClusterMap::new()),
         };
         let (map, reader) = watch::channel(Arc::new(map));
-        let state = State {
-            applied,
-            membership,
-            map,
-        };
-        let machine = Machine {
-            store,
-            shared: Arc::new(Mutex::new(state)),
-        };
+        let state = State { applied, membership, map };
+        let machine = Machine { store, shared: Arc::new(Mutex::new(state)) };
         Ok((machine, reader))
     }
 
@@ -74,21 +63,13 @@ impl RaftSnapshotBuilder<Types> for Machine {
     async fn build_snapshot(&mut self) -> RaftResult<Snapshot<Types>> {
         let (meta, map) = {
             let state = self.state();
-            let snapshot_id = state
-                .applied
-                .map_or_else(|| "0".to_owned(), |id| id.to_string());
-            let meta = Meta {
-                last_log_id: state.applied,
-                last_membership: state.membership.clone(),
-                snapshot_id,
-            };
+            let snapshot_id = state.applied.map_or_else(|| "0".to_owned(), |id| id.to_string());
+            let meta =
+                Meta { last_log_id: state.applied, last_membership: state.membership.clone(), snapshot_id };
             (meta, state.map.borrow().clone())
         };
         let build = async {
-            let saved = Saved {
-                meta: meta.clone(),
-                map: encode(&*map)?,
-            };
+            let saved = Saved { meta: meta.clone(), map: encode(&*map)? };
             self.store.put(SNAPSHOT, &saved).await?;
             Ok(saved.map)
         };
@@ -103,9 +84,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
 impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Machine;
 
-    async fn applied_state(
-        &mut self,
-    ) -> RaftResult<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>)> {
+    async fn applied_state(&mut self) -> RaftResult<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>)> {
         let state = self.state();
         Ok((state.applied, state.membership.clone()))
     }
@@ -145,16 +124,9 @@ impl RaftStateMachine<Types> for Machine {
         Ok(Box::default())
     }
 
-    async fn install_snapshot(
-        &mut self,
-        meta: &Meta,
-        snapshot: Box<Cursor<Vec<u8>>>,
-    ) -> RaftResult<()> {
+    async fn install_snapshot(&mut self, meta: &Meta, snapshot: Box<Cursor<Vec<u8>>>) -> RaftResult<()> {
         let install = async {
-            let saved = Saved {
-                meta: meta.clone(),
-                map: snapshot.into_inner(),
-            };
+            let saved = Saved { meta: meta.clone(), map: snapshot.into_inner() };
             let map: ClusterMap = decode(&saved.map)?;
             self.store.put(SNAPSHOT, &saved).await?;
             Ok(map)
@@ -174,9 +146,6 @@ impl RaftStateMachine<Types> for Machine {
             .store
             .get(SNAPSHOT)
             .map_err(|error| StorageIOError::read_snapshot(None, AnyError::new(&error)))?;
-        Ok(saved.map(|saved| Snapshot {
-            meta: saved.meta,
-            snapshot: Box::new(Cursor::new(saved.map)),
-        }))
+        Ok(saved.map(|saved| Snapshot { meta: saved.meta, snapshot: Box::new(Cursor::new(saved.map)) }))
     }
 }

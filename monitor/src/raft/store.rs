@@ -39,23 +39,14 @@ pub(crate) struct Identity {
 pub(crate) enum OpenError {
     #[error("{0} is in use by another monitor: stop it, or choose another data directory")]
     InUse(PathBuf),
-    #[error(
-        "{path} belongs to cluster {theirs:?}, not {ours:?}: check data directory and cluster name"
-    )]
-    OtherCluster {
-        path: PathBuf,
-        theirs: String,
-        ours: String,
-    },
+    #[error("{path} belongs to cluster {theirs:?}, not {ours:?}: check data directory and cluster name")]
+    OtherCluster { path: PathBuf, theirs: String, ours: String },
     #[error(
         "{path} cannot be used: {error}; if the disk is sound, restore the monitor's directory from a copy"
     )]
     Damaged { path: PathBuf, error: Failure },
     #[error("cannot create {path}: {error}")]
-    Create {
-        path: PathBuf,
-        error: std::io::Error,
-    },
+    Create { path: PathBuf, error: std::io::Error },
 }
 
 /// A failure of the file or of what is in it.
@@ -103,20 +94,13 @@ impl Store {
     /// Opens the file in `dir`, or makes it with `fresh` as its identity.
     ///
     /// Blocks; for the start of the process only.
-    pub fn open(
-        dir: &Path,
-        cluster_name: &str,
-        fresh: Identity,
-    ) -> Result<(Store, Identity), OpenError> {
+    pub fn open(dir: &Path, cluster_name: &str, fresh: Identity) -> Result<(Store, Identity), OpenError> {
         let path = dir.join("monitor.redb");
         std::fs::create_dir_all(dir).map_err(|error| {
             let path = dir.to_owned();
             OpenError::Create { path, error }
         })?;
-        let database = match Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(&path)
-        {
+        let database = match Database::builder().set_cache_size(CACHE_BYTES).create(&path) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(OpenError::InUse(path)),
             Err(error) => {
@@ -130,9 +114,7 @@ impl Store {
             let path = dir.to_owned();
             OpenError::Create { path, error }
         })?;
-        let store = Store {
-            database: Arc::new(database),
-        };
+        let store = Store { database: Arc::new(database) };
         let identity = match store.identify(fresh) {
             Ok(identity) => identity,
             Err(error) => return Err(OpenError::Damaged { path, error }),
@@ -203,11 +185,7 @@ impl Store {
     }
 
     /// Puts one value into the table of single values, durably.
-    pub(super) async fn put<T: Serialize>(
-        &self,
-        key: &'static str,
-        value: &T,
-    ) -> Result<(), Failure> {
+    pub(super) async fn put<T: Serialize>(&self, key: &'static str, value: &T) -> Result<(), Failure> {
         let bytes = encode(value)?;
         self.change(move |_, meta| {
             meta.insert(key, bytes.as_slice())?;
@@ -267,8 +245,7 @@ impl RaftLogReader<Types> for Store {
         &mut self,
         range: RB,
     ) -> RaftResult<Vec<Entry<Types>>> {
-        self.entries(range)
-            .map_err(|error| StorageIOError::read_logs(any(error)).into())
+        self.entries(range).map_err(|error| StorageIOError::read_logs(any(error)).into())
     }
 }
 
@@ -279,10 +256,7 @@ impl RaftLogStorage<Types> for Store {
         let read = |error| StorageIOError::read_logs(any(error));
         let purged: Option<LogId<u64>> = self.get(PURGED).map_err(read)?;
         let last = self.last().map_err(read)?.map(|entry| entry.log_id);
-        Ok(LogState {
-            last_purged_log_id: purged,
-            last_log_id: last.or(purged),
-        })
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last.or(purged) })
     }
 
     async fn get_log_reader(&mut self) -> Store {
@@ -295,8 +269,7 @@ impl RaftLogStorage<Types> for Store {
     }
 
     async fn read_vote(&mut self) -> RaftResult<Option<Vote<u64>>> {
-        self.get(VOTE)
-            .map_err(|error| StorageIOError::read_vote(any(error)).into())
+        self.get(VOTE).map_err(|error| StorageIOError::read_vote(any(error)).into())
     }
 
     // The commit index is not saved: it would cost a commit of the file for each command. A monitor that
@@ -306,10 +279,8 @@ impl RaftLogStorage<Types> for Store {
         I: IntoIterator<Item = Entry<Types>> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let encoded: Result<Vec<(u64, Vec<u8>)>, Failure> = entries
-            .into_iter()
-            .map(|entry| Ok((entry.log_id.index, encode(&entry)?)))
-            .collect();
+        let encoded: Result<Vec<(u64, Vec<u8>)>, Failure> =
+            entries.into_iter().map(|entry| Ok((entry.log_id.index, encode(&entry)?))).collect();
         let append = async {
             let encoded = encoded?;
             self.change(move |log, _| {
@@ -353,8 +324,6 @@ impl RaftLogStorage<Types> for Store {
             })
             .await
         };
-        purge
-            .await
-            .map_err(|error| StorageIOError::write_logs(any(error)).into())
+        purge.await.map_err(|error| StorageIOError::write_logs(any(error)).into())
     }
 }

@@ -9,10 +9,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 fn identity() -> Identity {
-    Identity {
-        cluster_id: [4; 16],
-        cluster_name: "test".to_owned(),
-    }
+    Identity { cluster_id: [4; 16], cluster_name: "test".to_owned() }
 }
 
 struct Builder;
@@ -49,21 +46,13 @@ async fn start(dir: &Path) -> (Raft, SharedMap) {
         raft.initialize(voters).await.unwrap();
     }
     let wait = raft.wait(Some(std::time::Duration::from_secs(20)));
-    wait.state(openraft::ServerState::Leader, "leads")
-        .await
-        .unwrap();
+    wait.state(openraft::ServerState::Leader, "leads").await.unwrap();
     raft.ensure_linearizable().await.unwrap();
     (raft, map)
 }
 
 async fn write(raft: &Raft, command: Command) {
-    raft.client_write(command)
-        .await
-        .unwrap()
-        .data
-        .0
-        .unwrap()
-        .unwrap();
+    raft.client_write(command).await.unwrap().data.0.unwrap().unwrap();
 }
 
 fn register(n: u64) -> Command {

@@ -379,6 +379,13 @@ impl Core {
         }
     }
 
+    /// The map has changed: a node that it had dropped may be back.
+    pub fn want_nodes(&mut self) {
+        for node in self.sessions.values().flat_map(|session| &session.nodes) {
+            self.links.want(*node);
+        }
+    }
+
     /// The monitors want a group looked at.
     pub fn differs(&mut self, group: GroupId) {
         if let Some(key) = self.session_of(group.volume) {

@@ -6,8 +6,13 @@ use crate::blocks::BlockLayer;
 use crate::disk::{ConnId, Disk, DiskRequest, ExportInfo, Exports, LocalFuture, OpenError};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use trefoil_core::map::ClusterMap;
 use trefoil_core::{PoolId, VolumeId};
+
+/// How long a client waits for the last session of its volume to end, and how often it looks.
+const CLOSING_WAIT_MAX: Duration = Duration::from_secs(5);
+const CLOSING_PAUSE: Duration = Duration::from_millis(20);
 
 /// The exports of a front end.
 pub struct Volumes {
@@ -71,40 +76,46 @@ impl Exports for Volumes {
     }
 
     fn open(&self, name: &str) -> LocalFuture<Result<Rc<dyn Disk>, OpenError>> {
-        let opened = self.find(name).and_then(|found| self.open_now(found));
-        Box::pin(async move { opened })
+        let (found, front) = (self.find(name), self.front.clone());
+        Box::pin(async move {
+            let found = found?;
+            // A session that is finishing takes nothing new; it will not take long.
+            let closing =
+                || front.look(|core| core.session_of(found.id).is_some_and(|key| core.is_closing(key)));
+            let begun = Instant::now();
+            while closing() {
+                if begun.elapsed() > CLOSING_WAIT_MAX {
+                    return Err(OpenError::Refused("the volume is just being released: try again".into()));
+                }
+                tokio::time::sleep(CLOSING_PAUSE).await;
+            }
+            open_now(&front, found)
+        })
     }
 }
 
-impl Volumes {
-    fn open_now(&self, found: Found) -> Result<Rc<dyn Disk>, OpenError> {
-        let front = &self.front;
-        if front.is_stopping() {
-            return Err(OpenError::ShuttingDown);
-        }
-        let mut session = front.look(|core| core.session_of(found.id));
-        if let Some(key) = session.filter(|key| front.is_healer(*key)) {
-            // The healer is this process's own: its generation ends with the next grant.
-            front.batch(|core| core.abandon(key));
-            session = None;
-        }
-        // One that is finishing takes nothing new; the client's next try finds the volume free.
-        if session.is_some_and(|key| front.look(|core| core.is_closing(key))) {
-            return Err(OpenError::Refused("the volume is just being released: try again".into()));
-        }
-        let key = match session {
-            Some(key) => key,
-            None => {
-                let layer = BlockLayer::new(found.id, found.size, found.object_size)
-                    .map_err(|error| OpenError::Refused(error.to_string()))?;
-                let key = front.batch(|core| core.open(found.id, found.pool, Some(layer)));
-                tokio::task::spawn_local(front.clone().attach_if_free(key));
-                key
-            }
-        };
-        front.batch(|core| core.client_came(key));
-        Ok(Rc::new(VolumeDisk { front: front.clone(), key, info: found.info }))
+fn open_now(front: &Rc<FrontEnd>, found: Found) -> Result<Rc<dyn Disk>, OpenError> {
+    if front.is_stopping() {
+        return Err(OpenError::ShuttingDown);
     }
+    let mut session = front.look(|core| core.session_of(found.id));
+    if let Some(key) = session.filter(|key| front.is_healer(*key)) {
+        // The healer is this process's own: its generation ends with the next grant.
+        front.batch(|core| core.abandon(key));
+        session = None;
+    }
+    let key = match session {
+        Some(key) => key,
+        None => {
+            let layer = BlockLayer::new(found.id, found.size, found.object_size)
+                .map_err(|error| OpenError::Refused(error.to_string()))?;
+            let key = front.batch(|core| core.open(found.id, found.pool, Some(layer)));
+            tokio::task::spawn_local(front.clone().attach_if_free(key));
+            key
+        }
+    };
+    front.batch(|core| core.client_came(key));
+    Ok(Rc::new(VolumeDisk { front: front.clone(), key, info: found.info }))
 }
 
 /// A client's view of a session. When the session ends, every request is answered with

@@ -485,6 +485,7 @@ impl FrontEnd {
                 for key in gone {
                     core.depose(key, Generation(0));
                 }
+                core.want_nodes();
             });
             seen = map;
         }

@@ -135,6 +135,26 @@ impl World {
         self.plan.volume_ids().all(|volume| self.calm_done(volume))
     }
 
+    /// Everything is well, and has been for a while: no client of a leader that was replaced still waits,
+    /// and no healer that was replaced still thinks that it has work to do.
+    pub(super) fn nobody_waits(&mut self) {
+        for li in 0..self.leaders.len() {
+            let host = &self.leaders[li];
+            if host.machine.is_some() && (host.healer || !host.ops.is_empty()) {
+                let what = format!(
+                    "leader {li} (generation {}, healer {}, attached {}) was replaced long ago and is still at \
+                     work, with {} operations",
+                    host.generation,
+                    host.healer,
+                    host.attached,
+                    host.ops.len()
+                );
+                let volume = host.volume;
+                return self.note(Err(check::Violation::of("I6", (volume, 0), what)));
+            }
+        }
+    }
+
     /// It took too long: says what is missing.
     pub(super) fn not_calm(&mut self) {
         let mut what = String::from("faults have stopped, but");

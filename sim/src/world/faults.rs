@@ -12,6 +12,49 @@ use crate::plan::{FAULTS, Fault, NODES_MAX};
 use trefoil_core::{GroupId, ObjectId, VolumeId};
 
 impl World {
+    /// What is wrong right now, for people.
+    pub fn wrong_now(&self) -> String {
+        let mut wrong = Vec::new();
+        for (ni, node) in self.nodes.iter().enumerate() {
+            let states = [
+                (node.machine.is_none(), "down"),
+                (node.paused, "paused"),
+                (node.slow > 1, "slow"),
+                (node.room < ROOMY, "without room"),
+                (self.lost_state[ni], "had lost state"),
+                (!node.store.now.bad.is_empty(), "has bad blocks"),
+            ];
+            wrong.extend(states.iter().filter(|s| s.0).map(|s| format!("node.{ni} {}", s.1)));
+        }
+        for (li, leader) in self.leaders.iter().enumerate().filter(|(_, l)| l.machine.is_some()) {
+            let state = if leader.paused { "paused" } else { "alive" };
+            wrong
+                .push(format!("leader {li} (generation {} of {}) {state}", leader.generation, leader.volume));
+        }
+        let name = |end: usize| match end {
+            MONITOR => "monitor".to_string(),
+            end if end >= NODES_MAX => format!("host {}", end - NODES_MAX),
+            end => format!("node.{end}"),
+        };
+        for (a, row) in self.net.shut.iter().enumerate() {
+            let to: Vec<String> = (0..ENDS)
+                .filter(|b| row[*b] > self.now && self.exists(a) && self.exists(*b))
+                .map(name)
+                .collect();
+            if !to.is_empty() {
+                wrong.push(format!("{} ⇥ {}", name(a), to.join(" ")));
+            }
+        }
+        if self.monitor.down_until > self.now {
+            wrong.push("monitor down".to_string());
+        }
+        wrong.join(", ")
+    }
+
+    fn exists(&self, end: usize) -> bool {
+        end == MONITOR || end < self.plan.nodes || (end >= NODES_MAX && end - NODES_MAX < self.plan.hosts)
+    }
+
     /// One fault, and the next one's time.
     pub(super) fn fault(&mut self) {
         if !self.faulty {
@@ -92,6 +135,7 @@ impl World {
                 }
             }
             Fault::Partition => self.partition(lasts),
+            Fault::Isolated => self.isolate(lasts),
             Fault::OneWay => {
                 let (a, b) = (self.some_end(), self.some_end());
                 if a != b {
@@ -209,6 +253,24 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A front end and one node hear only each other, for longer than the lease lasts; somebody else takes
+    /// the volume over meanwhile. What the node still has is old by then.
+    fn isolate(&mut self, lasts: u64) {
+        let Some(li) = self.some_leader().filter(|li| !self.leaders[*li].healer) else { return };
+        self.coverage.count(Cover::Isolated);
+        let (volume, host) = (self.leaders[li].volume, host_end(self.leaders[li].host));
+        let node = self.rng.index(self.plan.nodes);
+        let until = self.now + self.plan.lease + self.plan.margin + lasts;
+        for end in (0..ENDS).filter(|end| *end != host && *end != node) {
+            for inside in [host, node] {
+                for (a, b) in [(inside, end), (end, inside)] {
+                    self.net.shut[a][b] = self.net.shut[a][b].max(until);
+                }
+            }
+        }
+        self.monitor.volume(volume).wanted = true;
     }
 
     /// A block of a node's copy goes bad, if no other copy of it is.

@@ -332,7 +332,8 @@ impl World {
         let next = match &mut self.leaders[li].script {
             Some(script) => script.todo.pop_front(),
             None => {
-                let kind = self.rng.weighted(&self.plan.ops).unwrap_or(1);
+                let reader = (client as usize) < self.plan.readers;
+                let kind = if reader { 0 } else { self.rng.weighted(&self.plan.ops).unwrap_or(1) };
                 Some((kind, self.rng.index(self.plan.objects) as u32))
             }
         };

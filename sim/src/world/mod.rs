@@ -49,6 +49,9 @@ use trefoil_core::{GroupId, NodeId, ObjectId, VolumeId, leader, node};
 /// Steps that the second phase may take at most, whatever the virtual time.
 const CALM_STEPS_MAX: u64 = 3_000_000;
 
+/// Virtual time after everything is well in which a leader that was replaced must have been told (µs).
+const AFTER_CALM: u64 = 10_000_000;
+
 /// Properties that a client can see.
 const OUTSIDE: [&str; 5] = ["I1", "I2", "I6", "P2", "client"];
 
@@ -233,6 +236,10 @@ impl World {
                 self.not_calm();
             }
         }
+        // Time for those who were replaced to find out.
+        let end = self.now + AFTER_CALM;
+        while self.violation.is_none() && self.now < end && self.step() {}
+        self.nobody_waits();
     }
 
     /// The next thing happens. False if nothing ever will.

@@ -16,6 +16,9 @@ use trefoil_core::{Generation, NodeId, ObjectId, PgId, Time};
 /// Room for as many blocks as anyone could write.
 pub const ROOMY: u64 = 1 << 40;
 
+/// A node's state is held against its records once in so many steps.
+const STATE_EVERY: u64 = 61;
+
 /// A storage node, up or down.
 pub struct NodeHost {
     /// The machine; `None` while the node is down.
@@ -183,6 +186,12 @@ impl World {
             self.node_output(ni, output);
         }
         self.node_out = out;
+        if self.steps % STATE_EVERY == 0
+            && self.nodes[ni].machine.as_ref().is_some_and(|machine| *machine.state() != self.given[ni])
+        {
+            let what = format!("node.{ni}'s state is not what its records add up to");
+            self.note(Err(check::Violation::plain("record", what)));
+        }
         self.start_flush(ni);
     }
 

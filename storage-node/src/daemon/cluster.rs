@@ -4,7 +4,7 @@
 //! serves without monitors, on the last map that it has seen.
 
 use super::connections::Daemon;
-use super::identity::StateDir;
+use super::identity::{Identity, StateDir};
 use super::peers::PeerAddress;
 use crate::store::Store;
 use std::cell::Cell;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use trefoil_core::map::{ClusterMap, Pg};
-use trefoil_core::node::Input;
+use trefoil_core::node::{Input, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Incarnation, NodeId, PgId, VolumeId};
 use trefoil_monitor::MonitorClient;
@@ -48,6 +48,8 @@ pub struct Membership {
     /// Where the log ended when this process started: to be compared with what the monitors remember
     /// (N8). None once that has been done.
     pub start_position: Cell<Option<u64>>,
+    /// The record that says that state is lost, while it is not known to be durable.
+    pub lost_ticket: Cell<Option<Ticket>>,
 }
 
 impl Membership {
@@ -109,7 +111,8 @@ impl Membership {
             Heartbeat {
                 node: self.node,
                 incarnation: self.incarnation,
-                position: engine.store().log_position(),
+                // Before the check, what was found: the answer must not rest on what this start has written.
+                position: self.start_position.get().unwrap_or(engine.store().log_position()),
                 lost: state.groups.values().any(|group| group.lost),
                 bytes_total: stats.space.total.saturating_sub(stats.space.reserve),
                 bytes_used: stats.space.used,
@@ -129,17 +132,26 @@ impl Membership {
     /// N8: the monitors remember a later position than this store has come back with: what was in between
     /// is lost, and this node must not vote as before.
     pub fn check_position(&self, daemon: &Rc<Daemon<Store>>, floor: u64, map: &ClusterMap) {
-        let Some(start) = self.start_position.take() else { return };
-        if floor <= start {
-            return;
+        let Some(start) = self.start_position.get() else { return };
+        if floor > start {
+            tracing::error!(
+                found = start,
+                reported = floor,
+                "the log ends before a position that this node had reported as durable: state is lost; its \
+                 copies have no vote until they are repaired. Was the device replaced by an older copy of itself?"
+            );
+            self.state_lost(daemon, map);
+        } else {
+            self.checked();
         }
-        tracing::error!(
-            found = start,
-            reported = floor,
-            "the log ends before a position that this node had reported as durable: state is lost; its copies \
-             have no vote until they are repaired. Was the device replaced by an older copy of itself?"
-        );
-        self.state_lost(daemon, map);
+    }
+
+    /// What the monitors remember has been taken into account, for good.
+    fn checked(&self) {
+        self.start_position.set(None);
+        self.lost_ticket.set(None);
+        let (incarnation, node) = (self.incarnation, self.node);
+        self.state.keep_identity(Identity { incarnation, node, unchecked: None });
     }
 
     /// Tells the machine that state is lost.
@@ -149,6 +161,9 @@ impl Membership {
             engine.feed(Input::StateLost { fences });
             engine.close_leaders("state was lost: open the groups again");
         });
+        self.start_position.set(None);
+        // Forgotten by a crash before it is durable, it has to be found again by the next start.
+        self.lost_ticket.set(Some(daemon.look(|engine| engine.tickets().0)));
     }
 
     /// Heartbeats, for ever.
@@ -158,6 +173,10 @@ impl Membership {
         let mut told = false;
         loop {
             beats.tick().await;
+            let durable = daemon.look(|engine| engine.tickets().1);
+            if self.lost_ticket.get().is_some_and(|ticket| ticket <= durable) {
+                self.checked();
+            }
             let beat = self.heartbeat(&daemon);
             match timeout(HEARTBEAT_TIMEOUT, self.client.heartbeat(beat)).await {
                 Ok(Ok((_, floor))) => {

@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trefoil_core::message::{FromNode, PeerMsg, ToNode};
-use trefoil_core::node::{ConnId, Input, Node, Output};
+use trefoil_core::node::{ConnId, Input, Node, Output, Ticket};
 use trefoil_core::wire::messages::Message;
 use trefoil_core::{BLOCK_SIZE, GroupId, NodeId, Time};
 use trefoil_transport::{Frame, Sender};
@@ -74,6 +74,9 @@ pub struct Engine<S> {
     /// Groups that differ from a peer's, and when that was seen last.
     differing: BTreeMap<GroupId, Instant>,
     failed: Option<String>,
+    /// The last ticket that the store was given, and the last that is durable.
+    given: Ticket,
+    durable: Ticket,
     counters: EngineCounters,
     scratch: BytesMut,
 }
@@ -95,6 +98,8 @@ impl<S: Storage> Engine<S> {
             gone: Vec::new(),
             differing: BTreeMap::new(),
             failed: None,
+            given: 0,
+            durable: 0,
             counters: EngineCounters::default(),
             scratch: BytesMut::new(),
         }
@@ -124,6 +129,10 @@ impl<S: Storage> Engine<S> {
     /// Counters of the shell.
     pub fn counters(&self) -> EngineCounters {
         self.counters
+    }
+    /// The last record that the store was given, and the last that is durable.
+    pub fn tickets(&self) -> (Ticket, Ticket) {
+        (self.given, self.durable)
     }
     /// Why the store has failed, if it has. Nothing is answered any more.
     pub fn failed(&self) -> Option<&str> {
@@ -183,7 +192,10 @@ impl<S: Storage> Engine<S> {
         self.store.poll(&mut events);
         for event in events.drain(..) {
             match event {
-                StorageEvent::Durable { ticket } => self.feed(Input::Durable { ticket }),
+                StorageEvent::Durable { ticket } => {
+                    self.durable = ticket;
+                    self.feed(Input::Durable { ticket });
+                }
                 StorageEvent::Read { token, found } => self.feed(Input::Read { token, found }),
                 StorageEvent::BadBlock { object, block, checksum } => {
                     tracing::warn!(%object, block, "a block's bytes are not good; looking for them at the peers");
@@ -220,7 +232,10 @@ impl<S: Storage> Engine<S> {
                 break;
             }
             match output {
-                Output::Persist { ticket, record } => self.store.append(ticket, record),
+                Output::Persist { ticket, record } => {
+                    self.given = ticket;
+                    self.store.append(ticket, record);
+                }
                 Output::Read { token, object, blocks, mode } => {
                     self.store.read(token, object, blocks, mode);
                 }

@@ -16,6 +16,11 @@ pub struct Identity {
     pub incarnation: Incarnation,
     /// Its number in the map.
     pub node: NodeId,
+    /// The least position at which a start has found the log that has not been compared with what the
+    /// monitors remember (N8): each start writes to the log, and would hide from the next one that
+    /// something is missing.
+    #[serde(default)]
+    pub unchecked: Option<u64>,
 }
 
 /// The files.
@@ -36,16 +41,16 @@ impl StateDir {
         self.0.join("index")
     }
 
-    /// The id of the node on this store, if it is known here.
-    pub fn identity(&self, incarnation: Incarnation) -> Option<NodeId> {
+    /// Who the node on this store is, if it is known here.
+    pub fn identity(&self, incarnation: Incarnation) -> Option<Identity> {
         let text = fs::read(self.0.join("node.json")).ok()?;
         let identity: Identity = serde_json::from_slice(&text).ok()?;
-        (identity.incarnation == incarnation).then_some(identity.node)
+        (identity.incarnation == incarnation).then_some(identity)
     }
 
-    /// Keeps the id.
+    /// Keeps who the node is.
     pub fn keep_identity(&self, identity: Identity) {
-        // Two numbers always serialise.
+        // Three numbers always serialise.
         let text = serde_json::to_vec_pretty(&identity).unwrap_or_default();
         self.put("node.json", &text);
     }
@@ -97,8 +102,9 @@ mod tests {
         let state = StateDir::open(&dir.path().join("a/b")).unwrap();
         assert_eq!(state.identity(Incarnation(5)), None);
         assert_eq!(state.map(), None);
-        state.keep_identity(Identity { incarnation: Incarnation(5), node: NodeId(3) });
-        assert_eq!(state.identity(Incarnation(5)), Some(NodeId(3)));
+        let identity = Identity { incarnation: Incarnation(5), node: NodeId(3), unchecked: Some(9) };
+        state.keep_identity(identity);
+        assert_eq!(state.identity(Incarnation(5)), Some(identity));
         assert_eq!(state.identity(Incarnation(6)), None, "another store");
         let mut map = ClusterMap::new();
         map.layout = 7;

@@ -19,6 +19,8 @@ mod identity;
 mod peers;
 mod run;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use run::{Ready, RunError, run};

@@ -158,7 +158,8 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     let kept = state.map().filter(|map| map.cluster_id == superblock.cluster_id).map(Arc::new);
     let client = MonitorClient::new(config.monitors.clone(), hello);
     let size = store.stats().space.total;
-    let register = register(&client, config, known, incarnation, address, size);
+    let known_node = known.map(|identity| identity.node);
+    let register = register(&client, config, known_node, incarnation, address, size);
     // State that is lost has to be told to the machine with the generations that the monitors granted.
     let could_do_without = known.is_some() && kept.is_some() && recovered.lost.is_none();
     let mut alone = false;
@@ -168,7 +169,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
             Err(_) => {
                 tracing::warn!("the monitors do not answer: starting with the last map");
                 alone = true;
-                match (known, kept) {
+                match (known_node, kept) {
                     (Some(node), Some(map)) => (node, map),
                     _ => return Err(io::Error::other("no id and no map").into()),
                 }
@@ -177,7 +178,9 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     } else {
         register.await?
     };
-    state.keep_identity(Identity { incarnation, node });
+    let unchecked = known.and_then(|identity| identity.unchecked).unwrap_or(u64::MAX);
+    let found = recovered.log_position.min(unchecked);
+    state.keep_identity(Identity { incarnation, node, unchecked: Some(found) });
     state.keep_map(&map);
     client.set_identity(u64::from(node.0), incarnation.0);
     hello.id = u64::from(node.0);
@@ -185,11 +188,17 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     let waker = AsyncWaker::new(store.waker())?;
     let machine = Node::new(MachineConfig { id: node }, recovered.durable);
     let daemon = Daemon::new(Engine::new(machine, store), hello);
-    let start_position = Cell::new(Some(recovered.log_position));
-    let membership = Rc::new(Membership { client, node, incarnation, state, start_position });
+    let start_position = Cell::new(Some(found));
+    let membership = Rc::new(Membership {
+        client,
+        node,
+        incarnation,
+        state,
+        start_position,
+        lost_ticket: Cell::new(None),
+    });
     if let Some(why) = &recovered.lost {
         tracing::error!(why, "the store has lost state: its copies have no vote until they are repaired");
-        membership.start_position.set(None);
         membership.state_lost(&daemon, &map);
     } else if !alone {
         // The floor that the monitors remember, before anybody is answered.

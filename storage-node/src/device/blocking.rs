@@ -33,30 +33,20 @@ impl BlockingDevice {
         let jobs = Arc::new(Mutex::new(jobs));
         let mut threads = Vec::new();
         for n in 0..THREADS {
-            let (raw, jobs, finished, waker) =
-                (raw.clone(), jobs.clone(), finished.clone(), waker.clone());
-            let thread = std::thread::Builder::new()
-                .name(format!("store-io-{n}"))
-                .spawn(move || {
-                    loop {
-                        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                        let Ok((id, op)) = job else { return };
-                        if finished.send(carry_out(&raw, id, op)).is_err() {
-                            return;
-                        }
-                        waker.ring();
+            let (raw, jobs, finished, waker) = (raw.clone(), jobs.clone(), finished.clone(), waker.clone());
+            let thread = std::thread::Builder::new().name(format!("store-io-{n}")).spawn(move || {
+                loop {
+                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok((id, op)) = job else { return };
+                    if finished.send(carry_out(&raw, id, op)).is_err() {
+                        return;
                     }
-                })?;
+                    waker.ring();
+                }
+            })?;
             threads.push(thread);
         }
-        Ok(BlockingDevice {
-            raw,
-            waker,
-            queue: Some(queue),
-            done,
-            threads,
-            in_flight: 0,
-        })
+        Ok(BlockingDevice { raw, waker, queue: Some(queue), done, threads, in_flight: 0 })
     }
 }
 
@@ -69,10 +59,7 @@ fn carry_out(raw: &RawDevice, id: u64, op: Op) -> Completion {
         Op::Write { offset, bufs } => {
             let iovecs: Vec<libc::iovec> = bufs
                 .iter()
-                .map(|b| libc::iovec {
-                    iov_base: b.as_ptr() as *mut libc::c_void,
-                    iov_len: b.len(),
-                })
+                .map(|b| libc::iovec { iov_base: b.as_ptr() as *mut libc::c_void, iov_len: b.len() })
                 .collect();
             let len: usize = bufs.iter().map(|b| b.len()).sum();
             // SAFETY: the iovecs point into `bufs`, which live until the call has returned; the kernel
@@ -87,11 +74,7 @@ fn carry_out(raw: &RawDevice, id: u64, op: Op) -> Completion {
                     libc::RWF_DSYNC,
                 )
             };
-            let result = if n < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                whole(n as usize, len)
-            };
+            let result = if n < 0 { Err(io::Error::last_os_error()) } else { whole(n as usize, len) };
             ended(id, result, None)
         }
     }

@@ -52,10 +52,7 @@ impl Memory {
         // SAFETY: the layout's size is not zero.
         let ptr = unsafe { alloc_zeroed(layout) };
         match NonNull::new(ptr) {
-            Some(ptr) => Some(Memory {
-                ptr,
-                capacity: layout.size(),
-            }),
+            Some(ptr) => Some(Memory { ptr, capacity: layout.size() }),
             None => handle_alloc_error(layout),
         }
     }
@@ -111,24 +108,13 @@ impl Pool {
         let kept = class.and_then(|c| lock(&shared.classes[c]).pop());
         let memory = match kept {
             Some(m) => {
-                shared
-                    .kept_bytes
-                    .fetch_sub(m.capacity as u64, Ordering::Relaxed);
+                shared.kept_bytes.fetch_sub(m.capacity as u64, Ordering::Relaxed);
                 m
             }
             None => Memory::new(capacity)?,
         };
-        shared
-            .out_bytes
-            .fetch_add(memory.capacity as u64, Ordering::SeqCst);
-        Some(Buf {
-            start: 0,
-            len,
-            region: Arc::new(Region {
-                memory: Some(memory),
-                pool: self.clone(),
-            }),
-        })
+        shared.out_bytes.fetch_add(memory.capacity as u64, Ordering::SeqCst);
+        Some(Buf { start: 0, len, region: Arc::new(Region { memory: Some(memory), pool: self.clone() }) })
     }
 
     /// Bytes that are out now.
@@ -138,8 +124,7 @@ impl Pool {
 }
 
 fn class_of(len: usize) -> Option<usize> {
-    let class =
-        (len.max(1 << CLASS_SHIFT_MIN).next_power_of_two().ilog2() - CLASS_SHIFT_MIN) as usize;
+    let class = (len.max(1 << CLASS_SHIFT_MIN).next_power_of_two().ilog2() - CLASS_SHIFT_MIN) as usize;
     (class < CLASSES).then_some(class)
 }
 
@@ -199,11 +184,7 @@ impl Buf {
     /// Cuts at `at`: `self` keeps the first `at` bytes, the rest is returned.
     pub fn split_off(&mut self, at: usize) -> Buf {
         let at = at.min(self.len);
-        let rest = Buf {
-            region: self.region.clone(),
-            start: self.start + at,
-            len: self.len - at,
-        };
+        let rest = Buf { region: self.region.clone(), start: self.start + at, len: self.len - at };
         self.len = at;
         rest
     }
@@ -243,9 +224,7 @@ impl DerefMut for Buf {
     #[allow(unsafe_code)]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above; `&mut self` and the disjointness of `Buf`s make it exclusive.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.region.ptr().as_ptr().add(self.start), self.len)
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.region.ptr().as_ptr().add(self.start), self.len) }
     }
 }
 
@@ -289,10 +268,7 @@ mod tests {
         assert!(pool.get(8192).is_none());
         drop(a);
         assert!(waker.take());
-        assert!(
-            pool.get(1 << 20).is_some(),
-            "a large request alone is let through"
-        );
+        assert!(pool.get(1 << 20).is_some(), "a large request alone is let through");
     }
 
     #[test]

@@ -57,10 +57,7 @@ impl RawDevice {
     /// made if there is none.
     pub fn open(path: &Path, create: bool) -> Result<RawDevice, OpenDeviceError> {
         let name = path.display().to_string();
-        let refused = |source| OpenDeviceError::Open {
-            path: path.display().to_string(),
-            source,
-        };
+        let refused = |source| OpenDeviceError::Open { path: path.display().to_string(), source };
         let open = |flags| {
             OpenOptions::new()
                 .read(true)
@@ -93,15 +90,9 @@ impl RawDevice {
             meta.len()
         } else {
             // The end of a block device is where a seek to its end goes.
-            nix::unistd::lseek(&*file, 0, nix::unistd::Whence::SeekEnd)
-                .map_err(|e| refused(e.into()))? as u64
+            nix::unistd::lseek(&*file, 0, nix::unistd::Whence::SeekEnd).map_err(|e| refused(e.into()))? as u64
         };
-        Ok(RawDevice {
-            file,
-            size,
-            direct,
-            name,
-        })
+        Ok(RawDevice { file, size, direct, name })
     }
 
     /// Reads at once.
@@ -157,9 +148,7 @@ impl FileDevice {
             return Ok(FileDevice::Blocking(BlockingDevice::new(raw, waker)?));
         }
         match UringDevice::probe(&waker) {
-            Ok(ring) => Ok(FileDevice::Uring(Box::new(UringDevice::new(
-                ring, raw, waker,
-            )))),
+            Ok(ring) => Ok(FileDevice::Uring(Box::new(UringDevice::new(ring, raw, waker)))),
             Err(error) => {
                 tracing::warn!(
                     device = %raw.name, %error,

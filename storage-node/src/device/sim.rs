@@ -56,10 +56,7 @@ impl Medium {
     fn write(&mut self, offset: u64, data: &[u8]) {
         for (n, part) in data.chunks(SECTOR).enumerate() {
             let at = offset + (n * SECTOR) as u64;
-            let block = self
-                .blocks
-                .entry(at / BLOCK as u64)
-                .or_insert_with(|| Box::new([0; BLOCK]));
+            let block = self.blocks.entry(at / BLOCK as u64).or_insert_with(|| Box::new([0; BLOCK]));
             let inside = (at % BLOCK as u64) as usize;
             block[inside..inside + part.len()].copy_from_slice(part);
         }
@@ -96,11 +93,7 @@ pub struct SimMedium(Rc<RefCell<Medium>>);
 impl SimMedium {
     /// An empty medium of `size` bytes.
     pub fn new(size: u64) -> SimMedium {
-        SimMedium(Rc::new(RefCell::new(Medium {
-            blocks: FxHashMap::default(),
-            size,
-            fail_writes: false,
-        })))
+        SimMedium(Rc::new(RefCell::new(Medium { blocks: FxHashMap::default(), size, fail_writes: false })))
     }
     /// Powers it on.
     pub fn device(&self, seed: u64) -> io::Result<SimDevice> {
@@ -194,27 +187,19 @@ impl Device for SimDevice {
             let (id, op) = self.pending.swap_remove(n);
             let mut medium = self.medium.borrow_mut();
             out.push(match op {
-                Op::Read { offset, mut buf } => Completion {
-                    id,
-                    result: medium.read(offset, &mut buf),
-                    buf: Some(buf),
-                },
-                Op::Write { .. } if medium.fail_writes => Completion {
-                    id,
-                    result: Err(io::Error::from_raw_os_error(libc::EIO)),
-                    buf: None,
-                },
+                Op::Read { offset, mut buf } => {
+                    Completion { id, result: medium.read(offset, &mut buf), buf: Some(buf) }
+                }
+                Op::Write { .. } if medium.fail_writes => {
+                    Completion { id, result: Err(io::Error::from_raw_os_error(libc::EIO)), buf: None }
+                }
                 Op::Write { offset, bufs } => {
                     let mut at = offset;
                     for buf in &bufs {
                         medium.write(at, buf);
                         at += buf.len() as u64;
                     }
-                    Completion {
-                        id,
-                        result: Ok(()),
-                        buf: None,
-                    }
+                    Completion { id, result: Ok(()), buf: None }
                 }
             });
         }

@@ -44,17 +44,13 @@ pub struct UringDevice {
 impl UringDevice {
     /// Makes a ring and tries it with a no-op: io_uring may be compiled in and still be refused.
     pub fn probe(waker: &Waker) -> io::Result<IoUring> {
-        let mut ring = IoUring::builder()
-            .setup_coop_taskrun()
-            .build(DEPTH)
-            .or_else(|_| IoUring::new(DEPTH))?;
+        let mut ring =
+            IoUring::builder().setup_coop_taskrun().build(DEPTH).or_else(|_| IoUring::new(DEPTH))?;
         let nop = opcode::Nop::new().build();
         // SAFETY: a no-op refers to no memory.
         #[allow(unsafe_code)]
         unsafe {
-            ring.submission()
-                .push(&nop)
-                .map_err(|_| io::Error::other("submission queue full"))?;
+            ring.submission().push(&nop).map_err(|_| io::Error::other("submission queue full"))?;
         }
         ring.submit_and_wait(1)?;
         if ring.completion().next().is_none() {
@@ -89,9 +85,9 @@ impl UringDevice {
             };
             let fd = types::Fd(self.raw.file.as_raw_fd());
             let entry = match &mut slot.read {
-                Some(buf) => opcode::Read::new(fd, buf.as_mut_ptr(), slot.len as u32)
-                    .offset(slot.offset)
-                    .build(),
+                Some(buf) => {
+                    opcode::Read::new(fd, buf.as_mut_ptr(), slot.len as u32).offset(slot.offset).build()
+                }
                 None => opcode::Writev::new(fd, slot.iovecs.as_ptr(), slot.iovecs.len() as u32)
                     .offset(slot.offset)
                     .rw_flags(libc::RWF_DSYNC)
@@ -138,14 +134,9 @@ impl Device for UringDevice {
     }
     fn start(&mut self, id: u64, op: Op) {
         let slot = match op {
-            Op::Read { offset, buf } => Slot {
-                id,
-                offset,
-                len: buf.len(),
-                read: Some(buf),
-                write: Vec::new(),
-                iovecs: Vec::new(),
-            },
+            Op::Read { offset, buf } => {
+                Slot { id, offset, len: buf.len(), read: Some(buf), write: Vec::new(), iovecs: Vec::new() }
+            }
             Op::Write { offset, bufs } => Slot {
                 id,
                 offset,
@@ -153,10 +144,7 @@ impl Device for UringDevice {
                 read: None,
                 iovecs: bufs
                     .iter()
-                    .map(|b| libc::iovec {
-                        iov_base: b.as_ptr() as *mut libc::c_void,
-                        iov_len: b.len(),
-                    })
+                    .map(|b| libc::iovec { iov_base: b.as_ptr() as *mut libc::c_void, iov_len: b.len() })
                     .collect(),
                 write: bufs,
             },
@@ -177,12 +165,7 @@ impl Device for UringDevice {
             }
             // Out of resources for the moment, or interrupted: tried again at the next call, which
             // the ring of the eventfd brings about.
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::EAGAIN | libc::EBUSY | libc::EINTR)
-                ) =>
-            {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::EINTR)) => {
                 self.waker.ring();
                 Ok(())
             }

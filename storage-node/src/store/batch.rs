@@ -219,10 +219,7 @@ mod tests {
         };
         let mut area = vec![0xffu8; BLOCK_SIZE];
         let checksum = header.seal(inc, &records, &mut area);
-        let hex: String = area[16..FIXED + 4]
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let hex: String = area[16..FIXED + 4].iter().map(|b| format!("{b:02x}")).collect();
         // Frozen: devices in the field carry it.
         assert_eq!(
             hex,
@@ -235,24 +232,12 @@ mod tests {
         let seen = Header::peek(&area, inc, 2, 5).expect("is one");
         assert_eq!(seen, Header { checksum, ..header });
         assert!(seen.verify(inc, &area));
-        assert_eq!(
-            seen.entries(&area),
-            Some(vec![Entry::Start {
-                session: 3,
-                lost: false
-            }])
-        );
+        assert_eq!(seen.entries(&area), Some(vec![Entry::Start { session: 3, lost: false }]));
         assert!(Header::peek(&area, inc, 2, 6).is_none(), "another place");
-        assert!(
-            Header::peek(&area, Incarnation(1), 2, 5).is_none(),
-            "another store"
-        );
+        assert!(Header::peek(&area, Incarnation(1), 2, 5).is_none(), "another store");
         for at in 0..BLOCK_SIZE {
             area[at] ^= 1;
-            assert!(
-                Header::peek(&area, inc, 2, 5).is_none_or(|h| !h.verify(inc, &area)),
-                "flip at {at}"
-            );
+            assert!(Header::peek(&area, inc, 2, 5).is_none_or(|h| !h.verify(inc, &area)), "flip at {at}");
             area[at] ^= 1;
         }
     }

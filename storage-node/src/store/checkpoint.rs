@@ -104,13 +104,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     self.checkpoint_begin();
                 }
             }
-            Phase::Gathering {
-                covers,
-                mut pages,
-                mut loading,
-                mut keys,
-                mut entries,
-            } => {
+            Phase::Gathering { covers, mut pages, mut loading, mut keys, mut entries } => {
                 loading.retain(|&(slot, object, page)| self.flush_listed(slot, object, page));
                 for _ in 0..PAGES_PER_STEP {
                     if loading.len() >= LOADS_MAX {
@@ -128,13 +122,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     entries.extend(keys.drain(rest..).map(|key| self.state.entry(key)));
                 }
                 if !(pages.is_empty() && loading.is_empty() && keys.is_empty()) {
-                    self.phase = Phase::Gathering {
-                        covers,
-                        pages,
-                        loading,
-                        keys,
-                        entries,
-                    };
+                    self.phase = Phase::Gathering { covers, pages, loading, keys, entries };
                     return;
                 }
                 self.log.seal();
@@ -146,10 +134,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     amnesia: self.state.durable.amnesia,
                     session: self.state.session,
                 };
-                self.phase = Phase::Durable {
-                    lsn: self.log.last().lsn,
-                    delta: Delta { entries, meta },
-                };
+                self.phase = Phase::Durable { lsn: self.log.last().lsn, delta: Delta { entries, meta } };
                 self.checkpoint_step();
             }
             Phase::Durable { lsn, delta } => {
@@ -175,10 +160,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     self.stats.checkpoints_failed += 1;
                     self.index_empty = true;
                     if let Err(error) = self.index.discard() {
-                        tracing::warn!(
-                            error,
-                            "there is no index for now; the log holds everything"
-                        );
+                        tracing::warn!(error, "there is no index for now; the log holds everything");
                     }
                 }
             },

@@ -41,9 +41,7 @@ impl<'de> Deserialize<'de> for SumsIn {
                 if !rest.is_empty() {
                     return Err(E::custom("checksums of odd length"));
                 }
-                Ok(SumsIn(
-                    sums.iter().map(|b| u64::from_le_bytes(*b)).collect(),
-                ))
+                Ok(SumsIn(sums.iter().map(|b| u64::from_le_bytes(*b)).collect()))
             }
         }
         d.deserialize_bytes(V)
@@ -68,53 +66,16 @@ struct DiskPatch<S> {
 /// The order of the variants is the format: add at the end only.
 #[derive(Serialize, Deserialize)]
 enum DiskRecord<S> {
-    Start {
-        session: u64,
-        lost: bool,
-    },
-    Fence {
-        volume: VolumeId,
-        generation: Generation,
-    },
-    Open {
-        group: GroupId,
-        promised: Promise,
-        epoch: Epoch,
-    },
-    Settle {
-        group: GroupId,
-        settled: Promise,
-        add: Vec<(ObjectIndex, Line)>,
-        remove: Vec<ObjectIndex>,
-    },
-    Write {
-        object: ObjectId,
-        head: Head,
-        snap: u64,
-        op: DiskOp<S>,
-    },
-    Install {
-        object: ObjectId,
-        head: Head,
-        patches: Vec<DiskPatch<S>>,
-        writes: Vec<DiskOp<S>>,
-    },
-    Heal {
-        object: ObjectId,
-        block: u32,
-        checksums: S,
-    },
-    DeleteVolume {
-        volume: VolumeId,
-    },
-    LostState {
-        fences: Vec<(VolumeId, Generation)>,
-    },
-    Page {
-        object: ObjectId,
-        page: u32,
-        checksums: S,
-    },
+    Start { session: u64, lost: bool },
+    Fence { volume: VolumeId, generation: Generation },
+    Open { group: GroupId, promised: Promise, epoch: Epoch },
+    Settle { group: GroupId, settled: Promise, add: Vec<(ObjectIndex, Line)>, remove: Vec<ObjectIndex> },
+    Write { object: ObjectId, head: Head, snap: u64, op: DiskOp<S> },
+    Install { object: ObjectId, head: Head, patches: Vec<DiskPatch<S>>, writes: Vec<DiskOp<S>> },
+    Heal { object: ObjectId, block: u32, checksums: S },
+    DeleteVolume { volume: VolumeId },
+    LostState { fences: Vec<(VolumeId, Generation)> },
+    Page { object: ObjectId, page: u32, checksums: S },
 }
 
 /// What a batch holds.
@@ -169,24 +130,14 @@ pub fn put_page(
     out: &mut Vec<u8>,
 ) -> Result<(), postcard::Error> {
     let checksums = SumsOut(&[checksum]);
-    put(
-        &DiskRecord::Page {
-            object,
-            page,
-            checksums,
-        },
-        out,
-    )
+    put(&DiskRecord::Page { object, page, checksums }, out)
 }
 
 fn op_out<P>(op: &WriteOp<P>) -> DiskOp<SumsOut<'_>> {
     match op {
-        WriteOp::Data {
-            blocks, checksums, ..
-        } => DiskOp::Data {
-            first: blocks.first,
-            checksums: SumsOut(checksums),
-        },
+        WriteOp::Data { blocks, checksums, .. } => {
+            DiskOp::Data { first: blocks.first, checksums: SumsOut(checksums) }
+        }
         WriteOp::Zero { blocks } => DiskOp::Zero { blocks: *blocks },
     }
 }
@@ -194,55 +145,22 @@ fn op_out<P>(op: &WriteOp<P>) -> DiskOp<SumsOut<'_>> {
 /// Appends a record of the node, less its data.
 pub fn put_record<P>(record: &Record<P>, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
     let disk = match record {
-        Record::Fence { volume, generation } => DiskRecord::Fence {
-            volume: *volume,
-            generation: *generation,
-        },
-        Record::Open {
-            group,
-            promised,
-            epoch,
-        } => DiskRecord::Open {
-            group: *group,
-            promised: *promised,
-            epoch: *epoch,
-        },
-        Record::Settle {
-            group,
-            settled,
-            add,
-            remove,
-        } => DiskRecord::Settle {
-            group: *group,
-            settled: *settled,
-            add: add.clone(),
-            remove: remove.clone(),
-        },
-        Record::Write {
-            object,
-            head,
-            snap,
-            op,
-        } => DiskRecord::Write {
-            object: *object,
-            head: *head,
-            snap: *snap,
-            op: op_out(op),
-        },
-        Record::Install {
-            object,
-            head,
-            patches,
-            writes,
-        } => {
+        Record::Fence { volume, generation } => {
+            DiskRecord::Fence { volume: *volume, generation: *generation }
+        }
+        Record::Open { group, promised, epoch } => {
+            DiskRecord::Open { group: *group, promised: *promised, epoch: *epoch }
+        }
+        Record::Settle { group, settled, add, remove } => {
+            DiskRecord::Settle { group: *group, settled: *settled, add: add.clone(), remove: remove.clone() }
+        }
+        Record::Write { object, head, snap, op } => {
+            DiskRecord::Write { object: *object, head: *head, snap: *snap, op: op_out(op) }
+        }
+        Record::Install { object, head, patches, writes } => {
             let sums: Vec<(Vec<u64>, Vec<u64>)> = patches
                 .iter()
-                .map(|p| {
-                    (
-                        p.blocks.iter().map(|b| b.1).collect(),
-                        p.bad.iter().map(|b| b.1).collect(),
-                    )
-                })
+                .map(|p| (p.blocks.iter().map(|b| b.1).collect(), p.bad.iter().map(|b| b.1).collect()))
                 .collect();
             let disk = DiskRecord::Install {
                 object: *object,
@@ -261,24 +179,13 @@ pub fn put_record<P>(record: &Record<P>, out: &mut Vec<u8>) -> Result<(), postca
             };
             return put(&disk, out);
         }
-        Record::Heal {
-            object,
-            block,
-            checksum,
-            ..
-        } => {
+        Record::Heal { object, block, checksum, .. } => {
             let checksums = [*checksum];
-            let disk = DiskRecord::Heal {
-                object: *object,
-                block: *block,
-                checksums: SumsOut(&checksums),
-            };
+            let disk = DiskRecord::Heal { object: *object, block: *block, checksums: SumsOut(&checksums) };
             return put(&disk, out);
         }
         Record::DeleteVolume { volume } => DiskRecord::DeleteVolume { volume: *volume },
-        Record::LostState { fences } => DiskRecord::LostState {
-            fences: fences.clone(),
-        },
+        Record::LostState { fences } => DiskRecord::LostState { fences: fences.clone() },
     };
     put(&disk, out)
 }
@@ -303,9 +210,7 @@ fn op_in(op: DiskOp<SumsIn>) -> WriteOp<()> {
 
 fn zip(blocks: Vec<u32>, sums: SumsIn) -> Result<Vec<(u32, u64)>, postcard::Error> {
     if blocks.len() != sums.0.len() {
-        return Err(postcard::Error::custom(
-            "as many checksums as blocks expected",
-        ));
+        return Err(postcard::Error::custom("as many checksums as blocks expected"));
     }
     Ok(blocks.into_iter().zip(sums.0).collect())
 }
@@ -315,59 +220,15 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
     let (disk, rest) = postcard::take_from_bytes::<DiskRecord<SumsIn>>(bytes)?;
     let record = match disk {
         DiskRecord::Start { session, lost } => return Ok((Entry::Start { session, lost }, rest)),
-        DiskRecord::Page {
-            object,
-            page,
-            checksums,
-        } => {
+        DiskRecord::Page { object, page, checksums } => {
             let checksum = one(&checksums)?;
-            return Ok((
-                Entry::Page {
-                    object,
-                    page,
-                    checksum,
-                },
-                rest,
-            ));
+            return Ok((Entry::Page { object, page, checksum }, rest));
         }
         DiskRecord::Fence { volume, generation } => Record::Fence { volume, generation },
-        DiskRecord::Open {
-            group,
-            promised,
-            epoch,
-        } => Record::Open {
-            group,
-            promised,
-            epoch,
-        },
-        DiskRecord::Settle {
-            group,
-            settled,
-            add,
-            remove,
-        } => Record::Settle {
-            group,
-            settled,
-            add,
-            remove,
-        },
-        DiskRecord::Write {
-            object,
-            head,
-            snap,
-            op,
-        } => Record::Write {
-            object,
-            head,
-            snap,
-            op: op_in(op),
-        },
-        DiskRecord::Install {
-            object,
-            head,
-            patches,
-            writes,
-        } => Record::Install {
+        DiskRecord::Open { group, promised, epoch } => Record::Open { group, promised, epoch },
+        DiskRecord::Settle { group, settled, add, remove } => Record::Settle { group, settled, add, remove },
+        DiskRecord::Write { object, head, snap, op } => Record::Write { object, head, snap, op: op_in(op) },
+        DiskRecord::Install { object, head, patches, writes } => Record::Install {
             object,
             head,
             patches: patches
@@ -382,16 +243,9 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
                 .collect::<Result<_, postcard::Error>>()?,
             writes: writes.into_iter().map(op_in).collect(),
         },
-        DiskRecord::Heal {
-            object,
-            block,
-            checksums,
-        } => Record::Heal {
-            object,
-            block,
-            checksum: one(&checksums)?,
-            data: (),
-        },
+        DiskRecord::Heal { object, block, checksums } => {
+            Record::Heal { object, block, checksum: one(&checksums)?, data: () }
+        }
         DiskRecord::DeleteVolume { volume } => Record::DeleteVolume { volume },
         DiskRecord::LostState { fences } => Record::LostState { fences },
     };
@@ -400,10 +254,7 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
 
 /// Calls `each` with the payload parts of a record in the order in which their blocks are stored.
 /// False if a part's length does not fit its checksums: such a record must not be stored.
-pub fn payload_parts<'a, P: AsRef<[u8]>>(
-    record: &'a Record<P>,
-    mut each: impl FnMut(&'a [u8]),
-) -> bool {
+pub fn payload_parts<'a, P: AsRef<[u8]>>(record: &'a Record<P>, mut each: impl FnMut(&'a [u8])) -> bool {
     let mut part = |data: &'a P, blocks: usize| {
         let data = data.as_ref();
         each(data);
@@ -412,11 +263,7 @@ pub fn payload_parts<'a, P: AsRef<[u8]>>(
     // The part of a write, if it has one.
     fn of_op<P>(op: &WriteOp<P>) -> Option<(&P, &[u64], u32)> {
         match op {
-            WriteOp::Data {
-                blocks,
-                checksums,
-                data,
-            } => Some((data, checksums, blocks.count)),
+            WriteOp::Data { blocks, checksums, data } => Some((data, checksums, blocks.count)),
             WriteOp::Zero { .. } => None,
         }
     }
@@ -426,9 +273,7 @@ pub fn payload_parts<'a, P: AsRef<[u8]>>(
             Some((data, sums, count)) => sane(sums, count) && part(data, sums.len()),
             None => true,
         },
-        Record::Install {
-            patches, writes, ..
-        } => {
+        Record::Install { patches, writes, .. } => {
             patches.iter().all(|p| {
                 let blocks = p.blocks.iter().filter(|b| b.1 != HOLE).count();
                 p.bad.iter().all(|b| b.1 != HOLE) && part(&p.data, blocks)
@@ -447,26 +292,14 @@ mod tests {
     use super::*;
 
     fn object() -> ObjectId {
-        ObjectId {
-            group: GroupId {
-                volume: VolumeId(3),
-                pg: PgId {
-                    pool: PoolId(1),
-                    pg: 300,
-                },
-            },
-            index: 9,
-        }
+        ObjectId { group: GroupId { volume: VolumeId(3), pg: PgId { pool: PoolId(1), pg: 300 } }, index: 9 }
     }
 
     #[test]
     fn golden_bytes_of_a_write() {
         let record: Record<()> = Record::Write {
             object: object(),
-            head: Head {
-                ballot: Ballot(1 << 20),
-                seq: 200,
-            },
+            head: Head { ballot: Ballot(1 << 20), seq: 200 },
             snap: 0,
             op: WriteOp::Data {
                 blocks: BlockRange::new(5, 1),
@@ -480,8 +313,8 @@ mod tests {
         assert_eq!(
             out,
             [
-                4, 3, 1, 172, 2, 9, 128, 128, 64, 200, 1, 0, 0, 5, 8, 0x88, 0x77, 0x66, 0x55, 0x44,
-                0x33, 0x22, 0x11
+                4, 3, 1, 172, 2, 9, 128, 128, 64, 200, 1, 0, 0, 5, 8, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33,
+                0x22, 0x11
             ]
         );
         let (entry, rest) = take(&out).expect("decodes");
@@ -490,10 +323,7 @@ mod tests {
 
     #[test]
     fn every_record_survives_the_way_there_and_back() {
-        let promise = Promise {
-            ballot: Ballot(77),
-            epoch: Epoch(3),
-        };
+        let promise = Promise { ballot: Ballot(77), epoch: Epoch(3) };
         let group = object().group;
         let data = |first, n: u64| WriteOp::Data {
             blocks: BlockRange::new(first, n as u32),
@@ -501,15 +331,8 @@ mod tests {
             data: (),
         };
         let all: Vec<Record<()>> = vec![
-            Record::Fence {
-                volume: VolumeId(1),
-                generation: Generation(9),
-            },
-            Record::Open {
-                group,
-                promised: promise,
-                epoch: Epoch(4),
-            },
+            Record::Fence { volume: VolumeId(1), generation: Generation(9) },
+            Record::Open { group, promised: promise, epoch: Epoch(4) },
             Record::Settle {
                 group,
                 settled: promise,
@@ -519,30 +342,12 @@ mod tests {
             Record::Install {
                 object: object(),
                 head: Head::ZERO,
-                patches: vec![Patch {
-                    blocks: vec![(1, 5), (2, HOLE)],
-                    data: (),
-                    bad: vec![(3, 8)],
-                }],
-                writes: vec![
-                    data(0, 3),
-                    WriteOp::Zero {
-                        blocks: BlockRange::new(0, 1024),
-                    },
-                ],
+                patches: vec![Patch { blocks: vec![(1, 5), (2, HOLE)], data: (), bad: vec![(3, 8)] }],
+                writes: vec![data(0, 3), WriteOp::Zero { blocks: BlockRange::new(0, 1024) }],
             },
-            Record::Heal {
-                object: object(),
-                block: 3,
-                checksum: 8,
-                data: (),
-            },
-            Record::DeleteVolume {
-                volume: VolumeId(2),
-            },
-            Record::LostState {
-                fences: vec![(VolumeId(1), Generation(2))],
-            },
+            Record::Heal { object: object(), block: 3, checksum: 8, data: () },
+            Record::DeleteVolume { volume: VolumeId(2) },
+            Record::LostState { fences: vec![(VolumeId(1), Generation(2))] },
         ];
         let mut out = Vec::new();
         for record in &all {

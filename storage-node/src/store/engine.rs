@@ -10,9 +10,7 @@ use super::recovery::recover;
 use super::state::{Key, State, in_bounds};
 use super::superblock::Superblock;
 use super::table::Captured;
-use super::{
-    FormatError, FormatOptions, OpenError, Recovered, Space, Stats, StoreEvent, StoreOptions,
-};
+use super::{FormatError, FormatOptions, OpenError, Recovered, Space, Stats, StoreEvent, StoreOptions};
 use crate::device::buffer::Pool;
 use crate::device::file::{FileDevice, RawDevice};
 use crate::device::wake::AsyncWaker;
@@ -122,24 +120,19 @@ impl<D: Device, I: Index> Store<D, I> {
         progress: &mut dyn FnMut(u32, u32),
     ) -> Result<(Store<D, I>, Recovered), OpenError> {
         if let Some(damage) = &superblock_damage {
-            tracing::warn!(
-                device = dev.name(),
-                damage,
-                "using the superblock's other copy"
-            );
+            tracing::warn!(device = dev.name(), damage, "using the superblock's other copy");
         }
         let mut recovery = recover(&dev, &sb, &mut index, options.table_cache_bytes, progress);
         recovery.state.tables.replaying = false;
         recovery.state.session += 1;
+        // Before this session's own record, which would hide that batches are missing.
+        let log_position = recovery.last.lsn;
         let chunks = Pool::new(u64::MAX, options.pending_bytes_max.min(32 << 20), None);
         let mut start = Vec::new();
         // Two small numbers always serialise.
         let _ = codec::put_start(recovery.state.session, recovery.state.lost, &mut start);
         // One LSN is left out: it may be that of a torn batch, which must never fit in again.
-        let before = BatchRef {
-            lsn: recovery.last.lsn + 1,
-            ..recovery.last
-        };
+        let before = BatchRef { lsn: recovery.last.lsn + 1, ..recovery.last };
         let batch_bytes = options.batch_bytes_max;
         let mut log = LogWriter::new(sb, chunks, batch_bytes, recovery.last, recovery.end);
         log.skip_to(before.lsn);
@@ -149,12 +142,11 @@ impl<D: Device, I: Index> Store<D, I> {
                 log.push(&start, None);
                 if let Some((offset, bufs)) = log.next_write() {
                     for buf in bufs {
-                        dev.write_now(offset, &buf)
-                            .map_err(|source| OpenError::Io {
-                                device: dev.name().to_owned(),
-                                what: "cannot write the first record of this session",
-                                source,
-                            })?;
+                        dev.write_now(offset, &buf).map_err(|source| OpenError::Io {
+                            device: dev.name().to_owned(),
+                            what: "cannot write the first record of this session",
+                            source,
+                        })?;
                     }
                     log.written();
                 }
@@ -194,7 +186,7 @@ impl<D: Device, I: Index> Store<D, I> {
         }
         let recovered = Recovered {
             durable: store.state.durable.clone(),
-            log_position: last.lsn,
+            log_position,
             incarnation: sb.incarnation,
             space: store.space(),
             lost: recovery.lost,
@@ -250,12 +242,7 @@ impl<D: Device, I: Index> Store<D, I> {
         let block = BLOCK_SIZE as u64;
         let total = u64::from(self.sb.segments) * u64::from(self.sb.segment_blocks) * block;
         let free = self.log.free_blocks() * block;
-        Space {
-            total,
-            used: total - free,
-            free,
-            reserve: self.reserve_blocks() * block,
-        }
+        Space { total, used: total - free, free, reserve: self.reserve_blocks() * block }
     }
 
     /// Counters and gauges.
@@ -292,13 +279,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     .to_owned(),
             );
         }
-        if let Record::Heal {
-            object,
-            block,
-            checksum,
-            ..
-        } = &record
-        {
+        if let Record::Heal { object, block, checksum, .. } = &record {
             self.stats.healed += 1;
             let known_bad = self.bad.contains(&(*object, *block));
             if !known_bad
@@ -307,9 +288,7 @@ impl<D: Device, I: Index> Store<D, I> {
             {
                 // Nothing to heal.
                 if !self.log.attach_ticket(ticket) {
-                    self.events.push(StoreEvent::Durable {
-                        up_to_ticket: ticket,
-                    });
+                    self.events.push(StoreEvent::Durable { up_to_ticket: ticket });
                 }
                 return;
             }
@@ -339,8 +318,7 @@ impl<D: Device, I: Index> Store<D, I> {
             }
             Record::Write { object, op, .. } => {
                 let blocks = op.blocks();
-                self.bad
-                    .retain(|(o, b)| o != object || !blocks.contains(BlockRange::new(*b, 1)));
+                self.bad.retain(|(o, b)| o != object || !blocks.contains(BlockRange::new(*b, 1)));
             }
             // What is still bad will be found again.
             Record::Install { object, .. } => self.bad.retain(|(o, _)| o != object),
@@ -394,10 +372,7 @@ impl<D: Device, I: Index> Store<D, I> {
             self.dev.start(id, Op::Write { offset, bufs });
         }
         if let Err(error) = self.dev.submit() {
-            self.fail(format!(
-                "{}: I/O cannot be started: {error}",
-                self.dev.name()
-            ));
+            self.fail(format!("{}: I/O cannot be started: {error}", self.dev.name()));
         }
     }
 
@@ -413,11 +388,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 Running::Batch => self.batch_written(completion.result),
                 Running::Page(slot) => {
                     self.loads -= 1;
-                    let bytes = completion
-                        .result
-                        .is_ok()
-                        .then_some(completion.buf)
-                        .flatten();
+                    let bytes = completion.result.is_ok().then_some(completion.buf).flatten();
                     self.page_loaded(slot, bytes.as_deref());
                 }
                 Running::Piece { read, first } => {
@@ -451,10 +422,7 @@ impl<D: Device, I: Index> Store<D, I> {
             }
             Err(error) => {
                 self.log.write_again();
-                let again = matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAGAIN | libc::EINTR | libc::ENOMEM)
-                );
+                let again = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOMEM));
                 self.retries += 1;
                 if !again || self.retries > WRITE_RETRIES_MAX {
                     self.fail(format!(

@@ -95,11 +95,7 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, Format
     let name = raw.name.clone();
     let io = |what| {
         let device = name.clone();
-        move |source| FormatError::Io {
-            device,
-            what,
-            source,
-        }
+        move |source| FormatError::Io { device, what, source }
     };
     let size = options.size.unwrap_or(raw.size) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
     let too_small = || FormatError::TooSmall {
@@ -109,13 +105,7 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, Format
         segment,
     };
     let incarnation = random_incarnation().map_err(io("cannot read random numbers"))?;
-    let Some(sb) = Superblock::new(
-        size,
-        segment,
-        incarnation,
-        options.cluster_id,
-        options.node_id,
-    ) else {
+    let Some(sb) = Superblock::new(size, segment, incarnation, options.cluster_id, options.node_id) else {
         return Err(too_small());
     };
     if !options.force
@@ -125,17 +115,11 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, Format
     }
     let regular = raw.file.metadata().map_err(io("cannot look"))?.is_file();
     if regular && raw.size < size {
-        raw.file
-            .set_len(size)
-            .map_err(io("cannot extend the file"))?;
+        raw.file.set_len(size).map_err(io("cannot extend the file"))?;
         raw.size = size;
     }
     if raw.size < size {
-        return Err(FormatError::Smaller {
-            device: name,
-            have: raw.size,
-            want: size,
-        });
+        return Err(FormatError::Smaller { device: name, have: raw.size, want: size });
     }
     if regular && options.preallocate {
         nix::fcntl::posix_fallocate(&*raw.file, 0, size as i64)
@@ -144,14 +128,9 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, Format
     raw.file.sync_all().map_err(io("cannot make it durable"))?;
     if regular
         && let Some(dir) = path.parent()
-        && let Ok(dir) = std::fs::File::open(if dir.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            dir
-        })
+        && let Ok(dir) = std::fs::File::open(if dir.as_os_str().is_empty() { Path::new(".") } else { dir })
     {
-        dir.sync_all()
-            .map_err(io("cannot make its directory durable"))?;
+        dir.sync_all().map_err(io("cannot make its directory durable"))?;
     }
     let mut device = FileDevice::new(raw, Engine::Blocking).map_err(io("cannot start"))?;
     format_device(&mut device, &sb).map_err(io("cannot write the superblock"))?;
@@ -199,8 +178,7 @@ fn holds(raw: &RawDevice) -> io::Result<Option<String>> {
             break;
         };
         raw.read_now(at, &mut buf)?;
-        let sign =
-            |offset: usize, magic: &[u8]| buf.get(offset..offset + magic.len()) == Some(magic);
+        let sign = |offset: usize, magic: &[u8]| buf.get(offset..offset + magic.len()) == Some(magic);
         let known = [
             (0, &MAGIC[..], "a Trefoil store"),
             (0x438, &[0x53, 0xef], "an ext2/3/4 file system"),

@@ -73,13 +73,7 @@ impl SledIndex {
     /// Opens the index in `dir`, which is made if it is not there. Never fails: an index that cannot
     /// be opened is reported by `load`.
     pub fn open(dir: &Path, waker: Waker) -> SledIndex {
-        let mut index = SledIndex {
-            dir: dir.to_owned(),
-            db: None,
-            trouble: None,
-            running: None,
-            waker,
-        };
+        let mut index = SledIndex { dir: dir.to_owned(), db: None, trouble: None, running: None, waker };
         match open_db(dir) {
             Ok(db) => index.db = Some(db),
             Err(e) => index.trouble = Some(e),
@@ -101,11 +95,7 @@ fn open_db(dir: &Path) -> Result<sled::Db, String> {
     // sled panics on some kinds of damage.
     let dir_owned = dir.to_owned();
     std::panic::catch_unwind(move || {
-        sled::Config::new()
-            .path(dir_owned)
-            .cache_capacity(SLED_CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
+        sled::Config::new().path(dir_owned).cache_capacity(SLED_CACHE_BYTES).flush_every_ms(None).open()
     })
     .map_err(|_| format!("{}: sled panicked while opening", dir.display()))?
     .map_err(|e| format!("{}: {e}", dir.display()))
@@ -196,15 +186,13 @@ impl Index for SledIndex {
             return;
         };
         let (dir, waker) = (self.dir.clone(), self.waker.clone());
-        let started = std::thread::Builder::new()
-            .name("store-index".to_owned())
-            .spawn(move || {
-                let outcome = guarded(|| commit(&db, &dir, delta));
-                // Closed before the outcome is known: whoever waits for it may open it again.
-                drop(db);
-                let _ = done.send(outcome);
-                waker.ring();
-            });
+        let started = std::thread::Builder::new().name("store-index".to_owned()).spawn(move || {
+            let outcome = guarded(|| commit(&db, &dir, delta));
+            // Closed before the outcome is known: whoever waits for it may open it again.
+            drop(db);
+            let _ = done.send(outcome);
+            waker.ring();
+        });
         if let Err(error) = started {
             // The receiver finds its sender gone.
             tracing::warn!(%error, "cannot start the index's thread");

@@ -46,9 +46,7 @@ pub enum LogError {
     )]
     Full,
     /// Larger than the format allows.
-    #[error(
-        "a record of {header_bytes} header bytes and {data_blocks} data blocks is larger than a batch"
-    )]
+    #[error("a record of {header_bytes} header bytes and {data_blocks} data blocks is larger than a batch")]
     TooLarge {
         /// Bytes of header.
         header_bytes: usize,
@@ -130,11 +128,7 @@ impl LogWriter {
 
     /// The next segment after `segment`, as the headers in it say.
     pub fn next_segment(sb: &Superblock, segment: u32) -> u32 {
-        if segment + 1 < sb.segments {
-            segment + 1
-        } else {
-            NO_SEGMENT
-        }
+        if segment + 1 < sb.segments { segment + 1 } else { NO_SEGMENT }
     }
 
     /// Makes room for a record of `bytes` in the header and `blocks` of data; opens or changes the
@@ -142,8 +136,7 @@ impl LogWriter {
     pub fn reserve(&mut self, bytes: usize, blocks: u32) -> Result<u64, LogError> {
         let size = self.sb.segment_blocks;
         if let Some(open) = &self.open {
-            let header_fits =
-                FIXED + open.records.len() + bytes <= open.header_blocks as usize * BLOCK_SIZE;
+            let header_fits = FIXED + open.records.len() + bytes <= open.header_blocks as usize * BLOCK_SIZE;
             let used = open.header_blocks + open.data_blocks;
             if header_fits
                 && open.block + used + blocks <= size
@@ -154,10 +147,7 @@ impl LogWriter {
         }
         let mut header_blocks = (FIXED + bytes).div_ceil(BLOCK_SIZE) as u32;
         if header_blocks > HEADER_BLOCKS_MAX || header_blocks + blocks > size {
-            return Err(LogError::TooLarge {
-                header_bytes: bytes,
-                data_blocks: blocks,
-            });
+            return Err(LogError::TooLarge { header_bytes: bytes, data_blocks: blocks });
         }
         if bytes > LARGE_RECORD_BYTES && LARGE_HEADER_BLOCKS + blocks <= size {
             header_blocks = header_blocks.max(LARGE_HEADER_BLOCKS);
@@ -207,9 +197,7 @@ impl LogWriter {
             let Some(chunk) = open.chunks.get_mut(chunk) else {
                 return;
             };
-            let n = bytes
-                .len()
-                .min((CHUNK_BLOCKS - inside) as usize * BLOCK_SIZE);
+            let n = bytes.len().min((CHUNK_BLOCKS - inside) as usize * BLOCK_SIZE);
             let start = inside as usize * BLOCK_SIZE;
             chunk[start..start + n].copy_from_slice(&bytes[..n]);
             open.data_blocks += (n / BLOCK_SIZE) as u32;
@@ -223,11 +211,7 @@ impl LogWriter {
             return;
         };
         let blocks = open.header_blocks + open.data_blocks;
-        grow(
-            &self.pool,
-            &mut open.chunks,
-            ((blocks - 1) / CHUNK_BLOCKS) as usize,
-        );
+        grow(&self.pool, &mut open.chunks, ((blocks - 1) / CHUNK_BLOCKS) as usize);
         let last_chunk = blocks - (open.chunks.len() as u32 - 1) * CHUNK_BLOCKS;
         if let Some(chunk) = open.chunks.last_mut() {
             chunk.truncate(last_chunk as usize * BLOCK_SIZE);
@@ -266,12 +250,8 @@ impl LogWriter {
                 rest = &rest[n..];
             }
         }
-        let at = BatchRef {
-            lsn: header.lsn,
-            checksum: header.checksum,
-            segment: open.segment,
-            block: open.block,
-        };
+        let at =
+            BatchRef { lsn: header.lsn, checksum: header.checksum, segment: open.segment, block: open.block };
         self.last = at;
         self.segment = open.segment;
         self.block = open.block + blocks;
@@ -327,13 +307,10 @@ impl LogWriter {
     /// The bytes of a block that is in a batch which is not durable yet.
     pub fn find(&self, location: u64) -> Option<&[u8]> {
         let inside = |start: u64, blocks: u32| {
-            location
-                .checked_sub(start)
-                .filter(|n| *n < u64::from(blocks))
-                .map(|n| {
-                    let chunk = (n / u64::from(CHUNK_BLOCKS)) as usize;
-                    (chunk, (n % u64::from(CHUNK_BLOCKS)) as usize * BLOCK_SIZE)
-                })
+            location.checked_sub(start).filter(|n| *n < u64::from(blocks)).map(|n| {
+                let chunk = (n / u64::from(CHUNK_BLOCKS)) as usize;
+                (chunk, (n % u64::from(CHUNK_BLOCKS)) as usize * BLOCK_SIZE)
+            })
         };
         for batch in self.in_flight.iter().chain(&self.sealed) {
             if let Some((chunk, at)) = inside(batch.location, batch.blocks) {
@@ -356,10 +333,7 @@ impl LogWriter {
     }
     /// Bytes that are pending.
     pub fn pending_bytes(&self) -> u64 {
-        let open = self
-            .open
-            .as_ref()
-            .map_or(0, |o| o.header_blocks + o.data_blocks);
+        let open = self.open.as_ref().map_or(0, |o| o.header_blocks + o.data_blocks);
         let sealed = self.sealed.iter().chain(&self.in_flight).map(|b| b.blocks);
         (sealed.sum::<u32>() + open) as u64 * BLOCK_SIZE as u64
     }

@@ -206,8 +206,9 @@ pub struct Stats {
 pub struct Recovered {
     /// The node's state.
     pub durable: Durable,
-    /// Position of the end of the log. Grows over the store's life: one that is smaller than one seen
-    /// before means that the device was rolled back.
+    /// Position of the end of the log as it was found, without the record that this start has written.
+    /// One that is smaller than one that [`Store::log_position`] gave before means that the device was
+    /// rolled back.
     pub log_position: u64,
     /// The store's name.
     pub incarnation: Incarnation,

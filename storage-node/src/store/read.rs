@@ -55,9 +55,7 @@ impl Read {
         for (n, entry) in self.entries.iter().enumerate() {
             let asked = match &self.mode {
                 ReadMode::All => entry.checksum != HOLE,
-                ReadMode::Differing(have) => {
-                    entry.checksum != HOLE && have.get(n) != Some(&entry.checksum)
-                }
+                ReadMode::Differing(have) => entry.checksum != HOLE && have.get(n) != Some(&entry.checksum),
                 ReadMode::ChecksumsOnly => false,
             };
             if asked && entry.location != 0 {
@@ -116,12 +114,7 @@ impl Read {
             }
         }
         bad.sort_unstable();
-        Answer {
-            checksums: self.entries.iter().map(|e| e.checksum).collect(),
-            data,
-            bad,
-            damaged,
-        }
+        Answer { checksums: self.entries.iter().map(|e| e.checksum).collect(), data, bad, damaged }
     }
 }
 
@@ -198,19 +191,10 @@ impl<D: Device, I: Index> Store<D, I> {
             }
             let mut piece = rest;
             rest = piece.split_off(n * BLOCK_SIZE);
-            let id = self.running.insert(Running::Piece {
-                read: key,
-                first: first as u32,
-            });
+            let id = self.running.insert(Running::Piece { read: key, first: first as u32 });
             read.waiting += 1;
             self.stats.blocks_read += n as u64;
-            self.dev.start(
-                id as u64,
-                Op::Read {
-                    offset: location * BLOCK_SIZE as u64,
-                    buf: piece,
-                },
-            );
+            self.dev.start(id as u64, Op::Read { offset: location * BLOCK_SIZE as u64, buf: piece });
             first += n;
         }
         if read.waiting == 0 {
@@ -235,11 +219,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 if self.bad.len() < BAD_MAX {
                     self.bad.insert((object, block));
                 }
-                self.events.push(StoreEvent::BadBlock {
-                    object,
-                    block,
-                    checksum: entry.checksum,
-                });
+                self.events.push(StoreEvent::BadBlock { object, block, checksum: entry.checksum });
             }
         }
         self.events.push(StoreEvent::Read {
@@ -251,13 +231,7 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     /// A piece has come, or could not be read.
-    pub(super) fn piece_read(
-        &mut self,
-        key: usize,
-        first: u32,
-        result: io::Result<()>,
-        buf: Option<Buf>,
-    ) {
+    pub(super) fn piece_read(&mut self, key: usize, first: u32, result: io::Result<()>, buf: Option<Buf>) {
         let Some(read) = self.reads.get_mut(key) else {
             return;
         };
@@ -277,10 +251,7 @@ impl<D: Device, I: Index> Store<D, I> {
                         let rest = buf.split_off(BLOCK_SIZE);
                         let at = read.wanted.get(n as usize).copied().unwrap_or(0);
                         let location = read.entries.get(at as usize).map_or(0, |e| e.location);
-                        let id = self.running.insert(Running::Piece {
-                            read: key,
-                            first: n,
-                        });
+                        let id = self.running.insert(Running::Piece { read: key, first: n });
                         read.waiting += 1;
                         let offset = location * BLOCK_SIZE as u64;
                         self.dev.start(id as u64, Op::Read { offset, buf });

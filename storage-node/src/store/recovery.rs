@@ -93,9 +93,7 @@ impl<D: Device> Reader<'_, D> {
     /// Blocks of one segment; `None` where the device fails.
     fn read(&self, location: u64, blocks: u32) -> Option<Buf> {
         let mut buf = self.pool.get(blocks as usize * BLOCK_SIZE)?;
-        self.device
-            .read_now(location * BLOCK_SIZE as u64, &mut buf)
-            .ok()?;
+        self.device.read_now(location * BLOCK_SIZE as u64, &mut buf).ok()?;
         Some(buf)
     }
 
@@ -128,14 +126,10 @@ impl<D: Device> Reader<'_, D> {
             return None;
         }
         let entries = if header.header_blocks == 1 {
-            header
-                .verify(sb.incarnation, first)
-                .then(|| header.entries(first))??
+            header.verify(sb.incarnation, first).then(|| header.entries(first))??
         } else {
             let area = self.read(sb.location(segment, block), header.header_blocks)?;
-            header
-                .verify(sb.incarnation, &area)
-                .then(|| header.entries(&area))??
+            header.verify(sb.incarnation, &area).then(|| header.entries(&area))??
         };
         let sane = entries.iter().all(|e| match e {
             Entry::Node(record) => in_bounds(record),
@@ -175,9 +169,7 @@ impl<D: Device> Reader<'_, D> {
         let mut look = |this: &mut Self, segment, block| {
             if let Some(found) = this.batch(segment, block)
                 && found.header.previous_lsn >= least
-                && best
-                    .as_ref()
-                    .is_none_or(|b| found.header.lsn < b.header.lsn)
+                && best.as_ref().is_none_or(|b| found.header.lsn < b.header.lsn)
             {
                 best = Some(found);
             }
@@ -210,12 +202,7 @@ pub fn recover<D: Device, I: Index>(
     cache_bytes: u64,
     progress: &mut dyn FnMut(u32, u32),
 ) -> Recovery {
-    let mut reader = Reader {
-        device,
-        sb,
-        pool: Pool::new(u64::MAX, 4 << 20, None),
-        window: None,
-    };
+    let mut reader = Reader { device, sb, pool: Pool::new(u64::MAX, 4 << 20, None), window: None };
     let mut how = How::default();
     let mut state = State::new(cache_bytes);
     let mut claimed = 0;
@@ -251,11 +238,7 @@ pub fn recover<D: Device, I: Index>(
             how.index = match why {
                 None => IndexUse::Missing,
                 Some(why) => {
-                    tracing::warn!(
-                        device = device.name(),
-                        why,
-                        "the index is discarded and rebuilt"
-                    );
+                    tracing::warn!(device = device.name(), why, "the index is discarded and rebuilt");
                     IndexUse::Discarded(why)
                 }
             };
@@ -271,20 +254,16 @@ pub fn recover<D: Device, I: Index>(
     loop {
         let from = pending.as_ref().map_or(last, Found::at);
         let (at, after) = match &pending {
-            Some(p) => (
-                (p.header.segment, p.header.block + p.header.blocks()),
-                p.header.next_segment,
-            ),
+            Some(p) => ((p.header.segment, p.header.block + p.header.blocks()), p.header.next_segment),
             None => (end, next),
         };
-        let successor = [at, (after, 0)]
-            .into_iter()
-            .filter(|(segment, _)| *segment != NO_SEGMENT)
-            .find_map(|(segment, block)| {
+        let successor = [at, (after, 0)].into_iter().filter(|(segment, _)| *segment != NO_SEGMENT).find_map(
+            |(segment, block)| {
                 reader.batch(segment, block).filter(|f| {
                     f.header.previous_lsn == from.lsn && f.header.previous_checksum == from.checksum
                 })
-            });
+            },
+        );
         let follows = successor.is_some();
         let mut successor = successor;
         let whole = follows || pending.as_ref().is_none_or(|p| reader.whole(&p.header));
@@ -353,22 +332,11 @@ pub fn recover<D: Device, I: Index>(
     if state.lost && lost.is_none() {
         lost = Some("the loss was found when the store was opened before".to_owned());
     }
-    Recovery {
-        state,
-        last,
-        end,
-        how,
-        lost,
-        index_empty,
-    }
+    Recovery { state, last, end, how, lost, index_empty }
 }
 
 /// The batch that the index says it covers; or why the index cannot be used.
-fn covered<D: Device>(
-    reader: &mut Reader<'_, D>,
-    sb: &Superblock,
-    meta: &Meta,
-) -> Result<Header, String> {
+fn covered<D: Device>(reader: &mut Reader<'_, D>, sb: &Superblock, meta: &Meta) -> Result<Header, String> {
     if meta.incarnation != sb.incarnation {
         return Err(format!(
             "it belongs to another store ({}, this is {})",

@@ -79,12 +79,7 @@ impl State {
             Record::Write { object, op, .. } => {
                 self.op(*object, op, location);
             }
-            Record::Install {
-                object,
-                head,
-                patches,
-                writes,
-            } => {
+            Record::Install { object, head, patches, writes } => {
                 let mut at = location;
                 for patch in patches {
                     for &(block, checksum) in &patch.blocks {
@@ -106,12 +101,9 @@ impl State {
                     self.tables.remove(*object);
                 }
             }
-            Record::Heal {
-                object,
-                block,
-                checksum,
-                ..
-            } => self.tables.heal(*object, *block, location, *checksum),
+            Record::Heal { object, block, checksum, .. } => {
+                self.tables.heal(*object, *block, location, *checksum)
+            }
             Record::DeleteVolume { volume } => {
                 for object in self.tables.of_volume(*volume) {
                     self.dirty.insert(Key::Object(object));
@@ -125,11 +117,8 @@ impl State {
 
     fn op<P>(&mut self, object: ObjectId, op: &WriteOp<P>, location: u64) -> u64 {
         match op {
-            WriteOp::Data {
-                blocks, checksums, ..
-            } => {
-                self.tables
-                    .set_run(object, blocks.first, location, checksums);
+            WriteOp::Data { blocks, checksums, .. } => {
+                self.tables.set_run(object, blocks.first, location, checksums);
                 checksums.len() as u64
             }
             WriteOp::Zero { blocks } => {
@@ -147,11 +136,7 @@ impl State {
                 self.lost |= lost;
             }
             Entry::Node(record) => self.apply(record, location),
-            Entry::Page {
-                object,
-                page,
-                checksum,
-            } => {
+            Entry::Page { object, page, checksum } => {
                 self.dirty.insert(Key::Object(*object));
                 self.tables.replay_page(*object, *page, location, *checksum);
             }
@@ -170,12 +155,7 @@ impl State {
                 group(g);
                 self.dirty.insert(Key::Pg(g.pg));
             }
-            Record::Settle {
-                group: g,
-                add,
-                remove,
-                ..
-            } => {
+            Record::Settle { group: g, add, remove, .. } => {
                 group(g);
                 for index in add.iter().map(|a| a.0).chain(remove.iter().copied()) {
                     let object = ObjectId { group: *g, index };
@@ -199,16 +179,12 @@ impl State {
                     }
                     self.dirty.insert(Key::Group(*g));
                     for index in state.objects.keys().chain(state.behind.keys()) {
-                        self.dirty.insert(Key::Object(ObjectId {
-                            group: *g,
-                            index: *index,
-                        }));
+                        self.dirty.insert(Key::Object(ObjectId { group: *g, index: *index }));
                     }
                 }
             }
             Record::LostState { fences } => {
-                self.dirty
-                    .extend(self.durable.groups.keys().map(|g| Key::Group(*g)));
+                self.dirty.extend(self.durable.groups.keys().map(|g| Key::Group(*g)));
                 self.dirty.extend(fences.iter().map(|f| Key::Fence(f.0)));
             }
         }
@@ -222,10 +198,7 @@ impl State {
         keys.extend(d.groups.keys().map(|g| Key::Group(*g)));
         for (group, state) in &d.groups {
             for index in state.objects.keys().chain(state.behind.keys()) {
-                keys.insert(Key::Object(ObjectId {
-                    group: *group,
-                    index: *index,
-                }));
+                keys.insert(Key::Object(ObjectId { group: *group, index: *index }));
             }
         }
         keys.extend(self.tables.objects().map(Key::Object));
@@ -249,13 +222,10 @@ impl State {
             Key::Group(group) => {
                 name.push(b'g');
                 put_group(&mut name, group);
-                self.durable.groups.get(&group).map(|g| {
-                    encode(&GroupEntry {
-                        promised: g.promised,
-                        settled: g.settled,
-                        lost: g.lost,
-                    })
-                })
+                self.durable
+                    .groups
+                    .get(&group)
+                    .map(|g| encode(&GroupEntry { promised: g.promised, settled: g.settled, lost: g.lost }))
             }
             Key::Object(object) => {
                 name.push(b'o');
@@ -273,9 +243,7 @@ impl State {
                         .map(|p| (p.location, p.checksum))
                         .collect(),
                 };
-                let any = entry.head.is_some()
-                    || entry.line.is_some()
-                    || self.tables.pages(object).is_some();
+                let any = entry.head.is_some() || entry.line.is_some() || self.tables.pages(object).is_some();
                 any.then(|| encode(&entry))
             }
         };
@@ -363,16 +331,10 @@ fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(*n))
 }
 fn take_pg(bytes: &mut &[u8]) -> Option<PgId> {
-    Some(PgId {
-        pool: PoolId(take_u32(bytes)?),
-        pg: take_u32(bytes)?,
-    })
+    Some(PgId { pool: PoolId(take_u32(bytes)?), pg: take_u32(bytes)? })
 }
 fn take_group(bytes: &mut &[u8]) -> Option<GroupId> {
-    Some(GroupId {
-        volume: VolumeId(take_u64(bytes)?),
-        pg: take_pg(bytes)?,
-    })
+    Some(GroupId { volume: VolumeId(take_u64(bytes)?), pg: take_pg(bytes)? })
 }
 
 /// True if every block that the entry names can exist.
@@ -380,15 +342,9 @@ pub fn in_bounds<P>(record: &Record<P>) -> bool {
     let op = |op: &WriteOp<P>| op.blocks().end() <= OBJECT_BLOCKS_MAX;
     match record {
         Record::Write { op: o, .. } => op(o),
-        Record::Install {
-            patches, writes, ..
-        } => {
-            patches.iter().all(|p| {
-                p.blocks
-                    .iter()
-                    .chain(&p.bad)
-                    .all(|b| b.0 < OBJECT_BLOCKS_MAX)
-            }) && writes.iter().all(op)
+        Record::Install { patches, writes, .. } => {
+            patches.iter().all(|p| p.blocks.iter().chain(&p.bad).all(|b| b.0 < OBJECT_BLOCKS_MAX))
+                && writes.iter().all(op)
         }
         Record::Heal { block, .. } => *block < OBJECT_BLOCKS_MAX,
         _ => true,
@@ -404,14 +360,9 @@ mod tests {
         let object = ObjectId::default();
         let write: Record<()> = Record::Write {
             object,
-            head: Head {
-                ballot: Ballot(1),
-                seq: 1,
-            },
+            head: Head { ballot: Ballot(1), seq: 1 },
             snap: 0,
-            op: WriteOp::Zero {
-                blocks: BlockRange::new(0, 1),
-            },
+            op: WriteOp::Zero { blocks: BlockRange::new(0, 1) },
         };
         let mut now = State::new(0);
         now.durable.amnesia = true;

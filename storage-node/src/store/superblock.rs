@@ -192,15 +192,9 @@ impl Superblock {
             return Err(SuperblockError::Damaged { device: name() });
         }
         if disk.version.get() > VERSION {
-            return Err(SuperblockError::Newer {
-                device: name(),
-                found: disk.version.get(),
-            });
+            return Err(SuperblockError::Newer { device: name(), found: disk.version.get() });
         }
-        let nonsense = |what| SuperblockError::Nonsense {
-            device: name(),
-            what,
-        };
+        let nonsense = |what| SuperblockError::Nonsense { device: name(), what };
         let sb = Superblock {
             incarnation: Incarnation(disk.incarnation.get()),
             cluster_id: disk.cluster,
@@ -217,10 +211,7 @@ impl Superblock {
         }
         let end = u128::from(sb.segments) * u128::from(sb.segment_blocks) * BLOCK_SIZE as u128
             + u128::from(DATA_START);
-        if sb.segment_blocks == 0
-            || u64::from(sb.segments) < SEGMENTS_MIN
-            || end > u128::from(sb.size)
-        {
+        if sb.segment_blocks == 0 || u64::from(sb.segments) < SEGMENTS_MIN || end > u128::from(sb.size) {
             return Err(nonsense("segments"));
         }
         Ok(Some(sb))
@@ -232,9 +223,7 @@ impl Superblock {
         let pool = Pool::new(u64::MAX, 0, None);
         let mut found = None;
         let mut complaint = None;
-        let mut worst = SuperblockError::Foreign {
-            device: name.clone(),
-        };
+        let mut worst = SuperblockError::Foreign { device: name.clone() };
         for at in COPIES {
             let Some(mut buf) = pool.get(BLOCK_SIZE) else {
                 continue;
@@ -243,10 +232,7 @@ impl Superblock {
                 Ok(()) => Superblock::decode(&name, &buf),
                 // The end of a short file: there is no signature there.
                 Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
-                Err(source) => Err(SuperblockError::Io {
-                    device: name.clone(),
-                    source,
-                }),
+                Err(source) => Err(SuperblockError::Io { device: name.clone(), source }),
             };
             match copy {
                 Ok(Some(sb)) => match found {
@@ -260,9 +246,7 @@ impl Superblock {
                     Some(_) => {}
                 },
                 Ok(None) => {
-                    complaint = Some(format!(
-                        "the superblock's copy at byte {at} has no signature"
-                    ));
+                    complaint = Some(format!("the superblock's copy at byte {at} has no signature"));
                 }
                 Err(e @ SuperblockError::Newer { .. }) => return Err(e),
                 Err(e) => {
@@ -273,11 +257,7 @@ impl Superblock {
         }
         let Some(sb) = found else { return Err(worst) };
         if device.size() < sb.size {
-            return Err(SuperblockError::Truncated {
-                device: name,
-                have: device.size(),
-                want: sb.size,
-            });
+            return Err(SuperblockError::Truncated { device: name, have: device.size(), want: sb.size });
         }
         Ok((sb, complaint))
     }
@@ -309,9 +289,6 @@ mod tests {
         assert_eq!(Superblock::decode("x", &bytes).ok().flatten(), Some(sb));
         let mut bad = bytes;
         bad[40] ^= 1;
-        assert!(matches!(
-            Superblock::decode("x", &bad),
-            Err(SuperblockError::Damaged { .. })
-        ));
+        assert!(matches!(Superblock::decode("x", &bad), Err(SuperblockError::Damaged { .. })));
     }
 }

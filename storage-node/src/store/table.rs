@@ -18,8 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Entries in a page.
 pub const PAGE_BLOCKS: u32 = 256;
 /// Blocks in the largest object.
-pub const OBJECT_BLOCKS_MAX: u32 =
-    (trefoil_core::limits::OBJECT_SIZE_MAX / BLOCK_SIZE as u64) as u32;
+pub const OBJECT_BLOCKS_MAX: u32 = (trefoil_core::limits::OBJECT_SIZE_MAX / BLOCK_SIZE as u64) as u32;
 /// The checksum of a block whose entry is lost with its page: no block has it, it is bad until written.
 pub const UNKNOWN: u64 = u64::MAX;
 /// Changes that may wait on one page before it is loaded for them.
@@ -48,23 +47,14 @@ struct Page([DiskEntry; PAGE_BLOCKS as usize]);
 
 impl Page {
     fn empty() -> Box<Page> {
-        let none = DiskEntry {
-            location: U64::new(0),
-            checksum: U64::new(HOLE),
-        };
+        let none = DiskEntry { location: U64::new(0), checksum: U64::new(HOLE) };
         Box::new(Page([none; PAGE_BLOCKS as usize]))
     }
     fn set(&mut self, block: usize, location: u64, checksum: u64) {
-        self.0[block] = DiskEntry {
-            location: U64::new(location),
-            checksum: U64::new(checksum),
-        };
+        self.0[block] = DiskEntry { location: U64::new(location), checksum: U64::new(checksum) };
     }
     fn get(&self, block: usize) -> BlockEntry {
-        BlockEntry {
-            location: self.0[block].location.get(),
-            checksum: self.0[block].checksum.get(),
-        }
+        BlockEntry { location: self.0[block].location.get(), checksum: self.0[block].checksum.get() }
     }
 }
 
@@ -79,39 +69,15 @@ pub struct PageRef {
 }
 
 impl PageRef {
-    const NONE: PageRef = PageRef {
-        location: 0,
-        checksum: 0,
-        slot: NO_SLOT,
-    };
+    const NONE: PageRef = PageRef { location: 0, checksum: 0, slot: NO_SLOT };
 }
 
 enum PageOp {
-    One {
-        block: u8,
-        location: u64,
-        checksum: u64,
-    },
-    Run {
-        first: u8,
-        location: u64,
-        checksums: Box<[u64]>,
-    },
-    Zero {
-        first: u8,
-        count: u16,
-    },
-    Heal {
-        block: u8,
-        location: u64,
-        checksum: u64,
-    },
-    Capture {
-        read: usize,
-        at: u32,
-        first: u8,
-        count: u16,
-    },
+    One { block: u8, location: u64, checksum: u64 },
+    Run { first: u8, location: u64, checksums: Box<[u64]> },
+    Zero { first: u8, count: u16 },
+    Heal { block: u8, location: u64, checksum: u64 },
+    Capture { read: usize, at: u32, first: u8, count: u16 },
 }
 
 struct Slot {
@@ -187,14 +153,8 @@ impl Tables {
 
     /// Takes an object's pages from the index.
     pub fn restore(&mut self, object: ObjectId, pages: &[(u64, u64)]) {
-        let pages = pages
-            .iter()
-            .map(|&(location, checksum)| PageRef {
-                location,
-                checksum,
-                slot: NO_SLOT,
-            })
-            .collect();
+        let pages =
+            pages.iter().map(|&(location, checksum)| PageRef { location, checksum, slot: NO_SLOT }).collect();
         self.objects.insert(object, pages);
     }
 
@@ -216,14 +176,7 @@ impl Tables {
         if pages.len() <= page as usize {
             pages.resize(page as usize + 1, PageRef::NONE);
         }
-        let old = std::mem::replace(
-            &mut pages[page as usize],
-            PageRef {
-                location,
-                checksum,
-                slot: NO_SLOT,
-            },
-        );
+        let old = std::mem::replace(&mut pages[page as usize], PageRef { location, checksum, slot: NO_SLOT });
         if old.slot != NO_SLOT {
             self.free(old.slot);
         }
@@ -239,16 +192,8 @@ impl Tables {
             let n = (checksums.len() - done).min((PAGE_BLOCKS - inside) as usize);
             let location = location + done as u64;
             let op = match &checksums[done..done + n] {
-                [checksum] => PageOp::One {
-                    block: inside as u8,
-                    location,
-                    checksum: *checksum,
-                },
-                many => PageOp::Run {
-                    first: inside as u8,
-                    location,
-                    checksums: many.into(),
-                },
+                [checksum] => PageOp::One { block: inside as u8, location, checksum: *checksum },
+                many => PageOp::Run { first: inside as u8, location, checksums: many.into() },
             };
             self.change(object, page, op, true);
             done += n;
@@ -258,11 +203,7 @@ impl Tables {
     /// A block has no good bytes, but these it should have.
     pub fn set_bad(&mut self, object: ObjectId, block: u32, checksum: u64) {
         self.objects.entry(object).or_default();
-        let op = PageOp::One {
-            block: (block % PAGE_BLOCKS) as u8,
-            location: 0,
-            checksum,
-        };
+        let op = PageOp::One { block: (block % PAGE_BLOCKS) as u8, location: 0, checksum };
         self.change(object, block / PAGE_BLOCKS, op, true);
     }
 
@@ -273,10 +214,7 @@ impl Tables {
         while block < blocks.end() {
             let inside = block % PAGE_BLOCKS;
             let n = (blocks.end() - block).min(PAGE_BLOCKS - inside);
-            let op = PageOp::Zero {
-                first: inside as u8,
-                count: n as u16,
-            };
+            let op = PageOp::Zero { first: inside as u8, count: n as u16 };
             self.change(object, block / PAGE_BLOCKS, op, false);
             block += n;
         }
@@ -285,21 +223,14 @@ impl Tables {
     /// A block has its bytes at a new place, if it still has this checksum.
     pub fn heal(&mut self, object: ObjectId, block: u32, location: u64, checksum: u64) {
         if self.objects.contains_key(&object) {
-            let op = PageOp::Heal {
-                block: (block % PAGE_BLOCKS) as u8,
-                location,
-                checksum,
-            };
+            let op = PageOp::Heal { block: (block % PAGE_BLOCKS) as u8, location, checksum };
             self.change(object, block / PAGE_BLOCKS, op, false);
         }
     }
 
     /// The entry of a block whose page is in memory; `None` where that is not so.
     pub fn peek(&self, object: ObjectId, block: u32) -> Option<BlockEntry> {
-        let page = self
-            .objects
-            .get(&object)?
-            .get((block / PAGE_BLOCKS) as usize)?;
+        let page = self.objects.get(&object)?.get((block / PAGE_BLOCKS) as usize)?;
         let slot = self.slots.get(page.slot as usize)?;
         Some(slot.page.as_ref()?.get((block % PAGE_BLOCKS) as usize))
     }
@@ -411,11 +342,7 @@ impl Tables {
             let Some(key) = self.slot(object, page, false) else {
                 continue;
             };
-            if self
-                .slots
-                .get(key as usize)
-                .is_some_and(|s| s.location == 0)
-            {
+            if self.slots.get(key as usize).is_some_and(|s| s.location == 0) {
                 self.materialize(key);
             }
             let Some(slot) = self.slots.get_mut(key as usize) else {
@@ -431,12 +358,7 @@ impl Tables {
             }
             self.misses += 1;
             parts += 1;
-            slot.queue.push_back(PageOp::Capture {
-                read,
-                at,
-                first: first as u8,
-                count: n as u16,
-            });
+            slot.queue.push_back(PageOp::Capture { read, at, first: first as u8, count: n as u16 });
             self.queued += 1;
             self.want(key);
         }
@@ -455,11 +377,7 @@ impl Tables {
 
     /// A page has been read; `None` where the device had no bytes for it.
     pub fn loaded(&mut self, key: u32, bytes: Option<&[u8]>) -> Loaded {
-        let mut loaded = Loaded {
-            captured: Vec::new(),
-            lost: None,
-            flush: false,
-        };
+        let mut loaded = Loaded { captured: Vec::new(), lost: None, flush: false };
         let Some(slot) = self.slots.get_mut(key as usize) else {
             return loaded;
         };
@@ -481,20 +399,12 @@ impl Tables {
         };
         self.queued -= slot.queue.len();
         for op in slot.queue.drain(..) {
-            if let PageOp::Capture {
-                read,
-                at,
-                first,
-                count,
-            } = op
-            {
+            if let PageOp::Capture { read, at, first, count } = op {
                 let first = usize::from(first);
                 loaded.captured.push(Captured {
                     read,
                     at,
-                    entries: (first..first + usize::from(count))
-                        .map(|b| page.get(b))
-                        .collect(),
+                    entries: (first..first + usize::from(count)).map(|b| page.get(b)).collect(),
                 });
             } else {
                 apply(&mut page, op);
@@ -541,10 +451,8 @@ impl Tables {
 
     fn drop_clean(&mut self, key: u32) {
         if let Some(slot) = self.slots.get(key as usize)
-            && let Some(entry) = self
-                .objects
-                .get_mut(&slot.owner.0)
-                .and_then(|p| p.get_mut(slot.owner.1 as usize))
+            && let Some(entry) =
+                self.objects.get_mut(&slot.owner.0).and_then(|p| p.get_mut(slot.owner.1 as usize))
         {
             entry.slot = NO_SLOT;
         }
@@ -575,10 +483,8 @@ impl Tables {
         slot.checksum = checksum;
         self.dirty -= usize::from(std::mem::take(&mut slot.dirty));
         let drop = self.resident > self.resident_max && !slot.referenced;
-        if let Some(entry) = self
-            .objects
-            .get_mut(&slot.owner.0)
-            .and_then(|p| p.get_mut(slot.owner.1 as usize))
+        if let Some(entry) =
+            self.objects.get_mut(&slot.owner.0).and_then(|p| p.get_mut(slot.owner.1 as usize))
         {
             entry.location = location;
             entry.checksum = checksum;
@@ -635,11 +541,7 @@ impl Tables {
 
     /// The objects of a volume.
     pub fn of_volume(&self, volume: VolumeId) -> Vec<ObjectId> {
-        self.objects
-            .keys()
-            .filter(|o| o.group.volume == volume)
-            .copied()
-            .collect()
+        self.objects.keys().filter(|o| o.group.volume == volume).copied().collect()
     }
 
     /// Changes and reads that wait on pages.
@@ -662,16 +564,8 @@ impl Tables {
 
 fn apply(page: &mut Page, op: PageOp) {
     match op {
-        PageOp::One {
-            block,
-            location,
-            checksum,
-        } => page.set(block.into(), location, checksum),
-        PageOp::Run {
-            first,
-            location,
-            checksums,
-        } => {
+        PageOp::One { block, location, checksum } => page.set(block.into(), location, checksum),
+        PageOp::Run { first, location, checksums } => {
             for (n, checksum) in checksums.iter().enumerate() {
                 page.set(usize::from(first) + n, location + n as u64, *checksum);
             }
@@ -681,11 +575,7 @@ fn apply(page: &mut Page, op: PageOp) {
                 page.set(block, 0, HOLE);
             }
         }
-        PageOp::Heal {
-            block,
-            location,
-            checksum,
-        } => {
+        PageOp::Heal { block, location, checksum } => {
             if page.get(block.into()).checksum == checksum {
                 page.set(block.into(), location, checksum);
             }

@@ -10,11 +10,7 @@ const MARGIN: u64 = 1_000_000;
 
 fn grant(map: &mut ClusterMap, volume: VolumeId, seen: Generation, holder: &Holder) -> Generation {
     let above = Generation(0);
-    let grants = vec![Grant {
-        volume,
-        seen,
-        above,
-    }];
+    let grants = vec![Grant { volume, seen, above }];
     let holder = holder.clone();
     match map.apply(&Command::GrantGenerations { grants, holder }) {
         Ok(Reply::Granted(results)) => results[0].clone().unwrap(),
@@ -36,26 +32,13 @@ fn a_holder_is_waited_for_and_asked_to_release() {
     assert_eq!(table.renew(&map, &a, disk, g1, Time(30)), renewed(false));
     let busy = table.ask(&map, disk, &b, Time(40)).unwrap_err();
     let retry_after = LEASE + MARGIN - 10 + 1;
-    assert_eq!(
-        busy,
-        NotNow::Busy {
-            holder: a.clone(),
-            retry_after
-        }
-    );
+    assert_eq!(busy, NotNow::Busy { holder: a.clone(), retry_after });
     assert_eq!(table.renew(&map, &a, disk, g1, Time(50)), renewed(true));
     // Who gave up asking does not drive it out.
-    assert_eq!(
-        table.renew(&map, &a, disk, g1, Time(41 + 2 * LEASE)),
-        renewed(false)
-    );
+    assert_eq!(table.renew(&map, &a, disk, g1, Time(41 + 2 * LEASE)), renewed(false));
 
     let last = Time(41 + 2 * LEASE);
-    assert!(
-        table
-            .ask(&map, disk, &b, last.after(LEASE + MARGIN))
-            .is_err()
-    );
+    assert!(table.ask(&map, disk, &b, last.after(LEASE + MARGIN)).is_err());
     let late = last.after(LEASE + MARGIN + 1);
     let seen = table.ask(&map, disk, &b, late).unwrap();
     let g2 = grant(&mut map, disk, seen, &b);
@@ -63,10 +46,7 @@ fn a_holder_is_waited_for_and_asked_to_release() {
     table.granted(disk, g2, late);
     assert_eq!(table.renew(&map, &a, disk, g1, late), Renewal::Lost);
     // The name alone is not the process.
-    assert_eq!(
-        table.renew(&map, &holder("b", 3), disk, g2, late),
-        Renewal::Lost
-    );
+    assert_eq!(table.renew(&map, &holder("b", 3), disk, g2, late), Renewal::Lost);
 }
 
 #[test]
@@ -79,10 +59,7 @@ fn a_release_and_the_same_process_do_not_wait_but_a_restarted_one_does() {
     table.granted(disk, g1, Time(5));
     assert_eq!(table.ask(&map, disk, &a, Time(6)), Ok(g1));
     assert!(table.ask(&map, disk, &holder("a", 2), Time(6)).is_err());
-    map.apply(&Command::Release {
-        volumes: vec![(disk, g1, true)],
-    })
-    .unwrap();
+    map.apply(&Command::Release { volumes: vec![(disk, g1, true)] }).unwrap();
     table.released(disk);
     assert_eq!(table.ask(&map, disk, &holder("a", 2), Time(7)), Ok(g1));
 }
@@ -104,13 +81,7 @@ fn front_ends_preempt_healers_and_healers_preempt_nobody() {
     table.granted(disk, g2, Time(7));
     assert!(table.ask(&map, disk, &healer, Time(8)).is_err());
     let renewal = table.renew(&map, &holder("a", 1), disk, g2, Time(9));
-    assert_eq!(
-        renewal,
-        Renewal::Renewed {
-            release_please: false
-        },
-        "a healer waits"
-    );
+    assert_eq!(renewal, Renewal::Renewed { release_please: false }, "a healer waits");
 }
 
 #[test]
@@ -127,9 +98,7 @@ fn no_renewal_slips_in_between_the_decision_and_its_commit() {
     assert_eq!(table.renew(&map, &a, disk, g1, late), Renewal::Undecided);
     // It fails: the holder goes on.
     table.not_granted(disk, seen);
-    let renewed = Renewal::Renewed {
-        release_please: false,
-    };
+    let renewed = Renewal::Renewed { release_please: false };
     assert_eq!(table.renew(&map, &a, disk, g1, late), renewed);
     // A failure that is told late does not undo somebody else's grant.
     let later = late.after(LEASE + MARGIN + 1);

@@ -1,0 +1,220 @@
+//! The daemon around a store that does what a test tells it, over real sockets.
+
+use super::connections::Daemon;
+use super::engine::Engine;
+use super::storage::{Storage, StorageEvent};
+use bytes::Bytes;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::timeout;
+use trefoil_core::checksum::block_checksum;
+use trefoil_core::message::{FromNode, ToNode, WriteOp};
+use trefoil_core::node::{Input, Node, NodeConfig, ReadMode, Ticket};
+use trefoil_core::placement::PgConfig;
+use trefoil_core::record::{Durable, Record};
+use trefoil_core::wire::messages::Message;
+use trefoil_core::*;
+use trefoil_transport::*;
+
+/// Keeps records until the test says that they are durable.
+#[derive(Default)]
+struct Script {
+    given: RefCell<Vec<(Ticket, Record<Bytes>)>>,
+    events: RefCell<Vec<StorageEvent>>,
+    behind: Cell<bool>,
+}
+
+struct ScriptedStore(Rc<Script>);
+
+impl Storage for ScriptedStore {
+    fn append(&mut self, ticket: Ticket, record: Record<Bytes>) {
+        self.0.given.borrow_mut().push((ticket, record));
+    }
+    fn read(&mut self, _: u64, _: ObjectId, _: BlockRange, _: ReadMode) {}
+    fn submit(&mut self) {}
+    fn poll(&mut self, events: &mut Vec<StorageEvent>) {
+        events.append(&mut self.0.events.borrow_mut());
+    }
+    fn room_blocks(&self) -> u64 {
+        1000
+    }
+    fn nearly_full(&self) -> bool {
+        false
+    }
+    fn can_accept(&self) -> bool {
+        !self.0.behind.get()
+    }
+}
+
+struct Setup {
+    script: Rc<Script>,
+    daemon: Rc<Daemon<ScriptedStore>>,
+    reader: Reader,
+    sender: Sender,
+}
+
+const CLUSTER: [u8; 16] = [3; 16];
+
+fn object() -> ObjectId {
+    let pg = PgId { pool: PoolId(1), pg: 0 };
+    ObjectId { group: GroupId { volume: VolumeId(1), pg }, index: 0 }
+}
+fn ballot() -> Ballot {
+    Ballot::new(Generation(1), 0).unwrap()
+}
+
+impl Setup {
+    async fn new() -> Setup {
+        let script = Rc::new(Script::default());
+        let node = Node::new(NodeConfig { id: NodeId(0) }, Durable::default());
+        let hello = |role| Hello::new(role, CLUSTER);
+        let engine = Engine::new(node, ScriptedStore(script.clone()));
+        let daemon = Daemon::new(engine, hello(Role::StorageNode));
+        let config = PgConfig::simple(Epoch(1), vec![NodeId(0), NodeId(1), NodeId(2)]);
+        daemon.batch(|engine| engine.feed(Input::Config(vec![(object().group.pg, config)])));
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let roles = &[Role::FrontEnd];
+        let policy = Policy { hello: hello(Role::StorageNode), roles, unknown_cluster: false };
+        let serving = daemon.clone();
+        tokio::task::spawn_local(serve(listener, ServeOptions::new(policy), move |connected| {
+            serving.clone().serve(connected)
+        }));
+        let expect = Expect { role: Role::StorageNode, identity: None };
+        let connected = connect(address, hello(Role::FrontEnd), &expect, Options::default()).await;
+        let Connected { reader, sender, .. } = connected.unwrap();
+        Setup { script, daemon, reader, sender }
+    }
+
+    fn send(&self, msg: &ToNode<Bytes>) {
+        self.sender.push(msg.kind(), |meta| msg.encode_meta(meta), msg.payload()).unwrap();
+        self.sender.flush();
+    }
+
+    /// The answers of one read; an error is the end of the connection; none: nothing comes.
+    async fn answers(&mut self) -> Option<Result<Vec<FromNode<Bytes>>, CloseReason>> {
+        let mut frames = Vec::new();
+        match timeout(Duration::from_millis(200), self.reader.read_batch(&mut frames)).await {
+            Err(_) => None,
+            Ok(Err(why)) => Some(Err(why)),
+            Ok(Ok(())) => {
+                let decode = |frame: Frame| FromNode::decode(frame.kind, &frame.meta, frame.payload).unwrap();
+                Some(Ok(frames.into_iter().map(decode).collect()))
+            }
+        }
+    }
+
+    fn event(&self, event: StorageEvent) {
+        self.script.events.borrow_mut().push(event);
+        self.daemon.batch(|_| ());
+    }
+
+    fn all_durable(&self) {
+        let ticket = self.script.given.borrow().last().map_or(0, |(ticket, _)| *ticket);
+        self.event(StorageEvent::Durable { ticket });
+    }
+
+    async fn lead(&mut self) {
+        self.send(&ToNode::Open { group: object().group, ballot: ballot(), epoch: Epoch(1) });
+        assert!(self.answers().await.is_none(), "an answer before it is durable");
+        self.all_durable();
+        assert!(matches!(self.answers().await.unwrap().unwrap()[..], [FromNode::Opened { .. }]));
+        self.send(&ToNode::Settle { group: object().group, ballot: ballot(), except: vec![] });
+        assert!(self.answers().await.is_none(), "an answer before it is durable");
+        self.all_durable();
+        assert!(matches!(self.answers().await.unwrap().unwrap()[..], [FromNode::Settled { .. }]));
+    }
+
+    fn write(seq: u64, byte: u8) -> ToNode<Bytes> {
+        let data = vec![byte; BLOCK_SIZE];
+        let checksums = [block_checksum(VolumeId(1), 0, 0, &[7; BLOCK_SIZE])].into();
+        let op = WriteOp::Data { blocks: BlockRange::new(0, 1), checksums, data: data.into() };
+        ToNode::Write { object: object(), ballot: ballot(), seq, snap: 0, op }
+    }
+}
+
+fn local(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(tokio::task::LocalSet::new().run_until(test));
+}
+
+#[test]
+fn nothing_is_answered_before_it_is_durable() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.lead().await;
+        let writes = 3;
+        for seq in 1..=writes {
+            setup.send(&Setup::write(seq, 7));
+        }
+        assert!(setup.answers().await.is_none());
+        setup.all_durable();
+        let answers = setup.answers().await.unwrap().unwrap();
+        assert!(matches!(answers.last(), Some(FromNode::Have { seq, .. }) if *seq == writes), "{answers:?}");
+    });
+}
+
+#[test]
+fn a_damaged_block_is_not_stored_and_ends_the_connection() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.lead().await;
+        let before = setup.script.given.borrow().len();
+        setup.send(&Setup::write(1, 8));
+        assert!(matches!(setup.answers().await, Some(Err(_))));
+        assert_eq!(setup.script.given.borrow().len(), before);
+        assert_eq!(setup.daemon.look(|engine| engine.counters().damaged_on_wire), 1);
+    });
+}
+
+#[test]
+fn a_message_that_makes_no_sense_ends_the_connection_and_nothing_else() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.sender.push_slice(0x0103, b"nonsense", None).unwrap();
+        setup.sender.flush();
+        assert!(matches!(setup.answers().await, Some(Err(_))));
+        assert_eq!(setup.daemon.look(|engine| engine.counters().malformed), 1);
+        assert!(setup.daemon.look(|engine| engine.failed().is_none()));
+    });
+}
+
+#[test]
+fn a_failed_store_ends_every_connection_and_is_reported() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.lead().await;
+        setup.send(&Setup::write(1, 7));
+        assert!(setup.answers().await.is_none());
+        setup.event(StorageEvent::Failed { error: "the device is gone".into() });
+        assert!(matches!(setup.answers().await, Some(Err(_))));
+        assert_eq!(setup.daemon.failed().await, "the device is gone");
+        // Durable by mistake: nothing is answered any more, and nothing panics.
+        setup.all_durable();
+    });
+}
+
+#[test]
+fn a_store_that_is_behind_is_given_no_more_than_one_batch() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.lead().await;
+        setup.script.behind.set(true);
+        // The task waits in a read already: one batch comes through.
+        setup.send(&Setup::write(1, 7));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let before = setup.script.given.borrow().len();
+        setup.send(&Setup::write(2, 7));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(
+            setup.script.given.borrow().len(),
+            before,
+            "it was read from although the store is behind"
+        );
+        setup.script.behind.set(false);
+        setup.daemon.batch(|_| ());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(setup.script.given.borrow().len(), before + 1);
+    });
+}
