@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,9 @@ class Cluster:
         data = os.path.join(self.folder, "data")
         command = [os.path.abspath(self.options.bin), "up", "--processes", "--dir", data, "--nodes", "3"]
         command += ["--node-size", str(self.options.node_size), "--volume", f"bench={self.options.volume_size}"]
-        command += ["--listen", "127.0.0.1:0", "--socket", self.socket]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            listen = f"127.0.0.1:{free.getsockname()[1]}"
+        command += ["--listen", listen, "--socket", self.socket]
         log = open(os.path.join(self.folder, "up.log"), "wb")
         self.up = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True

@@ -21,8 +21,9 @@ finish() {
 }
 trap finish EXIT
 
+PORT=$(python3 -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')
 "$BINARY" up --processes --dir "$DIR/data" --node-size 24GiB --volume disk0=1GiB --volume disk1=1GiB \
-    --listen 127.0.0.1:0 --socket "$DIR/nbd.sock" >"$DIR/out" 2>"$DIR/err" </dev/null &
+    --listen 127.0.0.1:$PORT --socket "$DIR/nbd.sock" >"$DIR/out" 2>"$DIR/err" </dev/null &
 UP=$!
 for _ in $(seq 300); do
     grep -q '^ready: ' "$DIR/out" && break
@@ -30,10 +31,7 @@ for _ in $(seq 300); do
     sleep 0.2
 done
 grep -q '^ready: ' "$DIR/out" || { cat "$DIR/err"; die "trefoil did not become ready"; }
-ADDRESS=$(python3 -c 'import json, sys
-print(next(p["address"] for p in json.load(open(sys.argv[1])) if p["role"] == "nbd"))' "$DIR/data/processes.json")
-
 failed=0
 "$HARNESS/vm-qemu-nbd.sh" --unix "$DIR/nbd.sock" --export disk0 --tests 'raw fs' || failed=1
-"$HARNESS/vm-nbd-client.sh" --server "$ADDRESS" --export disk1 --connections 4 || failed=1
+"$HARNESS/vm-nbd-client.sh" --server "127.0.0.1:$PORT" --export disk1 --connections 4 || failed=1
 exit $failed

@@ -53,9 +53,9 @@ fn nbdinfo_shows_the_exports_and_what_they_can_do() {
             assert_eq!(export[ability], true, "{ability}: {export:#}");
         }
         assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]), "{export:#}");
-        assert_eq!(export["block_minimum"], 1, "{export:#}");
-        assert_eq!(export["block_preferred"], 4096, "{export:#}");
-        assert_eq!(export["block_maximum"], 32 << 20, "{export:#}");
+        assert_eq!(export["block_size_minimum"], 1, "{export:#}");
+        assert_eq!(export["block_size_preferred"], 4096, "{export:#}");
+        assert_eq!(export["block_size_maximum"], 32 << 20, "{export:#}");
     }
     let list = json("nbdinfo", &["--json", "--list", &cluster.uri("")]);
     let mut names: Vec<_> =

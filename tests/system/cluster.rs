@@ -99,6 +99,8 @@ pub struct Cluster {
     pids: Pids,
     over: Arc<AtomicBool>,
     starts: u32,
+    /// Where the front end listens, at every start.
+    listen: String,
     /// When a process was last ended, stopped, started or continued.
     pub last_disturbance: Instant,
     _turn: MutexGuard<'static, ()>,
@@ -133,6 +135,7 @@ impl Cluster {
             pids,
             over,
             starts: 0,
+            listen: free_address(),
             last_disturbance: Instant::now(),
             _turn: turn,
         };
@@ -150,7 +153,7 @@ impl Cluster {
         let mut command = Command::new(trefoil());
         command.arg("up").arg("--processes").arg("--dir").arg(&self.dir);
         command.args(["--nodes", &self.shape.nodes.to_string(), "--node-size", self.shape.node_size]);
-        command.args(["--listen", "127.0.0.1:0"]).arg("--socket").arg(self.socket());
+        command.args(["--listen", &self.listen]).arg("--socket").arg(self.socket());
         for volume in self.shape.volumes {
             command.args(["--volume", volume]);
         }
@@ -415,6 +418,13 @@ pub fn front_end_config(text: &str, name: &str, socket: &Path) -> String {
         table.insert("name".into(), name.into());
     }
     table.to_string()
+}
+
+/// An address on loopback that nothing listens on now. It is chosen here, and not by the front end, so
+/// that clients find the front end again when it has been started anew.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").to_string()
 }
 
 /// Waits for the line that begins `ready: `.
