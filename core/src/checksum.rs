@@ -11,6 +11,10 @@ use crc_fast::{CrcAlgorithm, checksum};
 /// The value that stands for a hole: a block that was never written, or was trimmed. It reads as zeros.
 pub const HOLE: u64 = 0;
 
+/// The value that stands for a block of whose checksum nothing is known any more: its table was damaged.
+/// It has no good bytes until it is written or repaired. Never the checksum of a block.
+pub const UNKNOWN: u64 = u64::MAX;
+
 /// Finaliser of splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 const fn mix(mut z: u64) -> u64 {
     z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -23,7 +27,7 @@ const fn mix(mut z: u64) -> u64 {
 pub fn block_checksum(volume: VolumeId, object: ObjectIndex, block: u32, data: &[u8]) -> u64 {
     let place = mix(volume.0 ^ mix(u64::from(object) << 32 | u64::from(block)));
     match checksum(CrcAlgorithm::Crc64Nvme, data) ^ place {
-        HOLE => !HOLE,
+        HOLE | UNKNOWN => 1,
         sum => sum,
     }
 }

@@ -54,6 +54,8 @@ pub const NODE_OVERLAY_BYTES_MAX: usize = 64 << 20;
 pub const REPAIR_WAIT_TICKS_MAX: u32 = 30;
 /// Bad blocks that a node looks for at its peers at once. Others are found again by the next read.
 pub const NODE_HEALS_MAX: usize = 256;
+/// Objects with a damaged table that a node remembers. Others are found again by the next read.
+pub const NODE_DAMAGED_MAX: usize = 4096;
 /// Groups without a leader that a node compares with its peers at each tick.
 pub const DIGESTS_PER_TICK: usize = 8;
 /// Blocks in an object of the largest size.

@@ -192,6 +192,7 @@ impl<P: Clone> Node<P> {
         }
         // Held until the line is durable.
         self.hold_leader(conn, FromNode::Settled { group, ballot }, out);
+        self.tell_all_damaged(conn, group, out);
     }
 
     /// N3.

@@ -29,7 +29,7 @@ use crate::record::{Durable, GroupState, Record};
 use peers::Heal;
 use repair::Repair;
 use rustc_hash::FxHashMap;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Who a node is.
 #[derive(Clone, Debug)]
@@ -96,6 +96,8 @@ pub struct Node<P> {
     repair_queue: VecDeque<ObjectId>,
     overlay_bytes: usize,
     heals: BTreeMap<(ObjectId, u32), Heal>,
+    /// Objects of whose table a part is damaged: their copy is to be repaired, and is no source.
+    damaged: BTreeSet<ObjectId>,
     /// The group that was compared with the peers last.
     digest_cursor: Option<GroupId>,
     room: u64,
@@ -120,6 +122,7 @@ impl<P: Clone> Node<P> {
             repair_queue: VecDeque::new(),
             overlay_bytes: 0,
             heals: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             digest_cursor: None,
             room: u64::MAX,
             full: false,
@@ -297,6 +300,7 @@ impl<P: Clone> Node<P> {
             self.cancel_repairs(group);
         }
         self.heals.retain(|(object, _), _| object.group.volume != volume);
+        self.damaged.retain(|object| object.group.volume != volume);
         self.persist(Record::DeleteVolume { volume }, out);
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! None of it changes what a copy holds.
 
-use super::{Node, Output, ReadMode, ReadResult, Reading, Ticket};
-use crate::checksum::HOLE;
+use super::{ConnId, Node, Output, ReadMode, ReadResult, Reading, Ticket};
+use crate::checksum::{HOLE, UNKNOWN};
 use crate::ids::*;
-use crate::limits::{DIGESTS_PER_TICK, NODE_HEALS_MAX, PIECE_BLOCKS_MAX, REPAIR_WAIT_TICKS_MAX};
+use crate::limits::{
+    DIGESTS_PER_TICK, NODE_DAMAGED_MAX, NODE_HEALS_MAX, PIECE_BLOCKS_MAX, REPAIR_WAIT_TICKS_MAX,
+};
 use crate::message::{FromNode, Line, PeerMsg};
 use crate::record::{GroupState, Record};
 use std::ops::Bound;
@@ -74,7 +76,7 @@ impl<P: Clone> Node<P> {
             return None;
         }
         let state = self.group(object.group)?;
-        if state.behind.contains_key(&object.index) {
+        if state.behind.contains_key(&object.index) || self.damaged.contains(&object) {
             return None;
         }
         let head = state.objects.get(&object.index).copied().unwrap_or_default();
@@ -88,6 +90,10 @@ impl<P: Clone> Node<P> {
         found: ReadResult<P>,
         out: &mut Vec<Output<P>>,
     ) {
+        if found.checksums.contains(&UNKNOWN) {
+            // Its table turned out to be damaged while it was read: no source.
+            return out.push(Output::ToPeer { node, msg: PeerMsg::NotYet { object, ballot, request } });
+        }
         let msg = PeerMsg::Piece {
             object,
             ballot,
@@ -123,6 +129,9 @@ impl<P: Clone> Node<P> {
         out: &mut Vec<Output<P>>,
     ) {
         self.counters.bad_blocks += 1;
+        if checksum == UNKNOWN {
+            return self.table_damaged(object, out);
+        }
         if checksum == HOLE || self.heals.len() >= NODE_HEALS_MAX || self.heals.contains_key(&(object, block))
         {
             return;
@@ -131,6 +140,34 @@ impl<P: Clone> Node<P> {
         let left: Vec<NodeId> = config.everyone().into_iter().filter(|node| *node != self.id).collect();
         self.heals.insert((object, block), Heal { checksum, left, asked: None, waited: 0 });
         self.heal_next(object, block, out);
+    }
+
+    /// Nobody can say by checksum what these blocks held. The leader is told that the copy does not
+    /// follow any more, and orders its repair.
+    fn table_damaged(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
+        if self.damaged.len() >= NODE_DAMAGED_MAX || !self.damaged.insert(object) {
+            return;
+        }
+        if let Some(conn) = self.conns.get(&object.group) {
+            self.tell_damaged(*conn, object, out);
+        }
+    }
+
+    /// Tells a leader that has just settled this node of the group's damaged copies.
+    pub(super) fn tell_all_damaged(&mut self, conn: ConnId, group: GroupId, out: &mut Vec<Output<P>>) {
+        let first = ObjectId { group, index: 0 };
+        let last = ObjectId { group, index: ObjectIndex::MAX };
+        let objects: Vec<ObjectId> = self.damaged.range(first..=last).copied().collect();
+        for object in objects {
+            self.tell_damaged(conn, object, out);
+        }
+    }
+
+    fn tell_damaged(&mut self, conn: ConnId, object: ObjectId, out: &mut Vec<Output<P>>) {
+        let Some(state) = self.group(object.group) else { return };
+        let (ballot, head) = (state.settled.ballot, state.objects.get(&object.index).copied());
+        let head = head.unwrap_or_default();
+        self.hold_leader(conn, FromNode::Gap { object, ballot, head, repair: false }, out);
     }
 
     fn heal_next(&mut self, object: ObjectId, block: u32, out: &mut Vec<Output<P>>) {

@@ -245,6 +245,7 @@ impl<P: Clone> Node<P> {
             self.hold_leader(conn, FromNode::NoSpace { object, ballot, seq: head.seq }, out);
         } else {
             self.counters.repairs_done += 1;
+            self.damaged.remove(&object);
             self.persist(record, out);
             // Held until the whole repair is durable, in its one record.
             self.hold_leader(conn, FromNode::Have { object, ballot, seq: head.seq, full: self.full }, out);

@@ -365,3 +365,19 @@ fn without_a_lease_writes_go_on_with_a_confirm() {
     w.pass(20_000);
     assert_eq!(w.result(f, id), Some(Ok(0)));
 }
+
+#[test]
+fn a_copy_whose_table_is_damaged_is_repaired_and_is_no_source() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    for block in 0..4 {
+        w.write(f, 0, block, 10 + u64::from(block));
+    }
+    let unknown = trefoil_core::checksum::UNKNOWN;
+    w.hosts.get_mut(&NodeId(1)).unwrap().disk.blocks.insert((World::object(0), 2), unknown);
+    let found = node::Input::BadBlock { object: World::object(0), block: 2, checksum: unknown };
+    w.tell_node(NodeId(1), found);
+    w.pass(500_000);
+    assert_eq!(w.at(1, 0, 2), 12);
+    assert!(w.fronts[f].machine.all_whole());
+}

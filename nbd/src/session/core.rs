@@ -10,6 +10,7 @@
 //! each node once. What has to wait (monitors, time) is asked for by [`Notice`]s, which
 //! [`super::front`] acts on.
 
+use super::clock::LeaseClock;
 use super::links::Links;
 use crate::blocks::BlockLayer;
 use crate::disk::{ConnId, DiskError, DiskRequest};
@@ -113,7 +114,7 @@ pub struct SessionStatus {
 
 /// See the module.
 pub struct Core {
-    started: Instant,
+    clock: LeaseClock,
     sessions: FxHashMap<SessionKey, Session>,
     by_volume: FxHashMap<VolumeId, SessionKey>,
     last_key: u64,
@@ -127,7 +128,7 @@ pub struct Core {
 impl Default for Core {
     fn default() -> Core {
         Core {
-            started: Instant::now(),
+            clock: LeaseClock::default(),
             sessions: FxHashMap::default(),
             by_volume: FxHashMap::default(),
             last_key: 0,
@@ -141,13 +142,13 @@ impl Default for Core {
 }
 
 impl Core {
-    /// Microseconds since this process's front end was made.
+    /// Microseconds, by a clock that goes on while the host is suspended.
     pub fn now(&self) -> Time {
-        self.time_of(Instant::now())
+        self.clock.now()
     }
-    /// The same for another moment; 0 for moments before.
+    /// The same for a moment that has passed.
     pub fn time_of(&self, at: Instant) -> Time {
-        Time(at.saturating_duration_since(self.started).as_micros() as u64)
+        self.clock.time_of(at)
     }
     /// The connections to nodes.
     pub fn links(&mut self) -> &mut Links {

@@ -8,6 +8,7 @@
 //! | [`exports`] | volumes as NBD exports |
 //! | [`cluster`] | what is asked of the monitors |
 
+mod clock;
 pub mod cluster;
 pub mod core;
 pub mod exports;

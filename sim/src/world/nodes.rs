@@ -186,7 +186,7 @@ impl World {
             self.node_output(ni, output);
         }
         self.node_out = out;
-        if self.steps % STATE_EVERY == 0
+        if self.steps.is_multiple_of(STATE_EVERY)
             && self.nodes[ni].machine.as_ref().is_some_and(|machine| *machine.state() != self.given[ni])
         {
             let what = format!("node.{ni}'s state is not what its records add up to");

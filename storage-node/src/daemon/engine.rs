@@ -16,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use trefoil_core::checksum::UNKNOWN;
 use trefoil_core::message::{FromNode, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, Input, Node, Output, Ticket};
 use trefoil_core::wire::messages::Message;
@@ -203,7 +204,8 @@ impl<S: Storage> Engine<S> {
                 }
                 StorageEvent::LostTable { object, blocks } => {
                     self.counters.lost_blocks += u64::from(blocks.count);
-                    tracing::error!(%object, ?blocks, "a page of the object's table is damaged: these blocks are bad here until they are written");
+                    tracing::error!(%object, ?blocks, "a page of the object's table is damaged: these blocks are bad here until the object is repaired");
+                    self.feed(Input::BadBlock { object, block: blocks.first, checksum: UNKNOWN });
                 }
                 StorageEvent::Failed { error } => self.fail(error),
             }

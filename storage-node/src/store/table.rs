@@ -20,7 +20,7 @@ pub const PAGE_BLOCKS: u32 = 256;
 /// Blocks in the largest object.
 pub const OBJECT_BLOCKS_MAX: u32 = (trefoil_core::limits::OBJECT_SIZE_MAX / BLOCK_SIZE as u64) as u32;
 /// The checksum of a block whose entry is lost with its page: no block has it, it is bad until written.
-pub const UNKNOWN: u64 = u64::MAX;
+pub const UNKNOWN: u64 = trefoil_core::checksum::UNKNOWN;
 /// Changes that may wait on one page before it is loaded for them.
 const QUEUE_LOAD: usize = 64;
 const NO_SLOT: u32 = u32::MAX;
