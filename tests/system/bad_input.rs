@@ -85,7 +85,10 @@ fn a_directory_or_a_port_in_use_is_refused_by_name() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address").to_string();
     let folder = tempfile::tempdir().expect("a directory");
-    assert_refused(&up(&folder.path().join("data"), &["--listen", &address]), &[&address, "in use"]);
+    assert_refused(
+        &up(&folder.path().join("data"), &["--listen", &address]),
+        &[&address, "another process", "--listen"],
+    );
     // And the one that runs did not mind.
     cluster.connect("disk0").write(0, &[1; 4096]).expect("it writes");
     cluster.stop();
@@ -102,12 +105,12 @@ fn unknown_keys_in_a_configuration_are_refused_with_file_and_line() {
         let file = bad.to_str().expect("a path of UTF-8");
         for (text, word) in [
             (format!("lissten = \"127.0.0.1:1\"\n{good}"), "lissten"),
-            (format!("listen = 7\n{}", without_key(&good, "listen")), "listen"),
-            ("= broken".to_string(), "line 1"),
+            (format!("listen = 7\n{}", without_key(&good, "listen")), "socket address"),
+            ("= broken".to_string(), "key"),
         ] {
             std::fs::write(&bad, text).expect("a file");
             let refused = run_trefoil(&[&process.role, "--config", file], REFUSAL);
-            assert_refused(&refused, &["bad.toml", word]);
+            assert_refused(&refused, &["bad.toml", "line 1", word]);
         }
         std::fs::remove_file(&bad).expect("it was there");
         assert_refused(&run_trefoil(&[&process.role, "--config", file], REFUSAL), &["bad.toml"]);
@@ -145,6 +148,8 @@ fn devices_that_are_foreign_damaged_or_cut_off_are_refused_and_not_touched() {
     let start_it = || run_trefoil(&["storage-node", "--config", config], REFUSAL);
     let device_name = device.file_name().and_then(|name| name.to_str()).expect("UTF-8").to_string();
 
+    // A lost first copy of the superblock is no loss: it starts, and says so.
+    let first_copy_lost = |file: &std::fs::File| file.write_all_at(&[7; 4096], 0).expect("it writes");
     let random = |length: usize| {
         let mut random = Random::new(81);
         (0..length).map(|_| random.next() as u8).collect::<Vec<u8>>()
@@ -153,7 +158,7 @@ fn devices_that_are_foreign_damaged_or_cut_off_are_refused_and_not_touched() {
     let length = std::fs::metadata(&device).expect("the device").len();
     let damages: Vec<Damage> = vec![
         // Somebody's file, or another program's disk.
-        ("foreign bytes", Box::new(move |file| file.write_all_at(&random(1 << 20), 0).expect("it writes"))),
+        ("foreign bytes", Box::new(move |file| file.write_all_at(&random(4 << 20), 0).expect("it writes"))),
         ("a partition table", {
             let mut sector = vec![0; 512];
             sector[510..].copy_from_slice(&[0x55, 0xaa]);
@@ -165,8 +170,7 @@ fn devices_that_are_foreign_damaged_or_cut_off_are_refused_and_not_touched() {
         (
             "both superblocks damaged",
             Box::new(|file| {
-                // They lie in the first MiB; a byte of every 512 is more than enough.
-                for at in (100..1 << 20).step_by(512) {
+                for at in [100, (1 << 20) + 100] {
                     let mut byte = [0];
                     file.read_exact_at(&mut byte, at).expect("it reads");
                     file.write_all_at(&[!byte[0]], at).expect("it writes");
@@ -186,6 +190,7 @@ fn devices_that_are_foreign_damaged_or_cut_off_are_refused_and_not_touched() {
         assert_eq!(fingerprint(&device), before, "{what}: nothing is written to a device that is refused");
     }
     std::fs::rename(&good, &device).expect("the good one");
+    first_copy_lost(&std::fs::File::options().write(true).open(&device).expect("the device"));
     cluster.start_again();
     let findings = writer::compare(&cluster.connect("disk0"), &mut ledger).expect("it reads");
     assert!(findings.wrong.is_empty(), "{findings}");

@@ -116,7 +116,8 @@ impl Membership {
                 lost: state.groups.values().any(|group| group.lost),
                 bytes_total: stats.space.total.saturating_sub(stats.space.reserve),
                 bytes_used: stats.space.used,
-                full: engine.store().room_blocks() == 0,
+                // What leaders are told: from here on clients get "no space".
+                full: engine.store().nearly_full(),
                 bad_blocks: stats.bad_blocks.saturating_sub(machine.healed_blocks) + counters.lost_blocks,
                 checksum_errors: stats.bad_blocks,
                 behind: state.groups.values().map(|group| group.behind.len() as u64).sum(),

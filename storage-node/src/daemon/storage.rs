@@ -25,9 +25,6 @@ pub trait Storage {
     fn can_accept(&self) -> bool;
 }
 
-/// Blocks below which leaders are told that the store is nearly full (64 MiB).
-const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
-
 impl Storage for Store {
     fn append(&mut self, ticket: Ticket, record: Record<Bytes>) {
         Store::append(self, ticket, record);
@@ -53,7 +50,7 @@ impl Storage for Store {
         Store::room_blocks(self)
     }
     fn nearly_full(&self) -> bool {
-        Store::room_blocks(self) < NEARLY_FULL_BLOCKS
+        Store::nearly_full(self)
     }
     fn can_accept(&self) -> bool {
         Store::can_accept(self)

@@ -28,6 +28,8 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 /// Pages that are loaded at once.
 const LOADS_MAX: usize = 128;
 /// Times that a write is made again after an error that says "try again".
+/// Room, in blocks, below which a store of 8 GiB or more counts as nearly full (64 MiB).
+const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
 const WRITE_RETRIES_MAX: u32 = 8;
 
 /// What an operation of the device is for.
@@ -229,6 +231,13 @@ impl<D: Device, I: Index> Store<D, I> {
         let owed = pages + pages / 8 + self.reserve_blocks();
         // At worst a block costs a header, a table page and a block lost at a segment's end.
         self.log.free_blocks().saturating_sub(owed) / 4
+    }
+
+    /// True when leaders are to be told so: a full node then says no before a write has been sent to its
+    /// peers. A small device has a smaller margin, or most of it could not be used.
+    pub fn nearly_full(&self) -> bool {
+        let total = u64::from(self.sb.segments) * u64::from(self.sb.segment_blocks);
+        self.room_blocks() < NEARLY_FULL_BLOCKS.min(total / 128)
     }
 
     /// Kept for records without data, table pages and checkpoints: a 32nd, at least 4096 blocks (but
