@@ -214,13 +214,7 @@ impl<P: Clone + Default> Leader<P> {
                 }
             }
             Input::Config { pg, config } => self.configure(now, pg, config, out),
-            Input::Differs { group } => {
-                if let Some(group) = self.groups.get_mut(group.pg.pg as usize).and_then(Option::as_mut)
-                    && group.phase == Phase::Closed
-                {
-                    group.next_round(&mut self.shared, now, out);
-                }
-            }
+            Input::Differs { group } => self.differs(now, group, out),
             Input::Release => self.closing = self.closing.or(Some(now)),
             Input::Tick => self.tick(now, out),
         }
@@ -384,7 +378,7 @@ impl<P: Clone + Default> Leader<P> {
             | FromNode::NoSpace { object, .. } => object.group,
         };
         if let FromNode::Differs { group } = msg {
-            return self.handle_differs(now, group, out);
+            return self.differs(now, group, out);
         }
         match self.groups.get_mut(group.pg.pg as usize).and_then(Option::as_mut) {
             Some(state) if state.id == group => state.message(&mut self.shared, now, node, msg, out),
@@ -392,7 +386,7 @@ impl<P: Clone + Default> Leader<P> {
         }
     }
 
-    fn handle_differs(&mut self, now: Time, group: GroupId, out: &mut Vec<Output<P>>) {
+    fn differs(&mut self, now: Time, group: GroupId, out: &mut Vec<Output<P>>) {
         if let Some(state) = self.groups.get_mut(group.pg.pg as usize).and_then(Option::as_mut)
             && state.id == group
             && state.phase == Phase::Closed
