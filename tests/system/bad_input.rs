@@ -105,7 +105,7 @@ fn unknown_keys_in_a_configuration_are_refused_with_file_and_line() {
         let file = bad.to_str().expect("a path of UTF-8");
         for (text, word) in [
             (format!("lissten = \"127.0.0.1:1\"\n{good}"), "lissten"),
-            (format!("listen = 7\n{}", without_key(&good, "listen")), "socket address"),
+            (format!("listen = 7\n{}", without_key(&good, "listen")), "invalid type"),
             ("= broken".to_string(), "key"),
         ] {
             std::fs::write(&bad, text).expect("a file");

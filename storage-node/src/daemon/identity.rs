@@ -41,6 +41,11 @@ impl StateDir {
         self.0.join("index")
     }
 
+    /// The file that says who the node is, if there is one: a store has been served from here before.
+    pub fn known(&self) -> Option<PathBuf> {
+        Some(self.0.join("node.json")).filter(|path| path.exists())
+    }
+
     /// Who the node on this store is, if it is known here.
     pub fn identity(&self, incarnation: Incarnation) -> Option<Identity> {
         let text = fs::read(self.0.join("node.json")).ok()?;

@@ -14,6 +14,7 @@ use crate::store::{FormatError, FormatOptions, OpenError, Recovered, Store, form
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,16 @@ pub enum RunError {
     /// The device could not be formatted.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// There was a store, and now there is nothing.
+    #[error(
+        "{device} is missing or empty, but {known} says that this node has had a store on it: bring the device back,          or, if its data is lost for good, remove {known} to start as a new node"
+    )]
+    Gone {
+        /// The device.
+        device: PathBuf,
+        /// The file that remembers.
+        known: PathBuf,
+    },
     /// The store could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -256,6 +267,10 @@ async fn open_store(config: &NodeConfig, state: &StateDir) -> Result<(Store, Rec
         Ok(meta) => meta.is_file() && meta.len() == 0,
     };
     if missing && config.format_if_missing {
+        // A file that was cut off or a mount that is not there must not look like a first start.
+        if let Some(known) = state.known() {
+            return Err(RunError::Gone { device: config.device.clone(), known });
+        }
         format_device(config).await?;
     }
     let mut last = 0;

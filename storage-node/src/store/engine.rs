@@ -27,9 +27,9 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 
 /// Pages that are loaded at once.
 const LOADS_MAX: usize = 128;
-/// Times that a write is made again after an error that says "try again".
 /// Room, in blocks, below which a store of 8 GiB or more counts as nearly full (64 MiB).
 const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
+/// Times that a write is made again after an error that says "try again".
 const WRITE_RETRIES_MAX: u32 = 8;
 
 /// What an operation of the device is for.
