@@ -137,10 +137,9 @@ fn flipped_bytes_are_never_read_are_counted_and_are_repaired() {
     }
     let after = node(&cluster, victim).checksum_errors;
     println!("rot: {before} errors when first read, {} more when read again", after - before);
-    // Blocks that this node was not asked for the first time may be found only now.
-    assert!(
-        after <= flipped.len() as u64 + before / 2,
-        "the same blocks are found bad again: {before}, then {after}"
-    );
+    // Blocks that this node was not asked for the first time may be found only now; what was found before
+    // is not found again. (A few may have been read twice before they were repaired.)
+    let unseen = (flipped.len() as u64).saturating_sub(before);
+    assert!(after - before <= unseen + 10, "the same blocks are found bad again: {before}, then {after}");
     cluster.stop();
 }
