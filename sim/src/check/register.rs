@@ -210,16 +210,13 @@ impl Register {
     }
 
     /// From `now` on a leader of `generation` serves the object in a ballot of its own: what older leaders
-    /// left, and what it has given up itself, has taken effect or never will; what it was given before
-    /// and has not answered takes effect later than this.
+    /// left, and what it has given up itself, has taken effect or never will. What it was given before and
+    /// has not answered is left open: it is issued again, or is durable already and waits for a Confirm.
     pub fn opened(&mut self, generation: u64, now: Moment) {
         for c in &mut self.clusters {
             let over = c.generation < generation || (c.generation == generation && c.given_up);
             if over && c.lo == NEVER {
                 c.lo = now;
-            }
-            if c.generation == generation && c.acked == NEVER && !c.given_up {
-                c.hi = c.hi.max(now + 1);
             }
         }
     }
