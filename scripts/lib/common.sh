@@ -39,7 +39,8 @@ need_packages() {
 has() {
     case $1 in
     /*) [ -e "$1" ] ;;
-    python3-*) python3 -c "import ${1#python3-}" 2>/dev/null || /usr/bin/python3 -c "import ${1#python3-}" 2>/dev/null ;;
+    # Debian's Python, which Debian's modules are for; isolated, for there is a folder nbd/ here.
+    python3-*) /usr/bin/python3 -I -c "import ${1#python3-} as module; assert module.__file__" 2>/dev/null ;;
     *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac
 }

@@ -30,7 +30,13 @@ fn start_fio(cluster: &Cluster, seconds: u64) -> Running {
     let mut fio = Command::new("fio");
     fio.args(["--name=mix", "--ioengine=nbd", "--rw=randrw", "--bs=4k", "--iodepth=16", "--thread"]);
     // Read back and compared all the time, not only when everything has been written.
-    fio.args(["--verify=crc32c", "--verify_backlog=512", "--verify_fatal=1", "--randseed=3"]);
+    fio.args([
+        "--verify=crc32c",
+        "--verify_backlog=512",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--randseed=3",
+    ]);
     fio.args(["--time_based", &format!("--runtime={seconds}"), &format!("--size={FIO_BYTES}")]);
     fio.args([format!("--uri={}", cluster.uri("disk0")), "--output-format=json".to_string()]);
     Running::start(&mut fio)
