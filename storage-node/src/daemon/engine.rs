@@ -179,6 +179,10 @@ impl<S: Storage> Engine<S> {
                 break;
             }
         }
+        // Taking what has ended makes room for more without telling anybody: a page that was read lets the
+        // blocks of a read be fetched, a batch of pages lets the next batch be written. Nobody rings for
+        // that; left to the next batch of inputs, it would wait for the clock's tick.
+        self.store.submit();
         for conn in self.dirty.drain(..) {
             if let Some(leader) = self.leaders.get_mut(&conn) {
                 leader.dirty = false;

@@ -23,6 +23,8 @@ struct Script {
     given: RefCell<Vec<(Ticket, Record<Bytes>)>>,
     events: RefCell<Vec<StorageEvent>>,
     behind: Cell<bool>,
+    /// What was polled has not been followed by a submit.
+    unsubmitted: Cell<bool>,
 }
 
 struct ScriptedStore(Rc<Script>);
@@ -32,8 +34,11 @@ impl Storage for ScriptedStore {
         self.0.given.borrow_mut().push((ticket, record));
     }
     fn read(&mut self, _: u64, _: ObjectId, _: BlockRange, _: ReadMode) {}
-    fn submit(&mut self) {}
+    fn submit(&mut self) {
+        self.0.unsubmitted.set(false);
+    }
     fn poll(&mut self, events: &mut Vec<StorageEvent>) {
+        self.0.unsubmitted.set(true);
         events.append(&mut self.0.events.borrow_mut());
     }
     fn room_blocks(&self) -> u64 {
@@ -216,5 +221,15 @@ fn a_store_that_is_behind_is_given_no_more_than_one_batch() {
         setup.daemon.batch(|_| ());
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(setup.script.given.borrow().len(), before + 1);
+    });
+}
+
+#[test]
+fn what_a_poll_has_made_possible_is_submitted_in_the_same_batch() {
+    local(async {
+        let setup = Setup::new().await;
+        // Nothing to tell anybody: a page has been read, a batch of pages is durable.
+        setup.daemon.batch(|_| ());
+        assert!(!setup.script.unsubmitted.get(), "it would wait for the next tick");
     });
 }
