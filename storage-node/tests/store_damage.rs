@@ -287,6 +287,39 @@ fn a_lost_table_page_is_bad_not_zeros() {
 }
 
 #[test]
+fn a_checkpoint_does_not_gather_faster_than_the_log_is_written() {
+    let m = medium(32);
+    let (mut store, _) = open(&m);
+    for n in 1..=1500 {
+        store.append(n, write(object(n as u32), 1, 0, &[7]));
+    }
+    settle(&mut store);
+    drop(store);
+    let mut device = m.device(9).expect("device");
+    device.done_percent = 2; // a slow device
+    let pending_bytes_max = 256 << 10;
+    let options = StoreOptions {
+        pending_bytes_max,
+        batch_bytes_max: 64 << 10,
+        checkpoint_bytes: 1,
+        ..StoreOptions::default()
+    };
+    let (mut store, _) = Store::open_on(device, NoIndex(None), options, &mut |_, _| ()).expect("opens");
+    let mut most = 0;
+    for _ in 0..100_000 {
+        store.submit();
+        store.poll(&mut Vec::new());
+        most = store.stats().pending_bytes.max(most);
+        if store.stats().checkpoints > 0 {
+            break;
+        }
+    }
+    assert!(store.stats().checkpoints > 0, "it goes on");
+    // One record with its header beyond the limit, and what was under way.
+    assert!(most <= pending_bytes_max + (64 << 10), "{most} bytes were pending");
+}
+
+#[test]
 fn the_second_superblock_serves_and_none_is_an_error() {
     let m = medium(4);
     m.flip(20);
