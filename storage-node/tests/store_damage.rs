@@ -287,6 +287,40 @@ fn a_lost_table_page_is_bad_not_zeros() {
 }
 
 #[test]
+fn a_table_page_that_cannot_be_read_once_is_not_lost() {
+    let m = medium(8);
+    let options = StoreOptions { table_cache_bytes: 4 * 4096, ..StoreOptions::default() };
+    let (mut store, _) = open_with(&m, options);
+    for n in 1..=8u8 {
+        store.append(n.into(), write(object(n.into()), 1, 0, &[n]));
+        settle(&mut store);
+    }
+    for n in 1..=8u8 {
+        read(&mut store, object(n.into()), 0, 1);
+    }
+    // What is neither a header nor data of ours is a page.
+    let heads = headers(&m, 8);
+    let uniform = |block: &[u8]| block.iter().all(|b| *b == block[0]);
+    let places = (0..600).map(|n| DATA + n * 4096);
+    let pages = places.filter(|at| !heads.contains(at) && !uniform(&m.peek(*at, BLOCK_SIZE)));
+    let pages: Vec<u64> = pages.collect();
+    assert!(!pages.is_empty());
+    for page in pages {
+        m.fail_reads(Some(page), 3);
+        for n in 1..=8u8 {
+            let a = read(&mut store, object(n.into()), 0, 1);
+            assert_eq!((a.bad.len(), a.data), (0, Bytes::from(bytes(n))));
+        }
+    }
+    assert!(store.stats().cache_misses > 0, "{:?}", store.stats());
+    assert_eq!(store.stats().lost_pages, 0);
+    // An error that stays is damage.
+    m.fail_reads(None, u32::MAX);
+    assert_eq!((1..=8).filter(|n| !read(&mut store, object(*n), 0, 1).bad.is_empty()).count(), 8);
+    assert!(store.stats().lost_pages > 0);
+}
+
+#[test]
 fn a_checkpoint_does_not_gather_faster_than_the_log_is_written() {
     let m = medium(32);
     let (mut store, _) = open(&m);
