@@ -200,6 +200,33 @@ fn a_torn_tail_is_dropped_and_never_comes_back() {
 }
 
 #[test]
+fn an_end_of_the_log_that_cannot_be_read_is_not_a_torn_tail() {
+    let m = medium(8);
+    let (mut store, _) = open(&m);
+    store.append(1, write(object(1), 1, 0, &[1]));
+    settle(&mut store);
+    store.append(2, write(object(1), 2, 0, &[2, 3]));
+    settle(&mut store);
+    drop(store);
+    let last = *headers(&m, 8).last().expect("a batch");
+    for unreadable in [last, find(&m, 3, 8)] {
+        let m = m.snapshot();
+        // It passes.
+        m.fail_reads(Some(unreadable), 2);
+        let (store, recovered) = open(&m);
+        assert_eq!((recovered.lost, store.durable().groups[&object(1).group].objects[&1]), (None, head(2)));
+        drop(store);
+    }
+    for unreadable in [last, find(&m, 3, 8)] {
+        let m = m.snapshot();
+        // It stays. The batch was acknowledged, so the node must not vote without it.
+        m.fail_reads(Some(unreadable), u32::MAX);
+        let (_, recovered) = open(&m);
+        assert!(recovered.lost.is_some_and(|why| why.contains("cannot be read")));
+    }
+}
+
+#[test]
 fn damage_in_the_middle_is_not_a_torn_tail() {
     let m = medium(8);
     let (mut store, _) = open(&m);
