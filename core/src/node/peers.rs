@@ -49,8 +49,8 @@ impl<P: Clone> Node<P> {
                 let what = Reading::Block { node, object, request, block, checksum };
                 self.read(what, object, BlockRange::new(block, 1), ReadMode::All, out);
             }
-            PeerMsg::Block { object, request, block, data, .. } => {
-                self.heal_answer(node, object, request, block, data, out)
+            PeerMsg::Block { object, request, block, checksum, data } => {
+                self.heal_answer(node, object, request, (block, checksum), data, out)
             }
             PeerMsg::Digest { group, settled, digest } => {
                 let mine =
@@ -190,7 +190,7 @@ impl<P: Clone> Node<P> {
         node: NodeId,
         object: ObjectId,
         request: u64,
-        block: u32,
+        (block, found): (u32, u64),
         data: Option<P>,
         out: &mut Vec<Output<P>>,
     ) {
@@ -199,7 +199,9 @@ impl<P: Clone> Node<P> {
             return;
         };
         let checksum = heal.checksum;
-        match data {
+        // The bytes have been verified against the checksum in the answer. Another one than was asked for:
+        // not the bytes that are missing here.
+        match data.filter(|_| found == checksum) {
             Some(data) if self.room > 0 => {
                 self.heals.remove(&(object, block));
                 self.counters.healed_blocks += 1;
@@ -280,4 +282,49 @@ fn digest_of(state: &GroupState) -> u64 {
         sum = sum.wrapping_add(object(index, line, 0, 2));
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{Input, NodeConfig};
+    use crate::placement::PgConfig;
+    use crate::record::Durable;
+
+    const OBJECT: ObjectId =
+        ObjectId { group: GroupId { volume: VolumeId(1), pg: PgId { pool: PoolId(1), pg: 0 } }, index: 0 };
+
+    fn node() -> Node<u8> {
+        let mut node = Node::new(NodeConfig { id: NodeId(0) }, Durable::default());
+        let config = PgConfig::simple(Epoch(1), vec![NodeId(0), NodeId(1), NodeId(2)]);
+        tell(&mut node, Input::Config(vec![(OBJECT.group.pg, config)]));
+        node
+    }
+
+    fn tell(node: &mut Node<u8>, input: Input<u8>) -> Vec<Output<u8>> {
+        let mut out = Vec::new();
+        node.handle(Time(0), input, &mut out);
+        // Everything is durable at once.
+        let ticket = node.given;
+        node.handle(Time(0), Input::Durable { ticket }, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_block_with_another_checksum_than_was_asked_for_heals_nothing() {
+        let mut node = node();
+        let asks = |out: &[Output<u8>]| match out {
+            [Output::ToPeer { node, msg: PeerMsg::FetchBlock { request, .. } }] => (*node, *request),
+            other => panic!("{other:?}"),
+        };
+        let bad = Input::BadBlock { object: OBJECT, block: 3, checksum: 7 };
+        let (peer, request) = asks(&tell(&mut node, bad));
+        let answer =
+            |checksum, request| PeerMsg::Block { object: OBJECT, request, block: 3, checksum, data: Some(1) };
+        let out = tell(&mut node, Input::Peer { node: peer, msg: answer(8, request) });
+        let (other, request) = asks(&out);
+        assert_ne!(peer, other, "the next one is asked");
+        let out = tell(&mut node, Input::Peer { node: other, msg: answer(7, request) });
+        assert!(matches!(out[..], [Output::Persist { record: Record::Heal { checksum: 7, .. }, .. }]));
+    }
 }
