@@ -267,7 +267,7 @@ impl<P: Clone> Node<P> {
             return out.push(Output::ToLeader { conn, msg: FromNode::ReadRefused { group, id } });
         }
         let mode = if data { ReadMode::All } else { ReadMode::ChecksumsOnly };
-        self.read(Reading::Leader { conn, group, id }, object, blocks, mode, out);
+        self.read(Reading::Leader { conn, object, id }, object, blocks, mode, out);
     }
 }
 

@@ -91,7 +91,8 @@ impl<P: Clone> Node<P> {
         out: &mut Vec<Output<P>>,
     ) {
         if found.checksums.contains(&UNKNOWN) {
-            // Its table turned out to be damaged while it was read: no source.
+            // Its table turned out to be damaged: no source.
+            self.table_damaged(object, out);
             return out.push(Output::ToPeer { node, msg: PeerMsg::NotYet { object, ballot, request } });
         }
         let msg = PeerMsg::Piece {
@@ -144,7 +145,7 @@ impl<P: Clone> Node<P> {
 
     /// Nobody can say by checksum what these blocks held. The leader is told that the copy does not
     /// follow any more, and orders its repair.
-    fn table_damaged(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
+    pub(super) fn table_damaged(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
         if self.damaged.len() >= NODE_DAMAGED_MAX || !self.damaged.insert(object) {
             return;
         }
@@ -287,6 +288,7 @@ fn digest_of(state: &GroupState) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::ToNode;
     use crate::node::{Input, NodeConfig};
     use crate::placement::PgConfig;
     use crate::record::Durable;
@@ -326,5 +328,30 @@ mod tests {
         assert_ne!(peer, other, "the next one is asked");
         let out = tell(&mut node, Input::Peer { node: other, msg: answer(7, request) });
         assert!(matches!(out[..], [Output::Persist { record: Record::Heal { checksum: 7, .. }, .. }]));
+    }
+
+    /// The store tells of a damaged page when it is loaded. Written to since, the page is good again and
+    /// its other entries are still unknown, also after a restart: nothing but a read shows them.
+    #[test]
+    fn a_read_that_finds_unknown_blocks_has_the_copy_repaired() {
+        let mut node = node();
+        let (group, ballot) = (OBJECT.group, Ballot::new(Generation(1), 0).expect("a ballot"));
+        let leader = |msg| Input::Leader { conn: 1, msg };
+        tell(&mut node, leader(ToNode::Open { group, ballot, epoch: Epoch(1) }));
+        tell(&mut node, leader(ToNode::Settle { group, ballot, except: vec![] }));
+        let blocks = BlockRange::new(0, 1);
+        let read = ToNode::Read { object: OBJECT, ballot, id: 5, blocks, data: true };
+        let token = match tell(&mut node, leader(read))[..] {
+            [Output::Read { token, .. }] => token,
+            ref other => panic!("{other:?}"),
+        };
+        let found = ReadResult { checksums: [UNKNOWN].into(), data: 0, bad: vec![0] };
+        let out = tell(&mut node, Input::Read { token, found });
+        let told = |wanted: fn(&FromNode<u8>) -> bool| {
+            out.iter().any(|o| matches!(o, Output::ToLeader { msg, .. } if wanted(msg)))
+        };
+        assert!(told(|msg| matches!(msg, FromNode::Bad { .. })));
+        assert!(told(|msg| matches!(msg, FromNode::Gap { repair: false, .. })), "{out:?}");
+        assert!(node.fetchable(OBJECT, ballot, 0).is_none(), "and it is no source");
     }
 }
