@@ -227,7 +227,11 @@ impl<P: Clone> Node<P> {
         let objects = state.objects.len();
         let head = known.unwrap_or_default();
         if seq == head.seq + 1 {
-            if u64::from(op.data_blocks()) > self.room || (known.is_none() && objects >= GROUP_OBJECTS_MAX) {
+            // Zeros take a record and pages of the table, and give nothing back: without room they would eat
+            // up what is kept for Open and Settle, and with it the node.
+            if u64::from(op.data_blocks()).max(1) > self.room
+                || (known.is_none() && objects >= GROUP_OBJECTS_MAX)
+            {
                 self.counters.no_space += 1;
                 return self.hold_leader(conn, FromNode::NoSpace { object, ballot, seq }, out);
             }

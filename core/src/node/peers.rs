@@ -288,7 +288,7 @@ fn digest_of(state: &GroupState) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::ToNode;
+    use crate::message::{ToNode, WriteOp};
     use crate::node::{Input, NodeConfig};
     use crate::placement::PgConfig;
     use crate::record::Durable;
@@ -328,6 +328,26 @@ mod tests {
         assert_ne!(peer, other, "the next one is asked");
         let out = tell(&mut node, Input::Peer { node: other, msg: answer(7, request) });
         assert!(matches!(out[..], [Output::Persist { record: Record::Heal { checksum: 7, .. }, .. }]));
+    }
+
+    #[test]
+    fn zeros_do_not_eat_up_the_reserve() {
+        let mut node = node();
+        let (group, ballot) = (OBJECT.group, Ballot::new(Generation(1), 0).expect("a ballot"));
+        let leader = |msg| Input::Leader { conn: 1, msg };
+        tell(&mut node, leader(ToNode::Open { group, ballot, epoch: Epoch(1) }));
+        tell(&mut node, leader(ToNode::Settle { group, ballot, except: vec![] }));
+        let op = WriteOp::Zero { blocks: BlockRange::new(0, 1) };
+        let write = ToNode::Write { object: OBJECT, ballot, seq: 1, snap: 0, op };
+        node.set_room(0, true);
+        let out = tell(&mut node, leader(write.clone()));
+        assert!(
+            matches!(out[..], [Output::ToLeader { msg: FromNode::NoSpace { seq: 1, .. }, .. }]),
+            "{out:?}"
+        );
+        node.set_room(1, true);
+        let out = tell(&mut node, leader(write));
+        assert!(matches!(out[0], Output::Persist { record: Record::Write { .. }, .. }));
     }
 
     /// The store tells of a damaged page when it is loaded. Written to since, the page is good again and
