@@ -177,6 +177,11 @@ impl<P: Clone> Node<P> {
         &self.state
     }
 
+    /// Answers that wait until what they claim is durable.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Counters, for metrics.
     pub fn counters(&self) -> NodeCounters {
         self.counters

@@ -27,6 +27,11 @@ use trefoil_transport::{Frame, Sender};
 /// next comparison, which finds them again.
 pub const DIFFERING_MAX: usize = 1024;
 
+/// Answers that wait for the store; at the limit no connection is read from. Each record has one, but a
+/// Confirm costs the store nothing, so the store's limits do not count them. Half of what a connection's
+/// queue takes, since all of them may go to one connection at once.
+pub const HELD_MAX: usize = 16 << 10;
+
 /// A group counts as differing for this long after a comparison has shown it.
 const DIFFERING_FOR: Duration = Duration::from_secs(15);
 
@@ -134,6 +139,10 @@ impl<S: Storage> Engine<S> {
     /// The last record that the store was given, and the last that is durable.
     pub fn tickets(&self) -> (Ticket, Ticket) {
         (self.given, self.durable)
+    }
+    /// False while more should not be read from connections.
+    pub fn can_accept(&self) -> bool {
+        self.store.can_accept() && self.node.held() < HELD_MAX
     }
     /// Why the store has failed, if it has. Nothing is answered any more.
     pub fn failed(&self) -> Option<&str> {
