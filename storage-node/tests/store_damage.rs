@@ -200,6 +200,33 @@ fn a_torn_tail_is_dropped_and_never_comes_back() {
 }
 
 #[test]
+fn an_end_of_the_log_that_cannot_be_read_is_not_a_torn_tail() {
+    let m = medium(8);
+    let (mut store, _) = open(&m);
+    store.append(1, write(object(1), 1, 0, &[1]));
+    settle(&mut store);
+    store.append(2, write(object(1), 2, 0, &[2, 3]));
+    settle(&mut store);
+    drop(store);
+    let last = *headers(&m, 8).last().expect("a batch");
+    for unreadable in [last, find(&m, 3, 8)] {
+        let m = m.snapshot();
+        // It passes.
+        m.fail_reads(Some(unreadable), 2);
+        let (store, recovered) = open(&m);
+        assert_eq!((recovered.lost, store.durable().groups[&object(1).group].objects[&1]), (None, head(2)));
+        drop(store);
+    }
+    for unreadable in [last, find(&m, 3, 8)] {
+        let m = m.snapshot();
+        // It stays. The batch was acknowledged, so the node must not vote without it.
+        m.fail_reads(Some(unreadable), u32::MAX);
+        let (_, recovered) = open(&m);
+        assert!(recovered.lost.is_some_and(|why| why.contains("cannot be read")));
+    }
+}
+
+#[test]
 fn damage_in_the_middle_is_not_a_torn_tail() {
     let m = medium(8);
     let (mut store, _) = open(&m);
@@ -284,6 +311,73 @@ fn a_lost_table_page_is_bad_not_zeros() {
     }
     assert!(lost > 0);
     assert_eq!(store.stats().lost_pages, lost);
+}
+
+#[test]
+fn a_table_page_that_cannot_be_read_once_is_not_lost() {
+    let m = medium(8);
+    let options = StoreOptions { table_cache_bytes: 4 * 4096, ..StoreOptions::default() };
+    let (mut store, _) = open_with(&m, options);
+    for n in 1..=8u8 {
+        store.append(n.into(), write(object(n.into()), 1, 0, &[n]));
+        settle(&mut store);
+    }
+    for n in 1..=8u8 {
+        read(&mut store, object(n.into()), 0, 1);
+    }
+    // What is neither a header nor data of ours is a page.
+    let heads = headers(&m, 8);
+    let uniform = |block: &[u8]| block.iter().all(|b| *b == block[0]);
+    let places = (0..600).map(|n| DATA + n * 4096);
+    let pages = places.filter(|at| !heads.contains(at) && !uniform(&m.peek(*at, BLOCK_SIZE)));
+    let pages: Vec<u64> = pages.collect();
+    assert!(!pages.is_empty());
+    for page in pages {
+        m.fail_reads(Some(page), 3);
+        for n in 1..=8u8 {
+            let a = read(&mut store, object(n.into()), 0, 1);
+            assert_eq!((a.bad.len(), a.data), (0, Bytes::from(bytes(n))));
+        }
+    }
+    assert!(store.stats().cache_misses > 0, "{:?}", store.stats());
+    assert_eq!(store.stats().lost_pages, 0);
+    // An error that stays is damage.
+    m.fail_reads(None, u32::MAX);
+    assert_eq!((1..=8).filter(|n| !read(&mut store, object(*n), 0, 1).bad.is_empty()).count(), 8);
+    assert!(store.stats().lost_pages > 0);
+}
+
+#[test]
+fn a_checkpoint_does_not_gather_faster_than_the_log_is_written() {
+    let m = medium(32);
+    let (mut store, _) = open(&m);
+    for n in 1..=1500 {
+        store.append(n, write(object(n as u32), 1, 0, &[7]));
+    }
+    settle(&mut store);
+    drop(store);
+    let mut device = m.device(9).expect("device");
+    device.done_percent = 2; // a slow device
+    let pending_bytes_max = 256 << 10;
+    let options = StoreOptions {
+        pending_bytes_max,
+        batch_bytes_max: 64 << 10,
+        checkpoint_bytes: 1,
+        ..StoreOptions::default()
+    };
+    let (mut store, _) = Store::open_on(device, NoIndex(None), options, &mut |_, _| ()).expect("opens");
+    let mut most = 0;
+    for _ in 0..100_000 {
+        store.submit();
+        store.poll(&mut Vec::new());
+        most = store.stats().pending_bytes.max(most);
+        if store.stats().checkpoints > 0 {
+            break;
+        }
+    }
+    assert!(store.stats().checkpoints > 0, "it goes on");
+    // One record with its header beyond the limit, and what was under way.
+    assert!(most <= pending_bytes_max + (64 << 10), "{most} bytes were pending");
 }
 
 #[test]

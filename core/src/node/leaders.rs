@@ -227,7 +227,11 @@ impl<P: Clone> Node<P> {
         let objects = state.objects.len();
         let head = known.unwrap_or_default();
         if seq == head.seq + 1 {
-            if u64::from(op.data_blocks()) > self.room || (known.is_none() && objects >= GROUP_OBJECTS_MAX) {
+            // Zeros take a record and pages of the table, and give nothing back: without room they would eat
+            // up what is kept for Open and Settle, and with it the node.
+            if u64::from(op.data_blocks()).max(1) > self.room
+                || (known.is_none() && objects >= GROUP_OBJECTS_MAX)
+            {
                 self.counters.no_space += 1;
                 return self.hold_leader(conn, FromNode::NoSpace { object, ballot, seq }, out);
             }
@@ -267,7 +271,7 @@ impl<P: Clone> Node<P> {
             return out.push(Output::ToLeader { conn, msg: FromNode::ReadRefused { group, id } });
         }
         let mode = if data { ReadMode::All } else { ReadMode::ChecksumsOnly };
-        self.read(Reading::Leader { conn, group, id }, object, blocks, mode, out);
+        self.read(Reading::Leader { conn, object, id }, object, blocks, mode, out);
     }
 }
 

@@ -22,6 +22,7 @@ mod repair;
 
 pub use api::*;
 
+use crate::checksum::UNKNOWN;
 use crate::ids::*;
 use crate::message::FromNode;
 use crate::placement::PgConfig;
@@ -42,7 +43,7 @@ pub struct NodeConfig {
 #[derive(Debug)]
 enum Reading {
     /// A leader's Read.
-    Leader { conn: ConnId, group: GroupId, id: u64 },
+    Leader { conn: ConnId, object: ObjectId, id: u64 },
     /// The table of a copy that is to be repaired.
     Table { object: ObjectId },
     /// A peer's Fetch. `after`: what was given out when the blocks were read.
@@ -176,6 +177,11 @@ impl<P: Clone> Node<P> {
         &self.state
     }
 
+    /// Answers that wait until what they claim is durable.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Counters, for metrics.
     pub fn counters(&self) -> NodeCounters {
         self.counters
@@ -242,7 +248,11 @@ impl<P: Clone> Node<P> {
     fn read_done(&mut self, token: u64, found: ReadResult<P>, out: &mut Vec<Output<P>>) {
         match self.reads.remove(&token) {
             None => {}
-            Some(Reading::Leader { conn, group, id }) => {
+            Some(Reading::Leader { conn, object, id }) => {
+                let group = object.group;
+                if found.checksums.contains(&UNKNOWN) {
+                    self.table_damaged(object, out);
+                }
                 // A read claims nothing about durability: the leader asks for blocks only whose writes
                 // a majority has made durable.
                 let msg = if found.bad.is_empty() {

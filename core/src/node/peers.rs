@@ -49,8 +49,8 @@ impl<P: Clone> Node<P> {
                 let what = Reading::Block { node, object, request, block, checksum };
                 self.read(what, object, BlockRange::new(block, 1), ReadMode::All, out);
             }
-            PeerMsg::Block { object, request, block, data, .. } => {
-                self.heal_answer(node, object, request, block, data, out)
+            PeerMsg::Block { object, request, block, checksum, data } => {
+                self.heal_answer(node, object, request, (block, checksum), data, out)
             }
             PeerMsg::Digest { group, settled, digest } => {
                 let mine =
@@ -91,7 +91,8 @@ impl<P: Clone> Node<P> {
         out: &mut Vec<Output<P>>,
     ) {
         if found.checksums.contains(&UNKNOWN) {
-            // Its table turned out to be damaged while it was read: no source.
+            // Its table turned out to be damaged: no source.
+            self.table_damaged(object, out);
             return out.push(Output::ToPeer { node, msg: PeerMsg::NotYet { object, ballot, request } });
         }
         let msg = PeerMsg::Piece {
@@ -144,7 +145,7 @@ impl<P: Clone> Node<P> {
 
     /// Nobody can say by checksum what these blocks held. The leader is told that the copy does not
     /// follow any more, and orders its repair.
-    fn table_damaged(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
+    pub(super) fn table_damaged(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
         if self.damaged.len() >= NODE_DAMAGED_MAX || !self.damaged.insert(object) {
             return;
         }
@@ -190,7 +191,7 @@ impl<P: Clone> Node<P> {
         node: NodeId,
         object: ObjectId,
         request: u64,
-        block: u32,
+        (block, found): (u32, u64),
         data: Option<P>,
         out: &mut Vec<Output<P>>,
     ) {
@@ -199,7 +200,9 @@ impl<P: Clone> Node<P> {
             return;
         };
         let checksum = heal.checksum;
-        match data {
+        // The bytes have been verified against the checksum in the answer. Another one than was asked for:
+        // not the bytes that are missing here.
+        match data.filter(|_| found == checksum) {
             Some(data) if self.room > 0 => {
                 self.heals.remove(&(object, block));
                 self.counters.healed_blocks += 1;
@@ -280,4 +283,95 @@ fn digest_of(state: &GroupState) -> u64 {
         sum = sum.wrapping_add(object(index, line, 0, 2));
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{ToNode, WriteOp};
+    use crate::node::{Input, NodeConfig};
+    use crate::placement::PgConfig;
+    use crate::record::Durable;
+
+    const OBJECT: ObjectId =
+        ObjectId { group: GroupId { volume: VolumeId(1), pg: PgId { pool: PoolId(1), pg: 0 } }, index: 0 };
+
+    fn node() -> Node<u8> {
+        let mut node = Node::new(NodeConfig { id: NodeId(0) }, Durable::default());
+        let config = PgConfig::simple(Epoch(1), vec![NodeId(0), NodeId(1), NodeId(2)]);
+        tell(&mut node, Input::Config(vec![(OBJECT.group.pg, config)]));
+        node
+    }
+
+    fn tell(node: &mut Node<u8>, input: Input<u8>) -> Vec<Output<u8>> {
+        let mut out = Vec::new();
+        node.handle(Time(0), input, &mut out);
+        // Everything is durable at once.
+        let ticket = node.given;
+        node.handle(Time(0), Input::Durable { ticket }, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_block_with_another_checksum_than_was_asked_for_heals_nothing() {
+        let mut node = node();
+        let asks = |out: &[Output<u8>]| match out {
+            [Output::ToPeer { node, msg: PeerMsg::FetchBlock { request, .. } }] => (*node, *request),
+            other => panic!("{other:?}"),
+        };
+        let bad = Input::BadBlock { object: OBJECT, block: 3, checksum: 7 };
+        let (peer, request) = asks(&tell(&mut node, bad));
+        let answer =
+            |checksum, request| PeerMsg::Block { object: OBJECT, request, block: 3, checksum, data: Some(1) };
+        let out = tell(&mut node, Input::Peer { node: peer, msg: answer(8, request) });
+        let (other, request) = asks(&out);
+        assert_ne!(peer, other, "the next one is asked");
+        let out = tell(&mut node, Input::Peer { node: other, msg: answer(7, request) });
+        assert!(matches!(out[..], [Output::Persist { record: Record::Heal { checksum: 7, .. }, .. }]));
+    }
+
+    #[test]
+    fn zeros_do_not_eat_up_the_reserve() {
+        let mut node = node();
+        let (group, ballot) = (OBJECT.group, Ballot::new(Generation(1), 0).expect("a ballot"));
+        let leader = |msg| Input::Leader { conn: 1, msg };
+        tell(&mut node, leader(ToNode::Open { group, ballot, epoch: Epoch(1) }));
+        tell(&mut node, leader(ToNode::Settle { group, ballot, except: vec![] }));
+        let op = WriteOp::Zero { blocks: BlockRange::new(0, 1) };
+        let write = ToNode::Write { object: OBJECT, ballot, seq: 1, snap: 0, op };
+        node.set_room(0, true);
+        let out = tell(&mut node, leader(write.clone()));
+        assert!(
+            matches!(out[..], [Output::ToLeader { msg: FromNode::NoSpace { seq: 1, .. }, .. }]),
+            "{out:?}"
+        );
+        node.set_room(1, true);
+        let out = tell(&mut node, leader(write));
+        assert!(matches!(out[0], Output::Persist { record: Record::Write { .. }, .. }));
+    }
+
+    /// The store tells of a damaged page when it is loaded. Written to since, the page is good again and
+    /// its other entries are still unknown, also after a restart: nothing but a read shows them.
+    #[test]
+    fn a_read_that_finds_unknown_blocks_has_the_copy_repaired() {
+        let mut node = node();
+        let (group, ballot) = (OBJECT.group, Ballot::new(Generation(1), 0).expect("a ballot"));
+        let leader = |msg| Input::Leader { conn: 1, msg };
+        tell(&mut node, leader(ToNode::Open { group, ballot, epoch: Epoch(1) }));
+        tell(&mut node, leader(ToNode::Settle { group, ballot, except: vec![] }));
+        let blocks = BlockRange::new(0, 1);
+        let read = ToNode::Read { object: OBJECT, ballot, id: 5, blocks, data: true };
+        let token = match tell(&mut node, leader(read))[..] {
+            [Output::Read { token, .. }] => token,
+            ref other => panic!("{other:?}"),
+        };
+        let found = ReadResult { checksums: [UNKNOWN].into(), data: 0, bad: vec![0] };
+        let out = tell(&mut node, Input::Read { token, found });
+        let told = |wanted: fn(&FromNode<u8>) -> bool| {
+            out.iter().any(|o| matches!(o, Output::ToLeader { msg, .. } if wanted(msg)))
+        };
+        assert!(told(|msg| matches!(msg, FromNode::Bad { .. })));
+        assert!(told(|msg| matches!(msg, FromNode::Gap { repair: false, .. })), "{out:?}");
+        assert!(node.fetchable(OBJECT, ballot, 0).is_none(), "and it is no source");
+    }
 }

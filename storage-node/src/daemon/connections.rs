@@ -2,7 +2,7 @@
 //!
 //! A task waits for something (frames, the store, a tick), then gives the engine one batch. The borrow
 //! of the engine lasts for the batch and never over an await, so there is no lock and no queue between
-//! a socket and the machine. Back-pressure: while the store is behind ([`Storage::can_accept`]), no
+//! a socket and the machine. Back-pressure: while the store is behind ([`Engine::can_accept`]), no
 //! connection is read from; the kernel's socket buffers then stop the senders.
 
 use super::engine::Engine;
@@ -52,7 +52,7 @@ impl<S: Storage + 'static> Daemon<S> {
             let result = inputs(&mut engine);
             engine.finish();
             let wanted = engine.peers().take_wanted();
-            (result, wanted, engine.store().can_accept(), engine.failed().is_some())
+            (result, wanted, engine.can_accept(), engine.failed().is_some())
         };
         for node in wanted {
             tokio::task::spawn_local(self.clone().peer(node));
@@ -101,7 +101,7 @@ impl<S: Storage + 'static> Daemon<S> {
     async fn wait_for_room(&self) {
         loop {
             let room = self.room.notified();
-            if self.engine.borrow().store().can_accept() {
+            if self.engine.borrow().can_accept() {
                 return;
             }
             room.await;

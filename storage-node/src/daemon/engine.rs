@@ -27,6 +27,11 @@ use trefoil_transport::{Frame, Sender};
 /// next comparison, which finds them again.
 pub const DIFFERING_MAX: usize = 1024;
 
+/// Answers that wait for the store; at the limit no connection is read from. Each record has one, but a
+/// Confirm costs the store nothing, so the store's limits do not count them. Half of what a connection's
+/// queue takes, since all of them may go to one connection at once.
+pub const HELD_MAX: usize = 16 << 10;
+
 /// A group counts as differing for this long after a comparison has shown it.
 const DIFFERING_FOR: Duration = Duration::from_secs(15);
 
@@ -135,6 +140,10 @@ impl<S: Storage> Engine<S> {
     pub fn tickets(&self) -> (Ticket, Ticket) {
         (self.given, self.durable)
     }
+    /// False while more should not be read from connections.
+    pub fn can_accept(&self) -> bool {
+        self.store.can_accept() && self.node.held() < HELD_MAX
+    }
     /// Why the store has failed, if it has. Nothing is answered any more.
     pub fn failed(&self) -> Option<&str> {
         self.failed.as_deref()
@@ -179,6 +188,10 @@ impl<S: Storage> Engine<S> {
                 break;
             }
         }
+        // Taking what has ended makes room for more without telling anybody: a page that was read lets the
+        // blocks of a read be fetched, a batch of pages lets the next batch be written. Nobody rings for
+        // that; left to the next batch of inputs, it would wait for the clock's tick.
+        self.store.submit();
         for conn in self.dirty.drain(..) {
             if let Some(leader) = self.leaders.get_mut(&conn) {
                 leader.dirty = false;

@@ -1,7 +1,7 @@
 //! The daemon around a store that does what a test tells it, over real sockets.
 
 use super::connections::Daemon;
-use super::engine::Engine;
+use super::engine::{Engine, HELD_MAX};
 use super::storage::{Storage, StorageEvent};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
@@ -23,6 +23,8 @@ struct Script {
     given: RefCell<Vec<(Ticket, Record<Bytes>)>>,
     events: RefCell<Vec<StorageEvent>>,
     behind: Cell<bool>,
+    /// What was polled has not been followed by a submit.
+    unsubmitted: Cell<bool>,
 }
 
 struct ScriptedStore(Rc<Script>);
@@ -32,8 +34,11 @@ impl Storage for ScriptedStore {
         self.0.given.borrow_mut().push((ticket, record));
     }
     fn read(&mut self, _: u64, _: ObjectId, _: BlockRange, _: ReadMode) {}
-    fn submit(&mut self) {}
+    fn submit(&mut self) {
+        self.0.unsubmitted.set(false);
+    }
     fn poll(&mut self, events: &mut Vec<StorageEvent>) {
+        self.0.unsubmitted.set(true);
         events.append(&mut self.0.events.borrow_mut());
     }
     fn room_blocks(&self) -> u64 {
@@ -215,6 +220,46 @@ fn a_store_that_is_behind_is_given_no_more_than_one_batch() {
         setup.script.behind.set(false);
         setup.daemon.batch(|_| ());
         tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(setup.script.given.borrow().len(), before + 1);
+    });
+}
+
+#[test]
+fn what_a_poll_has_made_possible_is_submitted_in_the_same_batch() {
+    local(async {
+        let setup = Setup::new().await;
+        // Nothing to tell anybody: a page has been read, a batch of pages is durable.
+        setup.daemon.batch(|_| ());
+        assert!(!setup.script.unsubmitted.get(), "it would wait for the next tick");
+    });
+}
+
+#[test]
+fn answers_that_wait_for_the_store_are_bounded() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.lead().await;
+        setup.send(&Setup::write(1, 7));
+        // They wait behind the write.
+        for n in 0..HELD_MAX as u64 {
+            let confirm = ToNode::Confirm { group: object().group, ballot: ballot(), id: n };
+            setup.send(&confirm);
+            if n % 64 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let held = setup.daemon.look(|engine| engine.node().held());
+        assert!(held >= HELD_MAX, "{held}");
+        let before = setup.script.given.borrow().len();
+        setup.send(&Setup::write(2, 7));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(setup.script.given.borrow().len(), before, "read from although answers pile up");
+        setup.all_durable();
+        // Until no more come.
+        while let Some(answers) = setup.answers().await {
+            answers.expect("still connected");
+        }
         assert_eq!(setup.script.given.borrow().len(), before + 1);
     });
 }

@@ -50,6 +50,8 @@ struct Medium {
     blocks: FxHashMap<u64, Box<[u8; BLOCK]>>,
     size: u64,
     fail_writes: bool,
+    /// Reads that fail from now on, until they have: of which block (none: of any) and how many.
+    fail_reads: (Option<u64>, u32),
 }
 
 impl Medium {
@@ -61,9 +63,15 @@ impl Medium {
             block[inside..inside + part.len()].copy_from_slice(part);
         }
     }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         if offset + buf.len() as u64 > self.size {
             return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let (block, times) = self.fail_reads;
+        let range = offset / BLOCK as u64..(offset + buf.len() as u64).div_ceil(BLOCK as u64);
+        if times > 0 && block.is_none_or(|block| range.contains(&block)) {
+            self.fail_reads.1 -= 1;
+            return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         for (n, part) in buf.chunks_mut(BLOCK).enumerate() {
             match self.blocks.get(&(offset / BLOCK as u64 + n as u64)) {
@@ -93,7 +101,12 @@ pub struct SimMedium(Rc<RefCell<Medium>>);
 impl SimMedium {
     /// An empty medium of `size` bytes.
     pub fn new(size: u64) -> SimMedium {
-        SimMedium(Rc::new(RefCell::new(Medium { blocks: FxHashMap::default(), size, fail_writes: false })))
+        SimMedium(Rc::new(RefCell::new(Medium {
+            blocks: FxHashMap::default(),
+            size,
+            fail_writes: false,
+            fail_reads: (None, 0),
+        })))
     }
     /// Powers it on.
     pub fn device(&self, seed: u64) -> io::Result<SimDevice> {
@@ -115,7 +128,7 @@ impl SimMedium {
     /// The bytes at `offset`.
     pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut buf = vec![0; len];
-        let _ = self.0.borrow().read(offset, &mut buf);
+        let _ = self.0.borrow_mut().read(offset, &mut buf);
         buf
     }
     /// Overwrites bytes (whole sectors).
@@ -126,6 +139,10 @@ impl SimMedium {
     pub fn fail_writes(&self) {
         self.0.borrow_mut().fail_writes = true;
     }
+    /// The next `times` reads that touch the block at `offset` (none: any) end in EIO.
+    pub fn fail_reads(&self, offset: Option<u64>, times: u32) {
+        self.0.borrow_mut().fail_reads = (offset.map(|o| o / BLOCK as u64), times);
+    }
     /// A copy of what is on it, independent of this one.
     pub fn snapshot(&self) -> SimMedium {
         let m = self.0.borrow();
@@ -133,6 +150,7 @@ impl SimMedium {
             blocks: m.blocks.clone(),
             size: m.size,
             fail_writes: false,
+            fail_reads: (None, 0),
         })))
     }
 }
@@ -208,7 +226,7 @@ impl Device for SimDevice {
         self.pending.len()
     }
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.medium.borrow().read(offset, buf)
+        self.medium.borrow_mut().read(offset, buf)
     }
     fn write_now(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut medium = self.medium.borrow_mut();

@@ -81,12 +81,19 @@ impl<D: Device, I: Index> Store<D, I> {
         match &self.phase {
             // Nothing moves any more: the caller must not be kept awake.
             _ if self.failed.is_some() => false,
+            // Woken by the end of the batch under way.
+            Phase::Gathering { .. } if self.log_is_behind() => false,
             Phase::Gathering { pages, loading, .. } => {
                 !pages.is_empty() && loading.len() < LOADS_MAX || loading.is_empty()
             }
             Phase::Durable { lsn, .. } => *lsn <= self.durable_lsn,
             _ => false,
         }
+    }
+
+    /// Pages are read faster than the log is written: what is gathered must not pile up in memory.
+    fn log_is_behind(&self) -> bool {
+        self.log.pending_bytes() >= self.options.pending_bytes_max
     }
 
     /// The next step, if there is one.
@@ -107,7 +114,7 @@ impl<D: Device, I: Index> Store<D, I> {
             Phase::Gathering { covers, mut pages, mut loading, mut keys, mut entries } => {
                 loading.retain(|&(slot, object, page)| self.flush_listed(slot, object, page));
                 for _ in 0..PAGES_PER_STEP {
-                    if loading.len() >= LOADS_MAX {
+                    if loading.len() >= LOADS_MAX || self.log_is_behind() {
                         break;
                     }
                     let Some((slot, object, page)) = pages.pop_front() else {

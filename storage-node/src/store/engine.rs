@@ -31,13 +31,16 @@ const LOADS_MAX: usize = 128;
 const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
 /// Times that a write is made again after an error that says "try again".
 const WRITE_RETRIES_MAX: u32 = 8;
+/// Times that the read of a page is made again after any error: 256 blocks go with a page, and it may
+/// not be the medium's fault.
+const PAGE_RETRIES_MAX: u32 = 8;
 
 /// What an operation of the device is for.
 pub(super) enum Running {
     /// The batch under way.
     Batch,
-    /// A page, for this slot.
-    Page(u32),
+    /// A page, for this slot; how often its read has been made again.
+    Page { slot: u32, location: u64, retries: u32 },
     /// A part of a read's data, from this index in its `wanted`.
     Piece { read: usize, first: u32 },
 }
@@ -359,7 +362,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 break;
             };
             self.loads += 1;
-            let id = self.running.insert(Running::Page(slot)) as u64;
+            let id = self.running.insert(Running::Page { slot, location, retries: 0 }) as u64;
             let offset = location * BLOCK_SIZE as u64;
             self.dev.start(id, Op::Read { offset, buf });
         }
@@ -395,11 +398,19 @@ impl<D: Device, I: Index> Store<D, I> {
             };
             match running {
                 Running::Batch => self.batch_written(completion.result),
-                Running::Page(slot) => {
-                    self.loads -= 1;
-                    let bytes = completion.result.is_ok().then_some(completion.buf).flatten();
-                    self.page_loaded(slot, bytes.as_deref());
-                }
+                Running::Page { slot, location, retries } => match (completion.result, completion.buf) {
+                    (Err(error), Some(buf)) if retries < PAGE_RETRIES_MAX => {
+                        tracing::warn!(device = self.dev.name(), %error, "a table page cannot be read: trying again");
+                        let again = Running::Page { slot, location, retries: retries + 1 };
+                        let id = self.running.insert(again) as u64;
+                        self.dev.start(id, Op::Read { offset: location * BLOCK_SIZE as u64, buf });
+                    }
+                    (result, buf) => {
+                        self.loads -= 1;
+                        let bytes = result.is_ok().then_some(buf).flatten();
+                        self.page_loaded(slot, bytes.as_deref());
+                    }
+                },
                 Running::Piece { read, first } => {
                     self.piece_read(read, first, completion.result, completion.buf);
                 }

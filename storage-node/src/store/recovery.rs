@@ -15,8 +15,11 @@ use super::superblock::Superblock;
 use super::table::{OBJECT_BLOCKS_MAX, PAGE_BLOCKS};
 use crate::device::Device;
 use crate::device::buffer::{Buf, Pool};
+use std::cell::Cell;
 use trefoil_core::BLOCK_SIZE;
 
+/// Times that the device is asked for the same blocks.
+const READS_MAX: u32 = 3;
 /// Blocks read at once while following the log.
 const WINDOW_BLOCKS: u32 = 64;
 
@@ -87,14 +90,23 @@ struct Reader<'a, D> {
     sb: &'a Superblock,
     pool: Pool,
     window: Option<(u64, Buf)>,
+    /// A block that the device could not give, and why: it is not known what is there.
+    trouble: Cell<Option<(u64, std::io::ErrorKind)>>,
 }
 
 impl<D: Device> Reader<'_, D> {
     /// Blocks of one segment; `None` where the device fails.
     fn read(&self, location: u64, blocks: u32) -> Option<Buf> {
         let mut buf = self.pool.get(blocks as usize * BLOCK_SIZE)?;
-        self.device.read_now(location * BLOCK_SIZE as u64, &mut buf).ok()?;
-        Some(buf)
+        let mut why = None;
+        for _ in 0..READS_MAX {
+            match self.device.read_now(location * BLOCK_SIZE as u64, &mut buf) {
+                Ok(()) => return Some(buf),
+                Err(error) => why = Some((location, error.kind())),
+            }
+        }
+        self.trouble.set(why);
+        None
     }
 
     /// A block of a segment, through the window.
@@ -106,7 +118,14 @@ impl<D: Device> Reader<'_, D> {
         if !hit {
             let n = WINDOW_BLOCKS.min(self.sb.segment_blocks - block);
             // Where a window cannot be read, perhaps its first block can.
-            let buf = self.read(location, n).or_else(|| self.read(location, 1))?;
+            let before = self.trouble.get();
+            let buf = match self.read(location, n) {
+                Some(buf) => buf,
+                None => {
+                    self.trouble.set(before);
+                    self.read(location, 1)?
+                }
+            };
             self.window = Some((location, buf));
         }
         let (start, buf) = self.window.as_ref()?;
@@ -202,7 +221,13 @@ pub fn recover<D: Device, I: Index>(
     cache_bytes: u64,
     progress: &mut dyn FnMut(u32, u32),
 ) -> Recovery {
-    let mut reader = Reader { device, sb, pool: Pool::new(u64::MAX, 4 << 20, None), window: None };
+    let mut reader = Reader {
+        device,
+        sb,
+        pool: Pool::new(u64::MAX, 4 << 20, None),
+        window: None,
+        trouble: Cell::new(None),
+    };
     let mut how = How::default();
     let mut state = State::new(cache_bytes);
     let mut claimed = 0;
@@ -257,6 +282,7 @@ pub fn recover<D: Device, I: Index>(
             Some(p) => ((p.header.segment, p.header.block + p.header.blocks()), p.header.next_segment),
             None => (end, next),
         };
+        reader.trouble.set(None);
         let successor = [at, (after, 0)].into_iter().filter(|(segment, _)| *segment != NO_SEGMENT).find_map(
             |(segment, block)| {
                 reader.batch(segment, block).filter(|f| {
@@ -275,7 +301,19 @@ pub fn recover<D: Device, I: Index>(
                 _ => at,
             };
             let least = if whole { from.lsn + 1 } else { from.lsn };
+            let unread = reader.trouble.take();
             successor = reader.later(behind, after, least, thorough);
+            if let (None, Some((location, kind))) = (&successor, unread) {
+                // Not a torn tail: what the device does not give may have been acknowledged.
+                let text = format!(
+                    "the end of the log cannot be read (byte {}: {kind}): what was written behind LSN {} is lost",
+                    location * BLOCK_SIZE as u64,
+                    last.lsn
+                );
+                tracing::error!(device = device.name(), "{text}");
+                how.damage.push(text.clone());
+                lost.get_or_insert(text);
+            }
             if let Some(found) = &successor {
                 let text = format!(
                     "the log is damaged behind LSN {} (segment {}, block {}, byte {}): it goes on with \
