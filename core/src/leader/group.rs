@@ -370,16 +370,14 @@ impl<P: Clone + Default> Group<P> {
                 self.settled(shared, now, i, out);
             }
             FromNode::Have { object, ballot, seq, full } if ballot == self.ballot => {
-                if full {
-                    shared.peer(node).full_until = now.after(super::FULL_FOR);
-                }
+                shared.took(now, node, full);
                 self.have(shared, now, i, object.index, seq, out);
             }
             FromNode::Gap { object, ballot, repair, .. } if ballot == self.ballot => {
                 self.gap(shared, now, i, object.index, repair, out);
             }
             FromNode::NoSpace { object, ballot, .. } if ballot == self.ballot => {
-                shared.peer(node).full_until = now.after(super::FULL_FOR);
+                shared.refused_for_room(now, node);
                 self.no_space(shared, now, i, object.index, out);
             }
             FromNode::Data { id, checksums, data, .. } => {

@@ -35,8 +35,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long a detach waits for the copies that are not needed for a majority (µs).
 const RELEASE_GRACE: u64 = 1_000_000;
-/// How long a node that has said that it is full counts as full (µs).
+/// How long a node that has said that it is full counts as full (µs); doubled each time that it refuses a
+/// write again, up to the second. To find out costs a next round, which takes room that the node keeps for
+/// it: a client that tries again and again must not use that up.
 const FULL_FOR: u64 = 1_000_000;
+const FULL_FOR_MAX: u64 = 300_000_000;
 /// Time between ticks while a client waits for reads, while something else is under way, and else (µs).
 const TICK_READS: u64 = 10_000;
 const TICK_BUSY: u64 = 50_000;
@@ -60,6 +63,8 @@ struct Peer {
     /// Repairs ordered and not answered yet.
     repairs: usize,
     full_until: Time,
+    /// How long it counted as full after it refused a write last.
+    full_for: u64,
     /// Since when an answer is awaited without any having come.
     asked: Option<Time>,
 }
@@ -95,6 +100,23 @@ impl Shared {
 
     fn peer(&mut self, node: NodeId) -> &mut Peer {
         self.peers.entry(node).or_default()
+    }
+
+    /// A node has refused a write for want of room.
+    fn refused_for_room(&mut self, now: Time, node: NodeId) {
+        let peer = self.peer(node);
+        peer.full_for = (peer.full_for * 2).clamp(FULL_FOR, FULL_FOR_MAX);
+        peer.full_until = peer.full_until.max(now.after(peer.full_for));
+    }
+
+    /// A node has taken a write, and says whether it will soon be full.
+    fn took(&mut self, now: Time, node: NodeId, full: bool) {
+        let peer = self.peer(node);
+        if full {
+            peer.full_until = peer.full_until.max(now.after(FULL_FOR));
+        } else {
+            (peer.full_for, peer.full_until) = (0, Time(0));
+        }
     }
 
     fn is_up(&self, node: NodeId) -> bool {

@@ -81,7 +81,7 @@ impl<P: Clone + Default> Group<P> {
             OpKind::Read { .. } | OpKind::Status { .. } => return None,
         };
         let is_zero = matches!(write, WriteOp::Zero { .. });
-        if !is_zero && !self.has_room(shared, now) {
+        if !self.has_room(shared, now) {
             shared.done(id, Err(OpError::NoSpace), out);
             return None;
         }

@@ -213,6 +213,25 @@ fn a_full_node_is_left_behind_and_two_full_nodes_mean_no_space() {
 }
 
 #[test]
+fn a_client_that_tries_again_and_again_on_full_nodes_costs_few_rounds() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    w.write(f, 0, 0, 1);
+    for node in 0..2 {
+        w.hosts.get_mut(&NodeId(node)).unwrap().machine.set_room(0, true);
+    }
+    let before = w.fronts[f].machine.counters().rounds;
+    for _ in 0..600 {
+        let id = w.write(f, 0, 1, 2);
+        w.pass(100_000);
+        w.lease(f, 1_000_000);
+        assert_eq!(w.result(f, id), Some(Err(OpError::NoSpace)));
+    }
+    let rounds = w.fronts[f].machine.counters().rounds - before;
+    assert!(rounds <= 8, "{rounds} rounds in a minute");
+}
+
+#[test]
 fn zero_makes_holes_and_untouched_objects_cost_nothing() {
     let mut w = World::new();
     let f = w.front(1, Options::default());
