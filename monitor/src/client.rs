@@ -89,6 +89,8 @@ struct Inner {
     connecting: Mutex<Backoff>,
     next_id: Cell<u64>,
     address: Cell<usize>,
+    /// Why the last attempt to connect failed, until one succeeds.
+    last_error: RefCell<Option<String>>,
 }
 
 struct Backoff {
@@ -151,6 +153,7 @@ impl MonitorClient {
                 connecting: Mutex::new(backoff),
                 next_id: Cell::new(1),
                 address: Cell::new(0),
+                last_error: RefCell::new(None),
             }),
         }
     }
@@ -174,7 +177,9 @@ impl MonitorClient {
 
     /// The connection; makes it if there is none, one round of all addresses at a time.
     async fn link(&self, deadline: Instant) -> Result<Rc<Link>, CallError> {
-        let mut last = "no address is configured".to_owned();
+        if self.inner.addresses.is_empty() {
+            return Err(CallError::Unavailable("no address is configured".to_owned()));
+        }
         let connected = async {
             let mut backoff = self.inner.connecting.lock().await;
             loop {
@@ -189,10 +194,11 @@ impl MonitorClient {
                     match connect(self.inner.addresses[at], hello, &expect, Options::default()).await {
                         Ok(connected) => {
                             backoff.pause = RETRY_MIN;
+                            *self.inner.last_error.borrow_mut() = None;
                             return self.adopt(connected);
                         }
                         Err(error) => {
-                            last = error.to_string();
+                            *self.inner.last_error.borrow_mut() = Some(error.to_string());
                             self.inner.address.set(at + 1);
                         }
                     }
@@ -202,7 +208,14 @@ impl MonitorClient {
             }
         };
         let link = tokio::time::timeout_at(deadline, connected).await;
-        link.map_err(|_| CallError::Unavailable(last))
+        link.map_err(|_| {
+            // The time may have passed in the pause behind an earlier attempt, or in the first one.
+            let last = self.inner.last_error.borrow().clone();
+            CallError::Unavailable(last.unwrap_or_else(|| {
+                let at = self.inner.address.get() % self.inner.addresses.len();
+                format!("no connection to {} in time", self.inner.addresses[at])
+            }))
+        })
     }
 
     fn adopt(&self, connected: Connected) -> Rc<Link> {

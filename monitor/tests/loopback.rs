@@ -529,3 +529,24 @@ fn directories_and_listeners_that_do_not_fit_are_refused_in_words() {
         assert_eq!(std::fs::read(damaged.join("monitor.redb")).unwrap(), b"this is no database");
     });
 }
+
+#[test]
+fn a_monitor_that_is_away_is_named_however_short_the_wait() {
+    on_runtime(async {
+        let holder = holder("a", 1);
+        let short = Duration::from_millis(60);
+        // One that refuses connections (bound once, closed again), and one that takes them in silence.
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for address in [gone, silent.local_addr().unwrap()] {
+            let client = MonitorClient::new(vec![address], Hello::new(Role::FrontEnd, [0; 16]));
+            for _ in 0..4 {
+                let error = client.renew(holder.clone(), Vec::new(), short).await.unwrap_err().to_string();
+                assert!(error.contains(&address.to_string()), "{error}");
+            }
+        }
+        let nobody = MonitorClient::new(Vec::new(), Hello::new(Role::FrontEnd, [0; 16]));
+        let error = nobody.renew(holder, Vec::new(), short).await.unwrap_err().to_string();
+        assert!(error.contains("no address is configured"), "{error}");
+    });
+}

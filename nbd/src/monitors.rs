@@ -3,6 +3,7 @@
 use crate::disk::LocalFuture;
 use crate::session::cluster::*;
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,10 +40,17 @@ impl Monitors {
     pub async fn follow(self: Rc<Self>) {
         loop {
             let have = self.map.borrow().layout;
-            let asked = tokio::select! {
-                asked = self.client.wait_map(have, MAP_WAIT) => asked,
-                // Asked at once; what was waited for is forgotten.
-                () = self.refresh.notified() => self.client.get_map(have).await,
+            let mut wait = pin!(self.client.wait_map(have, MAP_WAIT));
+            let asked = loop {
+                tokio::select! {
+                    asked = &mut wait => break asked,
+                    () = self.refresh.notified() => match self.client.get_map(have).await {
+                        // The wait goes on. Given up, it would still hold one of the places that this
+                        // connection has at the monitor, and the leases could not be renewed for lack of one.
+                        Ok(None) => {}
+                        asked => break asked,
+                    },
+                }
             };
             match asked {
                 Ok(Some(map)) => {
@@ -165,5 +173,37 @@ impl Cluster for Monitors {
 
     fn me(&self) -> Holder {
         self.me.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_monitor::{Monitor, MonitorConfig};
+    use trefoil_transport::{Hello, Role};
+
+    #[test]
+    fn questions_for_the_map_do_not_use_up_the_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(tokio::task::LocalSet::new().run_until(async {
+            let listen = "127.0.0.1:0".parse().unwrap();
+            let data_dir = dir.path().to_owned();
+            let config = MonitorConfig { listen, data_dir, ..MonitorConfig::default() };
+            let monitor = Monitor::start(config).await.unwrap();
+            let client = MonitorClient::new(vec![monitor.address()], Hello::new(Role::FrontEnd, [0; 16]));
+            tokio::task::spawn_local(monitor.run(std::future::pending()));
+            let map = client.get_map(0).await.unwrap().unwrap();
+            let me = Holder { name: "test".into(), boot: 1, kind: HolderKind::FrontEnd };
+            let monitors = Monitors::new(client, me, map);
+            tokio::task::spawn_local(monitors.clone().follow());
+            // As clients do that ask for a volume which is not there.
+            for _ in 0..2 * trefoil_monitor::rpc::REQUESTS_MAX {
+                monitors.refresh();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let renewed = monitors.renew(vec![(VolumeId(1), Generation(1))]).await;
+            assert!(renewed.is_ok(), "{renewed:?}");
+        }));
     }
 }

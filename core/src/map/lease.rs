@@ -27,7 +27,8 @@
 //! continued later with a lease that it believes in). So only a release shortens the wait; without one
 //! it is at most lease and margin. A request by the *same* process (same boot id) is granted at once: it
 //! says itself that it does not use its last generation any more. A *healer* serves no reads, so nothing
-//! depends on its lease: any front end takes over at once, and the ballot deposes it.
+//! depends on its lease: any front end takes over at once, and the ballot deposes it. It takes over from nobody
+//! whose lease runs, its own process's front end included.
 
 use super::{ClusterMap, Holder, HolderKind, Volume};
 use crate::ids::*;
@@ -143,7 +144,10 @@ impl LeaseTable {
             return Ok(it.generation);
         };
         let preempts = holder.kind == HolderKind::Healer && asker.kind == HolderKind::FrontEnd;
-        if holder.is(asker) || preempts {
+        // A healer of the holder's own process says nothing about the front end beside it, which may
+        // still lead: it gets no more than anybody else's.
+        let same = holder.is(asker) && holder.kind == asker.kind;
+        if same || preempts {
             return Ok(it.generation);
         }
         let ends = self.config.lease.saturating_add(self.config.margin);

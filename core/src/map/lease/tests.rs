@@ -213,3 +213,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_healer_does_not_take_over_from_the_front_end_of_its_own_process() {
+    let mut map = cluster(3);
+    let disk = volume(&mut map, "disk0");
+    let mut table = LeaseTable::new(LeaseConfig::default(), &map, Time(0));
+    let front = holder("a", 1);
+    let healer = Holder { kind: HolderKind::Healer, ..front.clone() };
+    let g1 = grant(&mut map, disk, Generation(0), &front);
+    table.granted(disk, g1, Time(5));
+    assert!(table.ask(&map, disk, &healer, Time(6)).is_err());
+    // The process hung for longer than its lease; now its healer asks for work and its front end renews,
+    // both at once. A lease that ran anew here would outlive the generation.
+    let late = Time(6).after(LEASE + MARGIN);
+    assert_eq!(table.ask(&map, disk, &healer, late), Ok(g1));
+    assert_eq!(table.renew(&map, &front, disk, g1, late), Renewal::Undecided);
+    let g2 = grant(&mut map, disk, g1, &healer);
+    table.granted(disk, g2, late);
+    assert_eq!(table.renew(&map, &front, disk, g1, late), Renewal::Lost);
+    // The other way round nothing depends on the healer's lease.
+    assert_eq!(table.ask(&map, disk, &front, late), Ok(g2));
+}
