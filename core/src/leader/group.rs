@@ -633,6 +633,19 @@ impl<P: Clone + Default> Group<P> {
         }
     }
 
+    /// Writes whose clients have been told that they timed out are kept while they can still be
+    /// completed. Without a majority that may be never, while clients try again and again: then the next
+    /// round (5.8) decides whether the objects have them.
+    pub fn drop_abandoned(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
+        if self.phase != Phase::Decided || self.quorum(|_, slot| slot.live()) {
+            return;
+        }
+        let abandoned = |object: &Object<P>| object.entries.iter().any(|e| !e.acked && e.id.is_none());
+        if self.busy.iter().filter_map(|index| self.objects.get(index)).any(abandoned) {
+            self.next_round(shared, now, out);
+        }
+    }
+
     /// The ids of all operations, which are taken out.
     pub fn take_all_ops(&mut self, ids: &mut Vec<OpId>) {
         ids.extend(self.waiting.drain(..).map(|op| op.id));

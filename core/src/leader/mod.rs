@@ -79,6 +79,8 @@ struct Shared {
     live: usize,
     next_id: u64,
     deposed: Option<Generation>,
+    /// Deadlines of the operations that are not answered. Empty without an I/O timeout.
+    deadlines: BTreeMap<OpId, (Time, ObjectIndex)>,
     /// Nodes that are to be given up after this input.
     resets: Vec<(NodeId, &'static str)>,
 }
@@ -95,6 +97,9 @@ impl Shared {
         out: &mut Vec<Output<P>>,
     ) {
         self.live = self.live.saturating_sub(1);
+        if !self.deadlines.is_empty() {
+            self.deadlines.remove(&id);
+        }
         out.push(Output::Done(OpDone { id, result }));
     }
 
@@ -151,6 +156,24 @@ pub struct LeaderCounters {
     pub left_behind: u64,
 }
 
+/// What a leader has under way; see [`Leader::under_way`].
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Operations taken and not answered.
+    pub ops: usize,
+    /// Writes sent to nodes and not answered by them.
+    pub backlog_ops: usize,
+    /// Their bytes.
+    pub backlog_bytes: u64,
+    /// Reads sent to nodes and not answered by them.
+    pub reads: usize,
+    /// Repairs ordered of nodes that have not ended.
+    pub repairs: usize,
+    /// Entries of all queues and tables of operations: a few for each operation, and writes that a node
+    /// is late with or whose client was told that they timed out.
+    pub held: usize,
+}
+
 /// The machine: one volume, one generation.
 pub struct Leader<P> {
     shared: Shared,
@@ -164,8 +187,6 @@ pub struct Leader<P> {
     all_whole_said: bool,
     /// Where the search for groups to open in the background goes on.
     open_cursor: usize,
-    /// Operations with their deadlines, oldest first. Empty without an I/O timeout.
-    deadlines: VecDeque<(Time, OpId, ObjectIndex)>,
     last_tick: Time,
 }
 
@@ -199,6 +220,7 @@ impl<P: Clone + Default> Leader<P> {
             live: 0,
             next_id,
             deposed: None,
+            deadlines: BTreeMap::new(),
             resets: Vec::new(),
         };
         Leader {
@@ -210,7 +232,6 @@ impl<P: Clone + Default> Leader<P> {
             released: false,
             all_whole_said: false,
             open_cursor: 0,
-            deadlines: VecDeque::new(),
             last_tick: now,
         }
     }
@@ -282,6 +303,25 @@ impl<P: Clone + Default> Leader<P> {
         self.groups.iter().flatten().map(|group| group.behind.len()).sum()
     }
 
+    /// What is under way, over all nodes. All 0 when nothing is: anything else would stop I/O one day.
+    pub fn under_way(&self) -> UnderWay {
+        let mut sum = UnderWay { ops: self.shared.live, ..UnderWay::default() };
+        for peer in self.shared.peers.values() {
+            sum.backlog_ops += peer.backlog_ops;
+            sum.backlog_bytes += peer.backlog_bytes;
+            sum.reads += peer.reads;
+            sum.repairs += peer.repairs;
+        }
+        for group in self.groups.iter().flatten() {
+            sum.held += group.waiting.len() + group.reads.len() + group.acks_next.len();
+            sum.held += group.confirm_next.len() + usize::from(group.confirming.is_some());
+            let objects = group.busy.iter().filter_map(|index| group.objects.get(index));
+            sum.held += objects.map(|object| object.entries.len() + object.waiting.len()).sum::<usize>();
+        }
+        sum.held += self.before_attach.len() + self.shared.deadlines.len();
+        sum
+    }
+
     /// Counters, for metrics.
     pub fn counters(&self) -> LeaderCounters {
         let mut sum = LeaderCounters::default();
@@ -305,7 +345,7 @@ impl<P: Clone + Default> Leader<P> {
         }
         self.shared.live += 1;
         if let Some(timeout) = self.shared.options.io_timeout {
-            self.deadlines.push_back((now.after(timeout), op.id, op.object));
+            self.shared.deadlines.insert(op.id, (now.after(timeout), op.object));
         }
         if self.attached {
             self.submit(now, op, out);
@@ -462,17 +502,18 @@ impl<P: Clone + Default> Leader<P> {
         for node in silent {
             self.shared.reset(node, "no answer within the node timeout");
         }
-        while self.deadlines.front().is_some_and(|(at, _, _)| *at <= now) {
-            if let Some((_, id, object)) = self.deadlines.pop_front() {
-                self.time_out(id, object, out);
-            }
+        // At most LEADER_OPS_MAX, and only with an I/O timeout.
+        let due = |(id, (at, object)): (&OpId, &(Time, ObjectIndex))| (*at <= now).then_some((*id, *object));
+        let due: Vec<(OpId, ObjectIndex)> = self.shared.deadlines.iter().filter_map(due).collect();
+        for (id, object) in due {
+            self.time_out(now, id, object, out);
         }
         for group in self.groups.iter_mut().flatten() {
             group.tick(&mut self.shared, now, out);
         }
     }
 
-    fn time_out(&mut self, id: OpId, object: ObjectIndex, out: &mut Vec<Output<P>>) {
+    fn time_out(&mut self, now: Time, id: OpId, object: ObjectIndex, out: &mut Vec<Output<P>>) {
         if let Some(at) = self.before_attach.iter().position(|op| op.id == id) {
             self.before_attach.remove(at);
             return self.shared.done(id, Err(OpError::TimedOut), out);
@@ -483,6 +524,7 @@ impl<P: Clone + Default> Leader<P> {
             && group.forget_op(&mut self.shared, id, object)
         {
             self.shared.done(id, Err(OpError::TimedOut), out);
+            group.drop_abandoned(&mut self.shared, now, out);
         }
     }
 

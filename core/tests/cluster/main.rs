@@ -3,7 +3,7 @@
 mod world;
 
 use trefoil_core::client::{OpError, OpKind};
-use trefoil_core::leader::{Input, Options};
+use trefoil_core::leader::{Input, Options, UnderWay};
 use trefoil_core::*;
 use world::{World, ids};
 
@@ -399,4 +399,131 @@ fn a_copy_whose_table_is_damaged_is_repaired_and_is_no_source() {
     w.pass(500_000);
     assert_eq!(w.at(1, 0, 2), 12);
     assert!(w.fronts[f].machine.all_whole());
+}
+
+#[test]
+fn timed_out_writes_do_not_pile_up_while_a_majority_is_away() {
+    let mut w = World::new();
+    let f = w.front(1, Options { io_timeout: Some(50_000), ..Options::default() });
+    w.write(f, 0, 0, 1);
+    w.crash(NodeId(0));
+    w.crash(NodeId(1));
+    for round in 0..50 {
+        // A client that tries again and again.
+        let ids: Vec<_> = (0..8).map(|block| w.write(f, 0, block, 1000 + round)).collect();
+        w.pass(80_000);
+        assert!(ids.iter().all(|id| w.result(f, *id) == Some(Err(OpError::TimedOut))));
+        let held = w.fronts[f].machine.under_way().held;
+        assert!(held <= 8, "{held} held after {round} rounds");
+    }
+    w.restart(NodeId(0));
+    w.restart(NodeId(1));
+    w.lease(f, 1_000_000);
+    w.pass(500_000);
+    let seen = w.value(f, 0, 0);
+    assert!(seen == 1 || seen == 1000, "the one that was issued, or none: {seen}");
+    let id = w.write(f, 0, 0, 2);
+    w.pass(20_000);
+    assert_eq!(w.result(f, id), Some(Ok(0)));
+    w.pass(500_000);
+    assert_eq!(w.fronts[f].machine.under_way(), UnderWay::default());
+}
+
+#[test]
+fn deadlines_of_operations_that_have_ended_are_forgotten() {
+    let mut w = World::new();
+    let f = w.front(1, Options { io_timeout: Some(3_600_000_000), ..Options::default() });
+    for value in 1..2000 {
+        let id = w.write(f, 0, 0, value);
+        assert_eq!(w.result(f, id), Some(Ok(0)));
+    }
+    assert_eq!(w.fronts[f].machine.under_way(), UnderWay::default());
+}
+
+/// Nodes that come and go for hours, one or two at a time, under reads and writes with and without a
+/// lease: everything ends well, every read is as the last write or one under way, and nothing stays counted.
+#[test]
+fn flapping_nodes_leave_nothing_behind() {
+    for seed in 1..=8u64 {
+        let mut w = World::new();
+        let f = w.front(1, Options::default());
+        let mut state = seed;
+        let mut draw = |n: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % n
+        };
+        // By block: the last value that was given, in order; each object is used by one "client" at a time
+        // for each block, so the values of a block are written one behind the other.
+        let mut last = std::collections::BTreeMap::new();
+        let mut ops = Vec::new();
+        let mut next = 1;
+        for flap in 0..400 {
+            let node = NodeId(draw(3) as u32);
+            match draw(5) {
+                0 if w.hosts[&node].up => w.crash(node),
+                1 | 2 => w.disconnect(f, node),
+                3 => w.hosts.get_mut(&node).unwrap().disk.hold = w.hosts[&node].up && draw(2) == 0,
+                _ => {}
+            }
+            for _ in 0..draw(12) {
+                let (object, block) = (draw(6) as u32, draw(8) as u32);
+                if draw(3) == 0 {
+                    let from = last.get(&(object, block)).copied().unwrap_or(0);
+                    ops.push((w.read(f, object, block), Some(from)));
+                } else {
+                    ops.push((w.write(f, object, block, next), None));
+                    last.insert((object, block), next);
+                    next += 1;
+                }
+            }
+            if draw(3) == 0 {
+                w.lease(f, 100_000);
+            }
+            w.pass(10_000 * (1 + draw(5)));
+            for node in ids(&[0, 1, 2]) {
+                if !w.hosts[&node].up && draw(2) == 0 {
+                    w.restart(node);
+                } else if w.hosts[&node].up && draw(2) == 0 {
+                    w.flush(node);
+                    if !w.fronts[f].conns.contains_key(&node) {
+                        w.connect(f, node);
+                    }
+                }
+            }
+            let under_way = w.fronts[f].machine.under_way();
+            assert!(under_way.backlog_ops <= 3 * next as usize, "seed {seed} flap {flap}: {under_way:?}");
+        }
+        for node in ids(&[0, 1, 2]) {
+            if !w.hosts[&node].up {
+                w.restart(node);
+            }
+            w.flush(node);
+            if !w.fronts[f].conns.contains_key(&node) {
+                w.connect(f, node);
+            }
+        }
+        w.pass(10_000_000);
+        for (id, from) in ops {
+            let result = w.result(f, id);
+            match from {
+                None => assert_eq!(result, Some(Ok(0)), "seed {seed}, {id:?}"),
+                // A read comes behind the writes that were given before it.
+                Some(from) => {
+                    let seen = result.unwrap_or_else(|| panic!("seed {seed}: {id:?} hangs")).unwrap();
+                    assert!(seen >= from, "seed {seed}: {seen} was overwritten by {from} before the read");
+                }
+            }
+        }
+        w.lease(f, 10_000_000);
+        for ((object, block), value) in last {
+            assert_eq!(w.value(f, object, block), value, "seed {seed}");
+        }
+        assert_eq!(w.fronts[f].machine.under_way(), UnderWay::default(), "seed {seed}");
+        assert!(w.fronts[f].machine.all_whole(), "seed {seed}");
+        for node in 1..3 {
+            for (object, block) in (0..6).flat_map(|object| (0..8).map(move |block| (object, block))) {
+                assert_eq!(w.at(node, object, block), w.at(0, object, block), "seed {seed}");
+            }
+        }
+    }
 }

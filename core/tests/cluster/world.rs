@@ -16,7 +16,7 @@ pub type P = Vec<u64>;
 pub const OBJECT_BLOCKS: u32 = 8;
 pub const VOLUME: VolumeId = VolumeId(1);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Disk {
     pub durable: Durable,
     pub blocks: FxHashMap<(ObjectId, u32), u64>,
@@ -27,6 +27,14 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// What a read sees: all records given so far, durable or not.
+    fn as_given(&self) -> Disk {
+        let mut seen = self.clone();
+        for (_, record) in &self.pending {
+            seen.apply(record);
+        }
+        seen
+    }
     fn put(&mut self, object: ObjectId, block: u32, value: u64) {
         self.bad.retain(|bad| *bad != (object, block));
         self.blocks.insert((object, block), value);
@@ -364,7 +372,8 @@ impl World {
             match output {
                 node::Output::Persist { ticket, record } => {
                     let disk = &mut self.hosts.get_mut(&id).expect("a node").disk;
-                    if disk.hold {
+                    // Durable in order: nothing overtakes what is held.
+                    if disk.hold || !disk.pending.is_empty() {
                         disk.pending.push((ticket, record));
                     } else {
                         disk.apply(&record);
@@ -388,7 +397,7 @@ impl World {
                     self.jobs.push_back(input);
                 }
                 node::Output::Read { token, object, blocks, mode } => {
-                    let disk = &self.hosts[&id].disk;
+                    let disk = &self.hosts[&id].disk.as_given();
                     let mut found =
                         node::ReadResult { checksums: Box::default(), data: Vec::new(), bad: Vec::new() };
                     let sum = |b: u32| disk.blocks.get(&(object, b)).copied().unwrap_or(HOLE);
