@@ -6,6 +6,7 @@
 
 use super::buffer::Pool;
 use super::file::RawDevice;
+use super::latency::{Kind, Meter};
 use super::wake::Waker;
 use super::{Completion, PREPARE_QUEUE_MAX, Prepare};
 use std::io;
@@ -28,13 +29,19 @@ pub(super) struct Job {
     pub len: u64,
 }
 
+struct Ended {
+    completion: Completion,
+    bytes: u64,
+    took: Duration,
+}
+
 /// See the module. The thread starts with the first job.
 pub(super) struct Preparer {
     raw: Arc<RawDevice>,
     waker: Waker,
     jobs: Option<SyncSender<Job>>,
-    finished: Sender<Completion>,
-    done: Receiver<Completion>,
+    finished: Sender<Ended>,
+    done: Receiver<Ended>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     in_flight: usize,
@@ -67,7 +74,8 @@ impl Preparer {
         });
         if let Err(error) = queued {
             // We hold the receiver, so this arrives.
-            let _ = self.finished.send(Completion { id, result: Err(error), buf: None });
+            let completion = Completion { id, result: Err(error), buf: None };
+            let _ = self.finished.send(Ended { completion, bytes: 0, took: Duration::ZERO });
             self.waker.ring();
         }
     }
@@ -86,9 +94,10 @@ impl Preparer {
         self.jobs.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into())
     }
 
-    pub fn completions(&mut self, out: &mut Vec<Completion>) {
-        while let Ok(completion) = self.done.try_recv() {
+    pub fn completions(&mut self, out: &mut Vec<Completion>, meter: &mut Meter) {
+        while let Ok(Ended { completion, bytes, took }) = self.done.try_recv() {
             self.in_flight -= 1;
+            meter.ended(Instant::now(), Kind::Prepare, took, bytes, completion.result.is_ok());
             out.push(completion);
         }
     }
@@ -116,15 +125,17 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&self, queue: &Receiver<Job>, finished: &Sender<Completion>, waker: &Waker) {
+    fn run(&self, queue: &Receiver<Job>, finished: &Sender<Ended>, waker: &Waker) {
         while let Ok(job) = queue.recv() {
+            let begun = Instant::now();
             let result = match job.what {
                 _ if self.stopped() => Err(io::ErrorKind::Interrupted.into()),
                 Prepare::Nothing => Ok(()),
                 Prepare::Zero => self.zero(job.offset, job.len),
                 Prepare::Discard => self.raw.discard(job.offset, job.len),
             };
-            if finished.send(Completion { id: job.id, result, buf: None }).is_err() {
+            let completion = Completion { id: job.id, result, buf: None };
+            if finished.send(Ended { completion, bytes: job.len, took: begun.elapsed() }).is_err() {
                 return;
             }
             waker.ring();
@@ -152,6 +163,6 @@ impl Worker {
             at += n;
             std::thread::sleep(begun.elapsed().min(PAUSE_MAX));
         }
-        self.raw.file.sync_data()
+        self.raw.sync()
     }
 }
