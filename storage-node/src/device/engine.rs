@@ -15,7 +15,7 @@ pub enum FileDevice {
     /// io_uring.
     Uring(Box<UringDevice>),
     /// The fallback.
-    Blocking(BlockingDevice),
+    Blocking(Box<BlockingDevice>),
 }
 
 /// Whether to use io_uring.
@@ -33,7 +33,7 @@ impl FileDevice {
     pub fn new(raw: RawDevice, engine: Engine) -> io::Result<FileDevice> {
         let waker = Waker::new()?;
         if engine == Engine::Blocking {
-            return Ok(FileDevice::Blocking(BlockingDevice::new(raw, waker)?));
+            return Ok(FileDevice::Blocking(Box::new(BlockingDevice::new(raw, waker)?)));
         }
         match UringDevice::probe(&waker) {
             Ok(ring) => Ok(FileDevice::Uring(Box::new(UringDevice::new(ring, raw, waker)))),
@@ -43,7 +43,7 @@ impl FileDevice {
                     "io_uring is refused here (seccomp, kernel.io_uring_disabled or an old kernel): \
                      falling back to pread and pwrite on a few threads, which costs more CPU"
                 );
-                Ok(FileDevice::Blocking(BlockingDevice::new(raw, waker)?))
+                Ok(FileDevice::Blocking(Box::new(BlockingDevice::new(raw, waker)?)))
             }
         }
     }

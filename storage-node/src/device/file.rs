@@ -184,6 +184,12 @@ impl RawDevice {
         self.file.read_exact_at(buf, offset).map_err(|e| self.located("read", offset, len, e))
     }
 
+    /// Reads up to `buf.len()` bytes: fewer at the end of the device.
+    pub(super) fn read_some(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let len = buf.len() as u64;
+        self.file.read_at(buf, offset).map_err(|e| self.located("read", offset, len, e))
+    }
+
     /// Writes and makes durable at once.
     pub fn write_now(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.write_at(offset, data)?;

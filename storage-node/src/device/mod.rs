@@ -15,6 +15,7 @@ pub mod file;
 pub mod info;
 pub mod latency;
 mod prepare;
+pub mod signature;
 pub mod sim;
 pub mod uring;
 pub mod wake;
