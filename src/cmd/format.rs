@@ -105,7 +105,6 @@ pub fn run(args: &FormatArgs, global: &Global, out: &mut dyn Write) -> Outcome {
         cluster.name,
         made.superblock.incarnation.0
     )?;
-    writeln!(out, "{}", printable(&made.device.to_string()))?;
     Ok(())
 }
 
@@ -197,7 +196,7 @@ mod tests {
     fn the_question_says_what_is_there() {
         let found = [Found { offset: 1080, what: "an ext2/3/4 file system (home)".to_owned() }];
         let text = question(&device(), &found);
-        assert!(text.starts_with("/dev/sdq (3TiB, Spin\u{fffd}[2Jner 3000) is not empty:\n"), "{text}");
+        assert!(text.starts_with("/dev/sdq (3 TiB, Spin\u{fffd}[2Jner 3000) is not empty:\n"), "{text}");
         assert!(text.contains("at byte 1080: an ext2/3/4 file system (home)\n"), "{text}");
         assert!(text.ends_with("type its name (/dev/sdq) or yes:"), "{text}");
     }
