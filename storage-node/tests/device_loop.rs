@@ -229,6 +229,29 @@ fn a_device_that_loses_its_medium_says_which_and_where() {
     }
 }
 
+/// What the kernel makes of a disk that is pulled: one of no bytes.
+#[test]
+fn a_device_that_shrinks_under_a_store_is_not_called_full() {
+    let Some(disk) = Loop::new(SIZE, 512) else { return };
+    for engine in [Engine::Auto, Engine::Blocking] {
+        let mut device = device(&disk.path, engine);
+        let backing = std::fs::OpenOptions::new().write(true).open(&disk.backing).expect("opens");
+        for (left, said) in [(SIZE / 2, "fewer than when it was opened"), (0, "The device has gone")] {
+            backing.set_len(left).expect("cut off");
+            run("losetup", &["--set-capacity", disk.str()]).expect("shrunk");
+            let (offset, bufs) = (SIZE - 8192, data(4096, 1));
+            let read = one(&mut device, Op::Read { offset, buf: buffer(4096, 0) }).result;
+            let write = one(&mut device, Op::Write { offset, bufs }).result;
+            for error in [read, write].map(|result| result.expect_err("nothing is there").to_string()) {
+                assert!(error.contains(said), "{error}");
+                assert!(error.contains(&format!("at byte {offset} of {}", disk.str())), "{error}");
+            }
+        }
+        backing.set_len(SIZE).expect("extended");
+        run("losetup", &["--set-capacity", disk.str()]).expect("grown");
+    }
+}
+
 #[test]
 fn a_write_that_hangs_is_seen_while_it_does_and_stops_no_read() {
     let Some(disk) = Loop::new(SIZE, 512) else { return };

@@ -6,7 +6,10 @@ use std::sync::Arc;
 /// An I/O error with its place. Engines hand it out inside an [`io::Error`] of the same kind; see
 /// [`errno`].
 #[derive(Debug, thiserror::Error)]
-#[error("{what} of {len} bytes at byte {offset} of {device} failed: {source}{advice}", advice = advice(what, source))]
+#[error(
+    "{what} of {len} bytes at byte {offset} of {device} failed: {source}{advice}",
+    advice = advice(what, *shrunk, source)
+)]
 pub struct DeviceError {
     /// The device's path.
     pub device: Arc<str>,
@@ -16,6 +19,8 @@ pub struct DeviceError {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
+    /// What the device has now, where that is fewer bytes than when it was opened.
+    pub shrunk: Option<u64>,
     /// The system's word.
     pub source: io::Error,
 }
@@ -28,13 +33,14 @@ impl DeviceError {
         what: &'static str,
         offset: u64,
         len: u64,
+        shrunk: Option<u64>,
         source: io::Error,
     ) -> io::Error {
         if matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOMEM)) {
             return source;
         }
         let kind = source.kind();
-        io::Error::new(kind, DeviceError { device: device.clone(), what, offset, len, source })
+        io::Error::new(kind, DeviceError { device: device.clone(), what, offset, len, shrunk, source })
     }
 }
 
@@ -44,24 +50,36 @@ pub fn errno(error: &io::Error) -> Option<i32> {
     inner.map_or_else(|| error.raw_os_error(), |inner| inner.source.raw_os_error())
 }
 
-fn advice(what: &str, error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
+fn advice(what: &str, shrunk: Option<u64>, error: &io::Error) -> String {
+    // A disk that has been pulled has no bytes; writing to it is then "no space", and reading "the end".
+    match shrunk {
+        Some(0) => return GONE.to_owned(),
+        Some(now) => {
+            return format!(
+                ". The device has {now} bytes now, fewer than when it was opened: give it back its size and \
+                 restart the node"
+            );
+        }
+        None => {}
+    }
+    let advice = match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => {
             ". What is below has run out of space: a sparse file's file system (or its quota), or a thin \
              volume's pool. Free space there and restart the node; a file can be given all of its space with \
              `fallocate`, or at format with `--preallocate`"
         }
-        Some(libc::ENXIO | libc::ENODEV | libc::ENOMEDIUM) => {
-            ". The device has gone: look at the kernel's log (dmesg), cables and power; restart the node when \
-             it is back"
-        }
+        Some(libc::ENXIO | libc::ENODEV | libc::ENOMEDIUM) => GONE,
         Some(libc::EROFS) => ". It has become read-only: the kernel's log (dmesg) says why",
         Some(libc::EIO) if what == "write" => {
             ". The device refused it, or has gone: the kernel's log (dmesg) says more"
         }
         _ => "",
-    }
+    };
+    advice.to_owned()
 }
+
+const GONE: &str = ". The device has gone: look at the kernel's log (dmesg), cables and power; restart the node \
+                    when it is back";
 
 #[cfg(test)]
 mod tests {
@@ -69,7 +87,7 @@ mod tests {
 
     fn text(errno: i32) -> String {
         let source = io::Error::from_raw_os_error(errno);
-        DeviceError::wrap(&"/dev/sdq".into(), "write", 8192, 4096, source).to_string()
+        DeviceError::wrap(&"/dev/sdq".into(), "write", 8192, 4096, None, source).to_string()
     }
 
     #[test]
@@ -84,10 +102,12 @@ mod tests {
 
     #[test]
     fn the_number_can_still_be_had() {
-        let gone = DeviceError::wrap(&"d".into(), "read", 0, 1, io::Error::from_raw_os_error(libc::ENODEV));
+        let gone =
+            DeviceError::wrap(&"d".into(), "read", 0, 1, None, io::Error::from_raw_os_error(libc::ENODEV));
         assert_eq!((errno(&gone), gone.raw_os_error()), (Some(libc::ENODEV), None));
         // What the store tries again looks the same as ever.
-        let again = DeviceError::wrap(&"d".into(), "read", 0, 1, io::Error::from_raw_os_error(libc::EAGAIN));
+        let again =
+            DeviceError::wrap(&"d".into(), "read", 0, 1, None, io::Error::from_raw_os_error(libc::EAGAIN));
         assert_eq!(again.raw_os_error(), Some(libc::EAGAIN));
     }
 }

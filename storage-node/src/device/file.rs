@@ -151,12 +151,7 @@ impl RawDevice {
                 refused(errno.into())
             }
         })?;
-        let size = if block {
-            // The end of a block device is where a seek to its end goes.
-            nix::unistd::lseek(&*file, 0, nix::unistd::Whence::SeekEnd).map_err(|e| refused(e.into()))? as u64
-        } else {
-            meta.len()
-        };
+        let size = current_size(&file).map_err(refused)?;
         let info = DeviceInfo::read(path, &file, direct, size).map_err(refused)?;
         if let Some(logical) = info.logical_block.filter(|bytes| *bytes > LOGICAL_BLOCK_MAX) {
             return Err(OpenDeviceError::LogicalBlock { path: name, logical });
@@ -211,7 +206,9 @@ impl RawDevice {
     pub fn prepare(&self) -> Prepare {
         match self.info.kind {
             _ if self.read_only => Prepare::Nothing,
-            DeviceKind::File => Prepare::Zero,
+            // Without direct I/O there is a page cache to write to, or memory only.
+            DeviceKind::File if self.direct => Prepare::Zero,
+            DeviceKind::File => Prepare::Nothing,
             DeviceKind::Block if self.can_discard.load(Ordering::Relaxed) => Prepare::Discard,
             DeviceKind::Block => Prepare::Nothing,
         }
@@ -239,7 +236,8 @@ impl RawDevice {
 
     /// An error with its place.
     pub(super) fn located(&self, what: &'static str, offset: u64, len: u64, error: io::Error) -> io::Error {
-        DeviceError::wrap(&self.name_shared, what, offset, len, error)
+        let shrunk = current_size(&self.file).ok().filter(|now| *now < self.size && offset + len > *now);
+        DeviceError::wrap(&self.name_shared, what, offset, len, shrunk, error)
     }
 
     /// What a transfer of `want` bytes came to, which the system says moved `got`: a short one is an error.
@@ -257,6 +255,12 @@ impl RawDevice {
         };
         Err(self.located(what, offset, want as u64, error))
     }
+}
+
+/// The end of a file or block device is where a seek to its end goes. (Nothing here uses the position.)
+fn current_size(file: &File) -> io::Result<u64> {
+    let end = nix::unistd::lseek(file, 0, nix::unistd::Whence::SeekEnd)?;
+    u64::try_from(end).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// A short write is how a file system says that it is full, and a short read that the file has ended.

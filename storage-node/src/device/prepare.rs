@@ -1,8 +1,8 @@
 //! The thread that prepares segments: discards and zeroes, one at a time, slowly.
 //!
 //! It exists so that neither the store's thread nor the ring waits for what can take a second and what
-//! nobody is waiting for. Zeroing goes in pieces, with a pause after each that is as long as the piece
-//! took: the log keeps at least half of the device. It never touches a range that it was not given.
+//! nobody is waiting for. Zeroing goes in pieces; after each, and after each discard, comes a pause that is
+//! as long as it took: the log keeps at least half of the device. It never touches a range that it was not given.
 
 use super::buffer::Pool;
 use super::file::RawDevice;
@@ -135,10 +135,15 @@ impl Worker {
                 Prepare::Discard => self.raw.discard(job.offset, job.len),
             };
             let completion = Completion { id: job.id, result, buf: None };
-            if finished.send(Ended { completion, bytes: job.len, took: begun.elapsed() }).is_err() {
+            let took = begun.elapsed();
+            if finished.send(Ended { completion, bytes: job.len, took }).is_err() {
                 return;
             }
             waker.ring();
+            // Many segments may be freed at once.
+            if job.what == Prepare::Discard && !self.stopped() {
+                std::thread::sleep(took.min(PAUSE_MAX));
+            }
         }
     }
 
