@@ -315,3 +315,15 @@ fn no_space_below_a_sparse_file_says_so() {
         assert!(error.contains("run out of space") && error.contains("fallocate"), "{error}");
     }
 }
+
+#[test]
+fn sectors_larger_than_a_block_are_refused() {
+    let Some(disk) = Loop::new(SIZE, 8192) else { return };
+    match RawDevice::open(&disk.path, false) {
+        Err(error @ OpenDeviceError::LogicalBlock { logical: 8192, .. }) => {
+            assert!(error.to_string().contains("at most 4096"), "{error}");
+        }
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("opened"),
+    }
+}
