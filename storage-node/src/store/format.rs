@@ -132,7 +132,7 @@ pub fn default_segment_bytes(size: u64) -> u64 {
     if size < SMALL_DEVICE { SEGMENT_BYTES_MIN } else { SEGMENT_BYTES_DEFAULT }
 }
 
-/// [`format`], by somebody who can be asked and told.
+/// [`format()`], by somebody who can be asked and told.
 pub fn format_with(path: &Path, options: &FormatOptions, how: FormatHow) -> Result<Formatted, FormatError> {
     if let Some(segment) = options.segment_bytes
         && (!segment.is_power_of_two() || !(SEGMENT_BYTES_MIN..=1 << 32).contains(&segment))
