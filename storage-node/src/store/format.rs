@@ -1,7 +1,9 @@
 //! Making a store on a device, and refusing to make one where something is.
 
+use super::root::Root;
 use super::superblock::{
-    COPIES, DATA_START, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SEGMENTS_MIN, Superblock,
+    COPIES, DATA_START, LARGE_DEVICE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
+    Superblock,
 };
 use crate::device::buffer::Pool;
 use crate::device::file::{Engine, FileDevice, OpenDeviceError, RawDevice};
@@ -12,8 +14,6 @@ use std::io;
 use std::path::Path;
 use trefoil_core::{BLOCK_SIZE, Incarnation, NodeId};
 
-/// Below this size of the device, segments are of the smallest size.
-const SMALL_DEVICE: u64 = 64 << 30;
 /// Bytes discarded at once.
 const DISCARD_STEP: u64 = 1 << 30;
 /// Bytes overwritten at each end where something was: more than any format keeps there.
@@ -129,7 +129,7 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, Format
 /// The size of segments of a store of `size` bytes where none is named: small ones on a small device, so
 /// that cleaning has enough of them to choose from.
 pub fn default_segment_bytes(size: u64) -> u64 {
-    if size < SMALL_DEVICE { SEGMENT_BYTES_MIN } else { SEGMENT_BYTES_DEFAULT }
+    if size < LARGE_DEVICE_BYTES { SEGMENT_BYTES_MIN } else { SEGMENT_BYTES_DEFAULT }
 }
 
 /// [`format()`], by somebody who can be asked and told.
@@ -246,6 +246,11 @@ pub fn format_device<D: Device>(device: &mut D, sb: &Superblock) -> io::Result<(
     };
     buf.fill(0);
     device.write_now(sb.location(0, 0) * BLOCK_SIZE as u64, &buf)?;
+    for number in [1, 0] {
+        let root = Root { number, ..Root::default() };
+        buf.copy_from_slice(&root.encode(sb.incarnation));
+        device.write_now(root.offset(), &buf)?;
+    }
     buf.copy_from_slice(&sb.encode());
     // The second copy first: a crash in between leaves a device that says what it is.
     for at in COPIES.into_iter().rev() {
