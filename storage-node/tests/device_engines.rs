@@ -152,6 +152,16 @@ fn zeroing_leaves_extents_that_are_written() {
     assert_eq!(read.buf.expect("comes back")[..], [5; 4096]);
 }
 
+/// The log goes round a file whose segments are zeroed ahead of it.
+#[test]
+fn a_store_that_runs_behind_the_zeroing_keeps_its_data() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("device");
+    File::create(&path).and_then(|file| file.set_len(SIZE)).expect("made");
+    let freed = go_round(&path, &dir.path().join("index"));
+    assert!(freed > 5, "{freed}");
+}
+
 #[test]
 fn what_is_no_device_is_refused() {
     let dir = tempfile::tempdir().expect("directory");

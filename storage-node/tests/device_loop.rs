@@ -25,6 +25,14 @@ fn a_store_on_sectors_of_4096_bytes() {
     assert_eq!((info.logical_block, info.size), (Some(4096), SIZE));
 }
 
+/// The log goes round the device: what is freed is discarded, and written again.
+#[test]
+fn a_store_that_reuses_discarded_segments_keeps_its_data() {
+    let Some(disk) = Loop::new(SIZE, 4096) else { return };
+    let freed = go_round(&disk.path, &disk.dir("index"));
+    assert!(freed > 10, "{freed}");
+}
+
 #[test]
 fn what_the_kernel_knows_is_told() {
     let Some(disk) = Loop::new(SIZE, 512) else { return };

@@ -46,7 +46,7 @@ pub struct RawDevice {
     pub info: DeviceInfo,
     read_only: bool,
     name_shared: Arc<str>,
-    /// Until a discard has been refused as unknown.
+    /// Until a discard has been refused as unknown, or they have been found slow.
     can_discard: AtomicBool,
 }
 
@@ -229,9 +229,16 @@ impl RawDevice {
         }
         let error = io::Error::last_os_error();
         if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-            self.can_discard.store(false, Ordering::Relaxed);
+            self.no_more_discards("it does not know them after all");
         }
         Err(self.located("discard", offset, len, error))
+    }
+
+    /// From now on [`RawDevice::prepare`] asks for no discards.
+    pub(super) fn no_more_discards(&self, why: &str) {
+        if self.can_discard.swap(false, Ordering::Relaxed) {
+            tracing::warn!(device = %self.name, why, "freed segments are not discarded any more");
+        }
     }
 
     /// An error with its place.

@@ -21,6 +21,11 @@ const PIECE: u64 = 1 << 20;
 /// Longest pause after a piece: a device that is slow for other reasons is not waited for longer.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
+/// A discard of a segment that takes longer than this is slow: the log may be waiting for the segment ...
+const DISCARD_SLOW: Duration = Duration::from_secs(1);
+/// ... and after so many in a row the device is sent no more of them.
+const DISCARDS_SLOW_MAX: u32 = 3;
+
 /// What to do with a range.
 pub(super) struct Job {
     pub id: u64,
@@ -119,6 +124,18 @@ impl Drop for Preparer {
     }
 }
 
+/// Slow discards in a row.
+#[derive(Default)]
+struct Slow(u32);
+
+impl Slow {
+    /// One has taken this long.
+    fn too_many(&mut self, took: Duration) -> bool {
+        self.0 = if took > DISCARD_SLOW { self.0 + 1 } else { 0 };
+        self.0 >= DISCARDS_SLOW_MAX
+    }
+}
+
 struct Worker {
     raw: Arc<RawDevice>,
     stop: Arc<AtomicBool>,
@@ -126,6 +143,7 @@ struct Worker {
 
 impl Worker {
     fn run(&self, queue: &Receiver<Job>, finished: &Sender<Ended>, waker: &Waker) {
+        let mut slow = Slow::default();
         while let Ok(job) = queue.recv() {
             let begun = Instant::now();
             let result = match job.what {
@@ -140,8 +158,11 @@ impl Worker {
                 return;
             }
             waker.ring();
-            // Many segments may be freed at once.
             if job.what == Prepare::Discard && !self.stopped() {
+                if slow.too_many(took) {
+                    self.raw.no_more_discards("they take too long");
+                }
+                // Many segments may be freed at once.
                 std::thread::sleep(took.min(PAUSE_MAX));
             }
         }
@@ -169,5 +190,19 @@ impl Worker {
             std::thread::sleep(begun.elapsed().min(PAUSE_MAX));
         }
         self.raw.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discards_are_given_up_when_they_stay_slow_and_not_for_a_moment_of_it() {
+        let mut slow = Slow::default();
+        let long = 2 * DISCARD_SLOW;
+        assert!(!slow.too_many(long) && !slow.too_many(long));
+        assert!(!slow.too_many(DISCARD_SLOW), "that is still well");
+        assert!(!slow.too_many(long) && !slow.too_many(long) && slow.too_many(long));
     }
 }

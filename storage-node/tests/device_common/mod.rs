@@ -187,6 +187,8 @@ pub fn fill(store: &mut Store, n: u64) {
                 other => panic!("{other:?}"),
             }
         }
+        // Into the kernel, which hands over completions there.
+        std::thread::yield_now();
     }
 }
 
@@ -199,10 +201,73 @@ pub fn check(store: &mut Store, n: u64, count: u64) {
         while events.is_empty() {
             store.submit();
             store.poll(&mut events);
+            std::thread::yield_now();
         }
         match &events[..] {
             [StoreEvent::Read { data, bad, .. }] if bad.is_empty() => {
                 assert_eq!(data.first_chunk().map(|b| u64::from_le_bytes(*b)), Some(n));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Blocks in one write of [`overwrite`].
+const RUN: u32 = 64;
+/// Writes until [`overwrite`] comes to the same place again.
+const ROUND: u64 = 5 * 1024 / RUN as u64;
+
+fn run_place(n: u64) -> (ObjectId, u32) {
+    let group = GroupId { volume: VolumeId(2), pg: PgId::default() };
+    (ObjectId { group, index: (n % 5) as u32 }, (n % ROUND / 5) as u32 * RUN)
+}
+
+/// Overwrites the same 20 MiB again and again, `n` times 256 KiB in all, in a store that has just been made.
+pub fn overwrite(store: &mut Store, n: u64) {
+    let (mut next, mut acked) = (1, 0);
+    let mut events = Vec::new();
+    while acked < n {
+        while next <= n && next < acked + 20 && store.can_accept() {
+            let (object, first) = run_place(next);
+            let bytes: Bytes = next.to_le_bytes().repeat(BLOCK_SIZE / 8).into();
+            let checksum = |block| block_checksum(object.group.volume, object.index, block, &bytes);
+            let checksums = (first..first + RUN).map(checksum).collect();
+            let op = WriteOp::Data {
+                blocks: BlockRange::new(first, RUN),
+                checksums,
+                data: bytes.repeat(RUN as usize).into(),
+            };
+            let head = Head { ballot: Ballot(1), seq: next };
+            store.append(next, Record::Write { object, head, snap: 0, op });
+            next += 1;
+        }
+        store.submit();
+        store.poll(&mut events);
+        for event in events.drain(..) {
+            match event {
+                StoreEvent::Durable { up_to_ticket } => acked = up_to_ticket,
+                other => panic!("{other:?}"),
+            }
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Every block shows the last of `n` overwrites.
+pub fn check_overwritten(store: &mut Store, n: u64) {
+    for n in n - ROUND + 1..=n {
+        let (object, first) = run_place(n);
+        store.read(n, object, BlockRange::new(first, RUN), ReadMode::All);
+        let mut events = Vec::new();
+        while events.is_empty() {
+            store.submit();
+            store.poll(&mut events);
+            std::thread::yield_now();
+        }
+        match &events[..] {
+            [StoreEvent::Read { data, bad, .. }] if bad.is_empty() => {
+                assert_eq!(data.len(), RUN as usize * BLOCK_SIZE);
+                assert!(data.chunks(8).all(|word| word == n.to_le_bytes()), "write {n}");
             }
             other => panic!("{other:?}"),
         }
@@ -221,4 +286,20 @@ pub fn use_as_store(path: &Path, index: &Path, engines: [Engine; 2]) {
         check(&mut store, 500, 100);
         store.shutdown().expect("shut down");
     }
+}
+
+/// Writes more than fits, all to the same places, reads it, and again with the other engine after a restart.
+/// Returns how many segments have been freed.
+pub fn go_round(path: &Path, index: &Path) -> u64 {
+    Store::format(path, &options(false)).expect("formatted");
+    let mut store = open(path, index, Engine::Auto);
+    let writes = SIZE / (256 << 10) * 3 / 2;
+    overwrite(&mut store, writes);
+    let freed = store.stats().segments_freed;
+    check_overwritten(&mut store, writes);
+    store.shutdown().expect("shut down");
+    let mut store = open(path, index, Engine::Blocking);
+    check_overwritten(&mut store, writes);
+    store.shutdown().expect("shut down");
+    freed
 }
