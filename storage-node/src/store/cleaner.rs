@@ -17,8 +17,8 @@ use super::codec::{self, Entry};
 use super::engine::{CLEANER, Running, Store};
 use super::index::Index;
 use super::log::Stream;
-use super::state::Key;
 use super::segments::{Delta, LEAKED};
+use super::state::Key;
 use super::superblock::{byte_of, place_of};
 use super::table::{BlockEntry, merge};
 use crate::device::buffer::{Buf, Pool};
@@ -312,7 +312,8 @@ impl<D: Device, I: Index> Store<D, I> {
             }
         }
         let best_live = best.map_or(size, |b| b.2);
-        self.space.snapshot_wanted = emptiest_young < best_live / 2 || best.is_none() && emptiest_young < size;
+        self.space.snapshot_wanted =
+            emptiest_young < best_live / 2 || best.is_none() && emptiest_young < size;
         let Some((_, segment, _)) = best else {
             self.space.nothing_at = Some(self.log.appended_blocks());
             return None;
@@ -431,7 +432,10 @@ impl<D: Device, I: Index> Store<D, I> {
         }
         let byte = self.sb.location(v.segment, at) * BLOCK_SIZE as u64;
         tracing::error!(
-            device = self.dev.name(), segment = v.segment, byte, ?error,
+            device = self.dev.name(),
+            segment = v.segment,
+            byte,
+            ?error,
             "a block cannot be read while cleaning: its segment is kept"
         );
         match v.live.pop_front() {
@@ -447,7 +451,8 @@ impl<D: Device, I: Index> Store<D, I> {
             return;
         };
         while v.at < v.end && v.at >= first && v.todo.len() < RESOLVE_MAX {
-            let Some(bytes) = buf.get((v.at - first) as usize * BLOCK_SIZE..).filter(|b| !b.is_empty()) else {
+            let Some(bytes) = buf.get((v.at - first) as usize * BLOCK_SIZE..).filter(|b| !b.is_empty())
+            else {
                 break;
             };
             let header = Header::peek(bytes, self.sb.incarnation, v.segment, v.at);
@@ -538,7 +543,11 @@ impl<D: Device, I: Index> Store<D, I> {
             }
             v.live.pop_front();
             // Overwritten meanwhile.
-            if self.state.tables.peek(live.object, live.block).is_some_and(|e| e.location != live.entry.location)
+            if self
+                .state
+                .tables
+                .peek(live.object, live.block)
+                .is_some_and(|e| e.location != live.entry.location)
             {
                 continue;
             }
@@ -591,14 +600,18 @@ impl<D: Device, I: Index> Store<D, I> {
             // Twice nothing. A count goes astray with a table page that was lost, and with nothing else.
             if u64::from(live) <= self.state.segments.leaked {
                 tracing::warn!(
-                    device = self.dev.name(), segment = v.segment, live,
+                    device = self.dev.name(),
+                    segment = v.segment,
+                    live,
                     "what counts as live in this segment was named by a lost table page: it is freed"
                 );
                 self.stats.recounts += 1;
                 self.cleaner.empty.insert(v.segment);
             } else {
                 tracing::error!(
-                    device = self.dev.name(), segment = v.segment, live,
+                    device = self.dev.name(),
+                    segment = v.segment,
+                    live,
                     "nothing live was found in this segment, but its count says otherwise: it is kept. \
                      This is a bug; please report it"
                 );

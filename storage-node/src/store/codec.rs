@@ -217,11 +217,7 @@ pub fn put_move(
 }
 
 /// Appends a Reap.
-pub fn put_reap(
-    locations: Vec<u64>,
-    deltas: Vec<Delta>,
-    out: &mut Vec<u8>,
-) -> Result<(), postcard::Error> {
+pub fn put_reap(locations: Vec<u64>, deltas: Vec<Delta>, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
     put(&DiskRecord::Reap { locations, deltas }, out)
 }
 

@@ -101,7 +101,12 @@ impl Segments {
     pub fn free(&mut self, segment: u32) {
         if let Some(state) = self.states.get_mut(segment as usize) {
             self.live -= u64::from(state.live);
-            *state = SegState { turn: state.turn.wrapping_add(1), free: true, last_lsn: state.last_lsn, ..SegState::default() };
+            *state = SegState {
+                turn: state.turn.wrapping_add(1),
+                free: true,
+                last_lsn: state.last_lsn,
+                ..SegState::default()
+            };
         }
     }
 
