@@ -39,6 +39,7 @@ mod engine;
 mod format;
 pub mod index;
 mod log;
+mod placement;
 mod read;
 mod recovery;
 mod root;
