@@ -9,7 +9,9 @@
 
 pub mod blocking;
 pub mod buffer;
+pub mod faulty;
 pub mod file;
+pub mod image;
 mod prepare;
 pub mod sim;
 pub mod uring;
