@@ -12,6 +12,7 @@ use model::history::histories;
 
 fn crash(name: &str) {
     let mut history = histories().into_iter().find(|h| h.name == name).expect("a history");
+    history.seed += model::other_seed().unwrap_or(0);
     history.records = 30;
     let bench = FaultyFile::empty(history.size());
     let played = history.play(bench.clone());

@@ -366,9 +366,10 @@ impl Played {
     fn guarded<T>(&self, case: &Case, test: &str, f: impl FnOnce() -> T) -> T {
         catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
             let second = case.second.as_ref().map(|cut| format!(":{cut}")).unwrap_or_default();
+            let seed = std::env::var("STORE_SEED").map(|n| format!("STORE_SEED={n} ")).unwrap_or_default();
             eprintln!(
-                "FAILED ({}): STORE_CRASH_CASE={}:{}{second} cargo test -p trefoil-storage-node --test \
-                 {test} one_case -- --nocapture",
+                "FAILED ({}): {seed}STORE_CRASH_CASE={}:{}{second} cargo test -p trefoil-storage-node \
+                 --test {test} one_case -- --nocapture",
                 self.points[case.first.point].what, self.history.name, case.first
             );
             resume_unwind(panic)

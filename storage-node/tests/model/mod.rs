@@ -13,6 +13,7 @@ pub mod crash;
 pub mod damage;
 pub mod history;
 pub mod index;
+pub mod lines;
 pub mod make;
 pub mod run;
 
@@ -41,6 +42,13 @@ pub const CLEANS: bool = false;
 /// The hook for `Store::audit`: version 1 counts nothing.
 pub fn audit<D: Device, I: Index>(_store: &mut Store<D, I>) -> Result<(), String> {
     Ok(())
+}
+
+/// Added to the seeds of histories: 1000 times the number in `STORE_SEED`, for other histories of the same
+/// kinds. `None`: the ones that are known to show what a test wants to see.
+pub fn other_seed() -> Option<u64> {
+    let number = std::env::var("STORE_SEED").ok()?;
+    Some(1000 * number.parse::<u64>().expect("STORE_SEED is a number"))
 }
 
 /// An object of the tests.
