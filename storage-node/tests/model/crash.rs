@@ -124,7 +124,7 @@ impl Case {
 /// How many cuts are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// All tears and all indices at each point; a second cut after every first one.
+    /// All tears and all indices at each point.
     pub full: bool,
     /// Tears at each point, where not all.
     pub tears: usize,
@@ -141,7 +141,7 @@ impl Effort {
     pub fn from_env() -> Effort {
         let full = std::env::var("STORE_CRASH").is_ok_and(|v| v == "full");
         if full {
-            Effort { full, tears: 0, second_every: 1, go_on_every: 1, point_every: 1 }
+            Effort { full, tears: 0, second_every: 3, go_on_every: 8, point_every: 1 }
         } else {
             Effort { full, tears: 3, second_every: 12, go_on_every: 8, point_every: 1 }
         }
