@@ -42,6 +42,8 @@ const TOKENS_MAX: u64 = 1024;
 const READS_MAX: u32 = 3;
 /// Errors of one segment after which it is left alone.
 const ERRORS_MAX: u32 = 256;
+/// Objects in a block of a snapshot, at least.
+const OBJECTS_PER_BLOCK: u64 = 16;
 /// Pages of deleted objects read at once, and in one record.
 const REAP_MAX: usize = 64;
 /// A segment with fewer dead blocks than one in so many is not worth it.
@@ -176,7 +178,7 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     fn wants_cleaning(&self) -> bool {
-        self.supply() < self.supply_wanted()
+        self.supply() < self.supply_wanted().0
     }
 
     fn worth_choosing(&self) -> bool {
@@ -188,26 +190,27 @@ impl<D: Device, I: Index> Store<D, I> {
     /// would free anything. The reserve is there so that this does not happen; if it does, what needs room
     /// is refused instead of waited for.
     pub(super) fn is_stuck(&self) -> bool {
-        self.cleaner.victim.is_none()
+        !self.clean_can_go_on()
             && matches!(self.phase, super::checkpoint::Phase::Idle)
-            && self.space.nothing_at == Some(self.log.appended_blocks())
             && self.space.snapshot_from == self.log.appended_blocks()
             && self.state.dead.is_empty()
             && !self.log.busy()
             && self.is_behind()
     }
 
-    /// Enough for what is written between two snapshots.
-    fn supply_wanted(&self) -> u64 {
-        self.space.limits.low + self.space.limits.interval / u64::from(self.sb.segment_blocks)
+    /// Free segments are kept at `low` also at the end of the interval between two snapshots: what the supply
+    /// is to be, and the range below that in which the budget grows.
+    fn supply_wanted(&self) -> (u64, u64) {
+        let interval = self.space.limits.interval.div_ceil(u64::from(self.sb.segment_blocks));
+        (self.space.limits.low + interval + interval / 4 + 1, interval / 2 + 1)
     }
 
-    /// Budget for what has been appended since the last call: at the middle of the range as much as keeps
+    /// Budget for what has been appended since the last call: in the middle of the range as much as keeps
     /// the supply level, above it less, below it up to four times as much.
     fn earn(&mut self) {
         let hot = self.log.appended_by(Stream::Hot);
         let appended = hot - std::mem::replace(&mut self.cleaner.hot_seen, hot);
-        let (supply, wanted) = (self.supply(), self.supply_wanted());
+        let (supply, (wanted, range)) = (self.supply(), self.supply_wanted());
         if appended == 0 || supply >= wanted {
             return;
         }
@@ -216,15 +219,31 @@ impl<D: Device, I: Index> Store<D, I> {
             Some(v) => u64::from(self.state.segments.get(v.segment).live).min(size - 1),
             None => size / 2,
         };
-        let interval = (self.space.limits.interval / size).max(1);
         let level = appended * live / (size - live);
-        let tokens = (level * 2 * (wanted - supply) / interval).min(level * 4) + 1;
+        let tokens = (level * 2 * (wanted - supply) / range).min(level * 4) + 1;
         self.cleaner.tokens = (self.cleaner.tokens + tokens).min(TOKENS_MAX);
+    }
+
+    /// Moving leaves room for the table pages and the snapshot without which it gives nothing back.
+    fn has_room_to_clean(&self) -> bool {
+        let dirty = self.state.tables.dirty() as u64;
+        let snapshot = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
+        let size = u64::from(self.sb.segment_blocks);
+        // One that is ready may become the cold stream's.
+        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + 4 * MOVE_MAX as u64
+    }
+
+    /// False where a snapshot has to come first.
+    pub(super) fn clean_can_go_on(&self) -> bool {
+        self.has_room_to_clean() && (self.cleaner.victim.is_some() || self.worth_choosing())
     }
 
     /// True where moving may go on: budget, or nobody to disturb, or no choice.
     fn may_move(&self) -> bool {
-        if !self.space.background_may() || self.log.pending_bytes() >= self.options.pending_bytes_max {
+        if !self.space.background_may()
+            || self.log.pending_bytes() >= self.options.pending_bytes_max
+            || !self.has_room_to_clean()
+        {
             return false;
         }
         let idle = !self.log.busy() && self.reads.is_empty();

@@ -24,9 +24,10 @@ const CHUNK_BLOCKS: u32 = 64;
 const LARGE_RECORD_BYTES: usize = 1000;
 /// Blocks of that larger header.
 const LARGE_HEADER_BLOCKS: u32 = 4;
-/// Blocks of data in the largest record that any batch takes (an Install of a whole object with all
-/// that was kept on top).
-pub const RECORD_BLOCKS_MAX: u32 = 4096;
+/// Blocks of data in the largest record that any batch takes: an Install of a whole object with all
+/// that was kept on top. It fits into the smallest segment.
+pub const RECORD_BLOCKS_MAX: u32 = trefoil_core::limits::OBJECT_BLOCKS_MAX
+    + (trefoil_core::limits::REPAIR_OVERLAY_BYTES_MAX / BLOCK_SIZE) as u32;
 
 /// Who writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub struct StreamEnd {
     pub segment: u32,
     /// Where the next batch begins, if it fits.
     pub block: u32,
-    /// The segment behind that one, or [`NO_SEGMENT`] while there is none free.
+    /// The segment behind that one, named when the first is nearly full; [`NO_SEGMENT`]: none yet.
     pub next: u32,
 }
 
@@ -225,14 +226,15 @@ impl LogWriter {
             header_blocks = header_blocks.max(LARGE_HEADER_BLOCKS);
         }
         self.seal();
-        let end = &mut self.ends[stream as usize];
-        if end.block + header_blocks + blocks > size {
-            // Only the segment that the last header has named: readers find no other.
-            if end.next == NO_SEGMENT {
-                return Err(LogError::Full);
+        if self.ends[stream as usize].block + header_blocks + blocks > size {
+            // Only to a segment that a header has named: readers find no other.
+            if self.ends[stream as usize].next == NO_SEGMENT {
+                self.name_next(stream)?;
             }
+            let end = &mut self.ends[stream as usize];
             *end = StreamEnd { segment: end.next, block: 0, next: NO_SEGMENT };
         }
+        let end = self.ends[stream as usize];
         let mut records = std::mem::take(&mut self.spare_records);
         records.clear();
         self.open = Some(OpenBatch {
@@ -247,6 +249,28 @@ impl LogWriter {
             ticket: None,
         });
         Ok(self.sb.location(end.segment, end.block + header_blocks))
+    }
+
+    /// A batch without records that says where the stream goes on.
+    fn name_next(&mut self, stream: Stream) -> Result<(), LogError> {
+        let end = self.ends[stream as usize];
+        if self.ready.is_empty() || end.block >= self.sb.segment_blocks {
+            return Err(LogError::Full);
+        }
+        self.open = Some(OpenBatch {
+            stream,
+            stamp: 0,
+            segment: end.segment,
+            block: end.block,
+            header_blocks: 1,
+            data_blocks: 0,
+            records: Vec::new(),
+            chunks: Vec::new(),
+            ticket: None,
+        });
+        self.ends[stream as usize].next = self.ready.pop_front().unwrap_or(NO_SEGMENT);
+        self.seal();
+        Ok(())
     }
 
     /// The age of moved data in the open batch.
@@ -301,15 +325,14 @@ impl LogWriter {
             sum.update(&chunk[skipped..]);
             skip -= skipped;
         }
-        for end in &mut self.ends {
-            if end.next == NO_SEGMENT
-                && let Some(segment) = self.ready.pop_front()
-            {
-                end.next = segment;
-            }
-        }
         let own = &mut self.ends[open.stream as usize];
         own.block = open.block + blocks;
+        if own.next == NO_SEGMENT
+            && own.block >= self.sb.segment_blocks / 4 * 3
+            && let Some(segment) = self.ready.pop_front()
+        {
+            own.next = segment;
+        }
         let next_segment = own.next;
         let other = self.ends[open.stream.other() as usize];
         let mut header = Header {

@@ -18,17 +18,21 @@ use crate::device::{Device, Op, Prepare};
 use std::collections::VecDeque;
 use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 
-/// The part of the segments that is kept: one in so many.
+/// The part of the segments that is kept: one in so many, and a few for the ends of the streams.
 const RESERVE_PART: u32 = 9;
+const RESERVE_MORE: u32 = 4;
 /// At least so many.
 const RESERVE_MIN: u32 = 8;
-/// Segments that stay free for cleaning, table pages and snapshots: below it clients wait.
-const HARD_SEGMENTS: u64 = 2;
-/// Free segments that cleaning keeps: one in so many, and at least [`LOW_MIN`].
-const LOW_PART: u32 = 64;
-const LOW_MIN: u64 = 3;
+/// Segments that stay free for table pages and snapshots, besides what clients may have pending: below it
+/// they wait.
+const HARD_SEGMENTS: u64 = 1;
+/// Clients may have pending at once one in so many blocks.
+const BURST_PART: u64 = 128;
+/// Free segments that cleaning keeps: one in so many and some more.
+const LOW_PART: u32 = 128;
+const LOW_MORE: u64 = 2;
 /// A snapshot is written when this part of the device has been written since the last.
-const INTERVAL_PART: u64 = 32;
+const INTERVAL_PART: u64 = 40;
 /// Segments that are zeroed or discarded ahead.
 const AHEAD: usize = 2;
 /// Blocks of background work (table pages, snapshots, moves) that may join the log for each batch that has
@@ -61,13 +65,13 @@ impl Limits {
     pub fn new(sb: &Superblock, options: &StoreOptions) -> Limits {
         let size = u64::from(sb.segment_blocks);
         let total = sb.blocks();
-        let reserve = u64::from((sb.segments / RESERVE_PART).max(RESERVE_MIN)) * size;
+        let reserve = u64::from((sb.segments / RESERVE_PART + RESERVE_MORE).max(RESERVE_MIN)) * size;
         let interval = (total / INTERVAL_PART).max(size);
         Limits {
             capacity: total.saturating_sub(reserve),
             reserve: reserve.min(total),
-            hard: HARD_SEGMENTS * size + (options.pending_bytes_max / BLOCK_SIZE as u64).min(total / 32),
-            low: u64::from(sb.segments / LOW_PART).max(LOW_MIN),
+            hard: HARD_SEGMENTS * size + (options.pending_bytes_max / BLOCK_SIZE as u64).min(total / BURST_PART),
+            low: u64::from(sb.segments / LOW_PART) + LOW_MORE,
             interval,
             checkpoint: (options.checkpoint_bytes / BLOCK_SIZE as u64).min(interval).max(1),
             dirty_pages: (reserve / 8) as usize,
@@ -365,12 +369,13 @@ impl<D: Device, I: Index> Store<D, I> {
         let limits = &self.space.limits;
         let appended = self.log.appended_blocks();
         let waiting = self.space.reclaimable + self.cleaner.done_count();
-        if appended - self.space.snapshot_from >= limits.interval
-            || waiting > 0
-                && self.free_count() < limits.low
-                && appended - self.space.snapshot_from >= u64::from(self.sb.segment_blocks) / 2
-            || self.is_behind() && appended > self.space.snapshot_from
-        {
+        let since = appended - self.space.snapshot_from;
+        if since >= limits.interval {
+            return Some(true);
+        }
+        // What has been emptied is needed now: not for a few, as long as cleaning can go on.
+        let some = (limits.interval / u64::from(self.sb.segment_blocks) / 2).max(1);
+        if self.is_behind() && since > 0 && (waiting >= some || !self.clean_can_go_on()) {
             return Some(true);
         }
         let due = appended + self.replayed - self.space.checkpoint_from >= limits.checkpoint

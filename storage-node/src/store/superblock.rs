@@ -19,7 +19,7 @@ pub const COPIES: [u64; 2] = [0, 1 << 20];
 /// Where segment 0 begins.
 pub const DATA_START: u64 = 2 << 20;
 /// Smallest segment that `Store::format` makes: the largest record must fit into one.
-pub const SEGMENT_BYTES_MIN: u64 = 32 << 20;
+pub const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 /// Segment size of a device of [`LARGE_DEVICE_BYTES`] or more, where none is named; below: the smallest.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// See [`SEGMENT_BYTES_DEFAULT`].
