@@ -19,7 +19,7 @@ use trefoil_core::BlockRange;
 use trefoil_storage_node::device::faulty::{Fault, Kind, Rule};
 use trefoil_storage_node::store::{OpenError, StoreOptions};
 
-const SEGMENTS: u64 = 8;
+const SEGMENTS: u64 = 12;
 const SIZE: u64 = DATA + SEGMENTS * SEGMENT;
 
 /// A store that may be lied to, open.

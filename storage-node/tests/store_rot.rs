@@ -22,7 +22,7 @@ use trefoil_storage_node::device::faulty::{Fault, Kind, Rule};
 use trefoil_storage_node::device::image::Content;
 use trefoil_storage_node::store::{OpenError, StoreOptions, SuperblockError};
 
-const SIZE: u64 = DATA + 8 * SEGMENT;
+const SIZE: u64 = DATA + 12 * SEGMENT;
 const B: u64 = BLOCK_SIZE as u64;
 
 /// A store that was closed, and what lies where on its device.

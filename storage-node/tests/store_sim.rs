@@ -21,7 +21,7 @@ fn run(seed: u64) {
     let mut rng = Rng::new(seed);
     let of = |rng: &mut Rng, choices: &[u64]| choices[rng.below(choices.len() as u64) as usize];
     let crowded = rng.one_in(3);
-    let segments = if crowded { of(&mut rng, &[6, 8, 12]) } else { of(&mut rng, &[16, 24, 40]) };
+    let segments = if crowded { of(&mut rng, &[12, 14, 18]) } else { of(&mut rng, &[24, 40]) };
     let mix = Mix {
         objects: 2 + rng.below(6) as u32,
         blocks: if crowded { 150 + rng.below(200) as u32 } else { 1400 },

@@ -70,7 +70,8 @@ impl Limits {
         Limits {
             capacity: total.saturating_sub(reserve),
             reserve: reserve.min(total),
-            hard: HARD_SEGMENTS * size + (options.pending_bytes_max / BLOCK_SIZE as u64).min(total / BURST_PART),
+            hard: HARD_SEGMENTS * size
+                + (options.pending_bytes_max / BLOCK_SIZE as u64).min(total / BURST_PART),
             low: u64::from(sb.segments / LOW_PART) + LOW_MORE,
             interval,
             checkpoint: (options.checkpoint_bytes / BLOCK_SIZE as u64).min(interval).max(1),

@@ -9,7 +9,7 @@ use super::crash::Point;
 use super::index::{MemIndex, Saved};
 use super::make::{Maker, Mix};
 use super::run::Run;
-use super::{CLEANS, DATA, Model, SEGMENT};
+use super::{DATA, Model, SEGMENT};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use trefoil_core::ObjectId;
@@ -60,7 +60,7 @@ pub fn histories() -> Vec<History> {
     let plain = History {
         name: "plain",
         seed: 1,
-        segments: 8,
+        segments: 12,
         fill: 0,
         records: 60,
         mix: small.clone(),
@@ -100,10 +100,10 @@ pub fn histories() -> Vec<History> {
         History {
             name: "full",
             seed: 5,
-            segments: 8,
+            segments: 12,
             fill: 4000,
             records: 60,
-            mix: Mix { objects: 3, blocks: 150, large: 40, deletes: 2, ..small.clone() },
+            mix: Mix { objects: 3, blocks: 170, large: 40, deletes: 2, ..small.clone() },
             options: StoreOptions { checkpoint_bytes: 256 << 10, ..options() },
             done_percent: 30,
             ..plain.clone()
@@ -111,10 +111,10 @@ pub fn histories() -> Vec<History> {
         History {
             name: "discards",
             seed: 6,
-            segments: 8,
+            segments: 12,
             fill: 4000,
             records: 60,
-            mix: Mix { objects: 3, blocks: 150, large: 40, deletes: 6, ..small },
+            mix: Mix { objects: 3, blocks: 170, large: 40, deletes: 6, ..small },
             options: StoreOptions { checkpoint_bytes: 128 << 10, ..options() },
             prepare: Prepare::Discard,
             refuse: true,
@@ -211,9 +211,6 @@ pub fn fill<B: Bench>(run: &mut Run<B>, blocks: u64, rest: u64) {
 /// trimmed or deleted.
 pub fn steps<B: Bench>(run: &mut Run<B>, times: u64, drain_one_in: u64) {
     for _ in 0..times {
-        if !CLEANS && run.store().room_blocks() == 0 {
-            return;
-        }
         for _ in 0..run.maker.rng.below(4) {
             let record = run.maker.record(&run.now);
             let mut tries = 0;
@@ -244,6 +241,7 @@ pub fn steps<B: Bench>(run: &mut Run<B>, times: u64, drain_one_in: u64) {
         }
         if run.maker.rng.one_in(drain_one_in) {
             run.drain();
+            run.until_it_accepts();
         }
     }
 }

@@ -34,13 +34,14 @@ pub const DATA: u64 = 2 << 20;
 /// In the place of a fill: the block is bad.
 pub const BAD: u64 = u64::MAX;
 
-/// The store reuses space. Version 1 does not: on it, a history ends where the medium is full.
-pub const CLEANS: bool = false;
-
 /// Recomputes the counts of live blocks from all table pages, and compares them with those recorded.
-///
-/// The hook for `Store::audit`: version 1 counts nothing.
-pub fn audit<D: Device, I: Index>(_store: &mut Store<D, I>) -> Result<(), String> {
+pub fn audit<D: Device, I: Index>(store: &mut Store<D, I>) -> Result<(), String> {
+    let audit = store.audit();
+    let stats = store.stats();
+    let space = stats.space;
+    if !audit.is_clean() || space.used + space.free + space.reserve != space.total || stats.recounts > 0 {
+        return Err(format!("{audit:?}, {stats:?}"));
+    }
     Ok(())
 }
 
