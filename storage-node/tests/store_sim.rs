@@ -48,6 +48,9 @@ fn run(seed: u64) {
     let mut run = Run::new(bench, index.clone(), options, Maker::new(seed ^ 0xfeed, mix));
     for life in 0..2 + rng.below(6) {
         let recovered = run.open(seed ^ life << 32);
+        if std::env::var("STORE_SIM_SEED").is_ok() {
+            eprintln!("life {life}: {:?} {:?}", recovered.how, run.store().stats());
+        }
         let n = run.verify(&recovered);
         run.forget(n);
         if crowded && life % 2 == 0 {

@@ -153,7 +153,12 @@ impl Faults {
     }
     /// One more rule, behind the others.
     pub fn add(&self, rule: Rule) {
-        self.0.borrow_mut().rules.push(rule);
+        let mut plan = self.0.borrow_mut();
+        if let (Fault::Misdirected(_) | Fault::ReadElsewhere(_), Some(power)) = (rule.fault, &mut plan.power)
+        {
+            power.watch = false;
+        }
+        plan.rules.push(rule);
     }
     /// The device is well again, but for what has landed wrong or rotted.
     pub fn clear(&self) {

@@ -91,6 +91,11 @@ impl SimMedium {
     pub fn image(&self) -> Image {
         self.0.borrow().power.image.clone()
     }
+    /// Two operations under way on the same blocks are no mistake from now on: a device in between
+    /// misdirects them.
+    pub fn watch(&self, watch: bool) {
+        self.0.borrow_mut().power.watch = watch;
+    }
     /// True if an operation is under way.
     pub fn busy(&self) -> bool {
         self.0.borrow().power.busy()

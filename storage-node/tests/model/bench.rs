@@ -117,7 +117,9 @@ impl Bench for FaultySim {
 
 impl FaultyBench for FaultySim {
     fn empty(size: u64) -> FaultySim {
-        FaultySim { medium: SimMedium::new(size), faults: Faults::new() }
+        let medium = SimMedium::new(size);
+        medium.watch(false);
+        FaultySim { medium, faults: Faults::new() }
     }
     fn faults(&self) -> &Faults {
         &self.faults

@@ -342,10 +342,11 @@ impl Played {
                 }
                 // A second crash in the start-up: in full at some, a few tears at the others.
                 let effort = Effort { full: effort.full && number % 16 == 0, tears: 3, ..effort };
-                for (n, point) in points.iter().enumerate() {
+                let step = if effort.full { 1 } else { points.len().div_ceil(4).max(1) };
+                for (n, point) in points.iter().enumerate().skip(number % step).step_by(step) {
                     for cut in cuts(n, point, effort) {
                         let case = Case { second: Some(cut), ..case.clone() };
-                        let go_on = tally.second % effort.go_on_every == 0;
+                        let go_on = tally.second % (4 * effort.go_on_every) == 0;
                         self.guarded(&case, test, || self.case(&case, go_on, false, &mut tally, make));
                     }
                 }

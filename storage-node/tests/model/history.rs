@@ -101,9 +101,18 @@ pub fn histories() -> Vec<History> {
             name: "full",
             seed: 5,
             segments: 12,
-            fill: 4000,
+            fill: 6000,
             records: 60,
-            mix: Mix { objects: 3, blocks: 170, large: 40, deletes: 2, ..small.clone() },
+            mix: Mix {
+                objects: 3,
+                blocks: 160,
+                large: 40,
+                often_large: 60,
+                zeros: 3,
+                deletes: 0,
+                installs: 5,
+                ..small.clone()
+            },
             options: StoreOptions { checkpoint_bytes: 256 << 10, ..options() },
             done_percent: 30,
             ..plain.clone()
@@ -112,9 +121,18 @@ pub fn histories() -> Vec<History> {
             name: "discards",
             seed: 6,
             segments: 12,
-            fill: 4000,
+            fill: 6000,
             records: 60,
-            mix: Mix { objects: 3, blocks: 170, large: 40, deletes: 6, ..small },
+            mix: Mix {
+                objects: 3,
+                blocks: 160,
+                large: 40,
+                often_large: 60,
+                zeros: 3,
+                deletes: 3,
+                installs: 5,
+                ..small
+            },
             options: StoreOptions { checkpoint_bytes: 128 << 10, ..options() },
             prepare: Prepare::Discard,
             refuse: true,
@@ -139,6 +157,8 @@ pub struct Played {
     pub versions: Vec<Saved>,
     /// All objects.
     pub objects: BTreeSet<ObjectId>,
+    /// What the store did at the points: segments cleaned, blocks moved, snapshots, segments freed.
+    pub work: [u64; 4],
 }
 
 impl History {
@@ -159,6 +179,8 @@ impl History {
         let base = run.now.clone();
         let first = run.first;
         run.recorder.borrow_mut().points = Some(Vec::new());
+        let before = work_of(&mut run);
+        let mut work = before.map(|n| -n);
         let mut next_close = self.reopen;
         let mut lives = 0;
         while run.records.len() < self.records {
@@ -170,6 +192,7 @@ impl History {
                 next_close += self.reopen;
                 lives += 1;
                 run.drain();
+                work.iter_mut().zip(work_of(&mut run)).for_each(|(all, now)| *all += now);
                 run.close(lives % 2 == 0);
                 let recovered = run.open(self.seed + lives);
                 assert_eq!(run.verify(&recovered), run.records.len());
@@ -178,14 +201,21 @@ impl History {
         run.drain();
         run.settle_down(60);
         run.audit();
+        work.iter_mut().zip(work_of(&mut run)).for_each(|(all, now)| *all += now);
         run.close(true);
         let image = run.bench.image();
         run.recorder.borrow_mut().point(&image, "closed");
         let points = run.recorder.borrow_mut().points.take().unwrap_or_default();
         let versions = run.index.versions();
         let objects = run.objects().clone();
-        Played { history: self.clone(), base, records: run.records, first, points, versions, objects }
+        let work = work.map(|n| n as u64);
+        Played { history: self.clone(), base, records: run.records, first, points, versions, objects, work }
     }
+}
+
+fn work_of<B: Bench>(run: &mut Run<B>) -> [i64; 4] {
+    let s = run.store().stats();
+    [s.segments_cleaned, s.moved_blocks, s.snapshots, s.segments_freed].map(|n| n as i64)
 }
 
 /// Writes until so many data blocks are written or less than `rest` has room.

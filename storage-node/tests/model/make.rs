@@ -17,6 +17,8 @@ pub struct Mix {
     pub blocks: u32,
     /// Blocks in the largest write.
     pub large: u64,
+    /// Out of 100 writes: large ones.
+    pub often_large: u64,
     /// Out of 100: records without data (fences, promises, lines).
     pub plain: u64,
     /// Out of 100: zeroings.
@@ -31,7 +33,17 @@ pub struct Mix {
 
 impl Default for Mix {
     fn default() -> Mix {
-        Mix { objects: 6, blocks: 1400, large: 100, plain: 13, zeros: 10, installs: 10, heals: 4, deletes: 1 }
+        Mix {
+            objects: 6,
+            blocks: 1400,
+            large: 100,
+            often_large: 10,
+            plain: 13,
+            zeros: 10,
+            installs: 10,
+            heals: 4,
+            deletes: 1,
+        }
     }
 }
 
@@ -96,9 +108,9 @@ impl Maker {
             self.volume += 1;
             Record::DeleteVolume { volume }
         } else {
-            let most = match self.rng.below(10) {
-                0 => mix.large,
-                1 | 2 => mix.large.min(8),
+            let most = match self.rng.below(100) {
+                n if n < mix.often_large => mix.large,
+                n if n < mix.often_large + 20 => mix.large.min(8),
                 _ => 1,
             };
             self.write(most)

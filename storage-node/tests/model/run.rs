@@ -283,7 +283,7 @@ impl<B: Bench> Run<B> {
                 assert_eq!(seen, expected, "a read of {o} {range:?} is not as of its call");
             }
             StoreEvent::Failed { why } => {
-                assert!(self.tolerant, "the store has failed: {why}");
+                assert!(self.tolerant, "the store has failed: {why}; {}", self.pending());
                 assert!(self.failed.is_none(), "said once");
                 self.failed = Some(why);
             }
@@ -347,10 +347,11 @@ impl<B: Bench> Run<B> {
 
     fn pending(&self) -> String {
         format!(
-            "{} reads, {:?}, {:?}",
+            "{} reads, {:?}, {:?}, {:?}",
             self.reads.len(),
             self.recorder.borrow().progress,
-            self.store.as_ref().map(Store::stats)
+            self.store.as_ref().map(Store::stats),
+            self.options
         )
     }
 
