@@ -12,7 +12,7 @@ use trefoil_core::checksum::block_checksum;
 use trefoil_core::message::WriteOp;
 use trefoil_core::record::Record;
 use trefoil_core::*;
-use trefoil_storage_node::store::{FormatOptions, Store, StoreEvent, StoreOptions, format};
+use trefoil_storage_node::store::{FormatOptions, ReadMode, Store, StoreEvent, StoreOptions, format};
 
 const OBJECT_BLOCKS: u64 = 1024;
 
@@ -63,7 +63,6 @@ impl Load {
 }
 
 fn main() {
-    tracing_subscriber_init();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |n: usize, default: u64| args.get(n).map_or(default, |a| a.parse().expect("a number"));
     let dir = PathBuf::from(args.first().map_or("store-churn", String::as_str));
@@ -167,11 +166,28 @@ fn main() {
         println!("{now:?}");
         let audit = load.store.audit();
         println!("audit clean: {} {audit:?}", audit.is_clean());
+        let mut events = Vec::new();
+        for block in (0..blocks).step_by(256) {
+            let range = BlockRange::new((block % OBJECT_BLOCKS) as u32, 256);
+            load.store.read(block, object(block / OBJECT_BLOCKS), range, ReadMode::All);
+            while events.is_empty() {
+                load.store.submit();
+                load.store.ready().await.expect("eventfd");
+                load.store.poll(&mut events);
+            }
+            for event in events.drain(..) {
+                match event {
+                    StoreEvent::Read { data, bad, checksums, .. } => {
+                        assert!(bad.is_empty() && data.len() == 1 << 20 && !checksums.contains(&0), "block {block}");
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        println!("all blocks are there");
         let start = Instant::now();
         load.store.shutdown().expect("shut down");
         println!("shutdown {:?}", start.elapsed());
     });
     std::fs::remove_dir_all(&dir).expect("cleaned up");
 }
-
-fn tracing_subscriber_init() {}

@@ -12,7 +12,7 @@
 use super::buffer::{Buf, Pool};
 use super::image::{Change, Content, Image, Observer, Power, Tear};
 use super::wake::Waker;
-use super::{Completion, Device, Op, Prepare};
+use super::{Completion, Device, DeviceInfo, DeviceStats, Op, Prepare};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Which operations a [`Rule`] meets. `read_now` is a read, `write_now` a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -466,6 +467,15 @@ impl<D: Device> Device for Faulty<D> {
     }
     fn prepare(&self) -> Prepare {
         self.inner.prepare()
+    }
+    fn info(&self) -> Option<&DeviceInfo> {
+        self.inner.info()
+    }
+    fn stats(&self) -> DeviceStats {
+        self.inner.stats()
+    }
+    fn stalled(&self) -> Option<Duration> {
+        self.inner.stalled()
     }
 }
 

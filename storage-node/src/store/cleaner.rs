@@ -17,7 +17,10 @@ use super::codec::{self, Entry};
 use super::engine::{CLEANER, Running, Store};
 use super::index::Index;
 use super::log::Stream;
-use super::table::BlockEntry;
+use super::segments::{Delta, LEAKED};
+use super::state::Key;
+use super::superblock::{byte_of, place_of};
+use super::table::{BlockEntry, merge};
 use crate::device::buffer::{Buf, Pool};
 use crate::device::{Device, Op};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -34,6 +37,8 @@ const WINDOW_BLOCKS: u32 = 256;
 const RESOLVE_MAX: usize = 256;
 /// Blocks moved in one batch.
 const MOVE_MAX: usize = 128;
+/// Blocks that the cold stream has at least when something is moved.
+const COLD_MIN: u64 = 4 * MOVE_MAX as u64;
 /// Blocks that are worth a batch of their own, where there are so many.
 const MOVE_MIN: u64 = 64;
 /// Budget that is kept for later, in blocks.
@@ -72,6 +77,8 @@ struct Live {
 
 struct Victim {
     segment: u32,
+    /// Live blocks when it was chosen.
+    live_at_start: u32,
     end: u32,
     stamp: u64,
     /// The next header.
@@ -95,28 +102,47 @@ struct Victim {
     stays: bool,
 }
 
+impl Victim {
+    /// Nothing of it is left to be looked at or moved.
+    fn is_through(&self) -> bool {
+        self.at >= self.end && self.todo.is_empty() && self.asked.is_empty() && self.live.is_empty()
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Cleaner {
     victim: Option<Box<Victim>>,
-    /// Emptied, with the LSN at which that was so.
+    /// Emptied, with `appended_blocks` of when that was so.
     done: FxHashMap<u32, u64>,
+    /// Nothing in them is live, whatever their counts say.
+    pub empty: FxHashSet<u32>,
     /// Those that something keeps, with what was live in them then: looked at again when that changes.
     kept: FxHashMap<u32, u32>,
     /// To be looked at again: nothing live was left, yet the count says otherwise.
     recheck: FxHashSet<u32>,
+    /// A segment has been gone through since anybody asked.
+    ended: bool,
     tokens: u64,
     hot_seen: u64,
     /// Pages of deleted objects being read.
     reaping: FxHashSet<u64>,
     /// Read, to be written down together.
-    reaped: Vec<(u64, Vec<(u32, i32)>)>,
+    reaped: Vec<(u64, Vec<Delta>)>,
 }
 
 impl Cleaner {
     /// Segments that are free after the next snapshot.
     pub fn done_count(&self) -> u64 {
         self.done.len() as u64
+    }
+    /// True once after a segment has been gone through.
+    pub fn take_ended(&mut self) -> bool {
+        std::mem::take(&mut self.ended)
+    }
+    /// True for one that has been emptied.
+    pub fn is_done(&self, segment: u32) -> bool {
+        self.done.contains_key(&segment)
     }
     /// True for the segment that is being cleaned.
     pub fn is_victim(&self, segment: u32) -> bool {
@@ -158,7 +184,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 continue;
             };
             let goes_on = self.clean(&mut victim);
-            if victim.at >= victim.end && victim.todo.is_empty() && victim.live.is_empty() && goes_on {
+            if goes_on && victim.is_through() {
                 self.ended(&victim);
             } else {
                 self.cleaner.victim = Some(victim);
@@ -183,7 +209,8 @@ impl<D: Device, I: Index> Store<D, I> {
 
     fn worth_choosing(&self) -> bool {
         // Choosing looks at all segments: not again and again where nothing is worth it.
-        self.space.nothing_at != Some(self.log.appended_blocks())
+        let again = u64::from(self.sb.segment_blocks) / 16;
+        self.space.nothing_at.is_none_or(|at| self.log.appended_blocks() - at >= again)
     }
 
     /// Free segments are short, and nothing can be done about it: nothing is worth cleaning, and no snapshot
@@ -198,11 +225,10 @@ impl<D: Device, I: Index> Store<D, I> {
             && self.is_behind()
     }
 
-    /// Free segments are kept at `low` also at the end of the interval between two snapshots: what the supply
-    /// is to be, and the range below that in which the budget grows.
+    /// What the supply of free segments is to be, and the range below that in which the budget grows.
     fn supply_wanted(&self) -> (u64, u64) {
-        let interval = self.space.limits.interval.div_ceil(u64::from(self.sb.segment_blocks));
-        (self.space.limits.low + interval + interval / 4 + 1, interval / 2 + 1)
+        let range = self.space.limits.low;
+        (self.space.limits.low + range, range)
     }
 
     /// Budget for what has been appended since the last call: in the middle of the range as much as keeps
@@ -216,7 +242,7 @@ impl<D: Device, I: Index> Store<D, I> {
         }
         let size = u64::from(self.sb.segment_blocks);
         let live = match &self.cleaner.victim {
-            Some(v) => u64::from(self.state.segments.get(v.segment).live).min(size - 1),
+            Some(v) => u64::from(v.live_at_start).min(size - 1),
             None => size / 2,
         };
         let level = appended * live / (size - live);
@@ -230,7 +256,7 @@ impl<D: Device, I: Index> Store<D, I> {
         let snapshot = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
         let size = u64::from(self.sb.segment_blocks);
         // One that is ready may become the cold stream's.
-        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + 4 * MOVE_MAX as u64
+        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + COLD_MIN
     }
 
     /// False where a snapshot has to come first.
@@ -243,6 +269,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if !self.space.background_may()
             || self.log.pending_bytes() >= self.options.pending_bytes_max
             || !self.has_room_to_clean()
+            || self.log.stream_free(Stream::Cold) < COLD_MIN
         {
             return false;
         }
@@ -258,31 +285,47 @@ impl<D: Device, I: Index> Store<D, I> {
         let size = self.sb.segment_blocks;
         let now = self.log.last().lsn;
         let ends = self.log.ends();
-        let mut best: Option<(f64, u32)> = None;
+        let covers = self.root.covers.lsn;
+        let mut best: Option<(f64, u32, u32)> = None;
+        let mut emptiest_young = u32::MAX;
         for (segment, state) in self.state.segments.iter() {
-            if state.live == 0
-                || state.live > size - size / WORTH_PART
+            let live = self.live_in(segment);
+            if live > size - size / WORTH_PART
+                || state.last_lsn == 0
                 || self.space.is_free(segment)
                 || self.cleaner.done.contains_key(&segment)
-                || self.cleaner.kept.get(&segment) == Some(&state.live)
+                || self.cleaner.empty.contains(&segment)
+                || self.cleaner.kept.get(&segment) == Some(&live)
                 || ends.iter().any(|e| e.segment == segment || e.next == segment)
             {
                 continue;
             }
-            let (live, all) = (f64::from(state.live), f64::from(size));
+            if state.last_lsn >= covers {
+                // Its records are needed until the next snapshot.
+                emptiest_young = emptiest_young.min(live);
+                continue;
+            }
+            if live == 0 {
+                continue;
+            }
+            let (used, all) = (f64::from(live), f64::from(size));
             let age = now.saturating_sub(state.stamp) as f64 + 1.0;
-            let score = (all - live) * age / (all + live);
+            let score = (all - used) * age / (all + used);
             if best.is_none_or(|b| b.0 < score) {
-                best = Some((score, segment));
+                best = Some((score, segment, live));
             }
         }
-        let Some((_, segment)) = best else {
+        let best_live = best.map_or(size, |b| b.2);
+        self.space.snapshot_wanted =
+            emptiest_young < best_live / 2 || best.is_none() && emptiest_young < size;
+        let Some((_, segment, _)) = best else {
             self.space.nothing_at = Some(self.log.appended_blocks());
             return None;
         };
         let state = self.state.segments.get(segment);
         Some(Victim {
             segment,
+            live_at_start: best_live,
             end: state.end.min(size),
             stamp: state.stamp,
             at: 0,
@@ -340,7 +383,7 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     fn block_of(&self, v: &Victim, location: u64) -> u32 {
-        location.saturating_sub(self.sb.location(v.segment, 0)) as u32
+        place_of(location).saturating_sub(self.sb.location(v.segment, 0)) as u32
     }
 
     /// Reads blocks of the victim into its window.
@@ -429,7 +472,7 @@ impl<D: Device, I: Index> Store<D, I> {
             let Some(entries) = entries else {
                 return self.broken(v);
             };
-            let mut location = self.sb.location(v.segment, v.at + header.header_blocks);
+            let mut location = self.sb.in_turn(v.segment, header.turn, v.at + header.header_blocks);
             for entry in &entries {
                 name_blocks(entry, location, &mut v.todo);
                 location += u64::from(entry.data_blocks());
@@ -457,9 +500,13 @@ impl<D: Device, I: Index> Store<D, I> {
         {
             match candidate.what {
                 What::Page { object, page } => {
-                    if self.state.tables.touch(object, page, candidate.location) {
+                    if let Some(slot) = self.state.tables.touch(object, page, candidate.location) {
                         v.found += 1;
-                        self.state.dirty.insert(super::state::Key::Object(object));
+                        self.state.dirty.insert(Key::Object(object));
+                        // Written now, or when it has been loaded.
+                        if self.state.tables.prepare_flush(slot, object, page) == Some(true) {
+                            self.flush_page(slot);
+                        }
                     }
                 }
                 What::Block { object, block } => {
@@ -548,42 +595,49 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// All of the victim has been looked at.
     fn ended(&mut self, v: &Victim) {
-        let live = self.state.segments.get(v.segment).live;
+        let live = self.live_in(v.segment);
         self.stats.segments_cleaned += 1;
+        self.cleaner.ended = true;
         if v.stays {
             self.cleaner.kept.insert(v.segment, live);
-        } else if v.found == 0 && self.cleaner.recheck.remove(&v.segment) {
-            // Twice nothing: its count went astray with a page that was lost.
-            tracing::warn!(
-                device = self.dev.name(),
-                segment = v.segment,
-                live,
-                "nothing in this segment is live, whatever its count says: counting anew"
-            );
-            self.stats.recounts += 1;
-            self.scratch.clear();
-            let encoded = codec::put_recount(v.segment, &mut self.scratch);
-            self.put_scratch(encoded);
-            self.state.segments.recount(v.segment);
+        } else if v.found == 0 && live > 0 && self.cleaner.recheck.remove(&v.segment) {
+            // Twice nothing. A count goes astray with a table page that was lost, and with nothing else.
+            if u64::from(live) <= self.state.segments.leaked {
+                tracing::warn!(
+                    device = self.dev.name(),
+                    segment = v.segment,
+                    live,
+                    "what counts as live in this segment was named by a lost table page: it is freed"
+                );
+                self.stats.recounts += 1;
+                self.cleaner.empty.insert(v.segment);
+            } else {
+                tracing::error!(
+                    device = self.dev.name(),
+                    segment = v.segment,
+                    live,
+                    "nothing live was found in this segment, but its count says otherwise: it is kept. \
+                     This is a bug; please report it"
+                );
+                self.cleaner.kept.insert(v.segment, live);
+            }
         } else {
-            // The last of the Moves is in the open batch at the latest.
-            self.cleaner.done.insert(v.segment, self.log.last().lsn + 1);
+            self.cleaner.done.insert(v.segment, self.log.appended_blocks());
         }
     }
 
-    /// A snapshot has been written: emptied segments that it has not freed are looked at again.
-    pub(super) fn clean_after_snapshot(&mut self) {
-        let covers = self.root.covers.lsn;
-        let left: Vec<u32> = self
-            .cleaner
-            .done
-            .iter()
-            .filter(|(_, lsn)| **lsn <= covers)
-            .map(|(segment, _)| *segment)
-            .collect();
+    /// Live blocks of a segment, as far as is known: pages that are not in memory may have queued changes.
+    pub(super) fn live_in(&self, segment: u32) -> u32 {
+        self.state.segments.get(segment).live.saturating_add_signed(self.state.tables.pending(segment))
+    }
+
+    /// A full checkpoint has ended: all pages have been in memory, so segments that were emptied before it
+    /// and are not free are looked at again.
+    pub(super) fn clean_after_snapshot(&mut self, began: u64) {
+        let left: Vec<u32> =
+            self.cleaner.done.iter().filter(|(_, at)| **at < began).map(|(segment, _)| *segment).collect();
         for segment in left {
-            let state = self.state.segments.get(segment);
-            if state.live > 0 {
+            if self.live_in(segment) > 0 {
                 self.cleaner.done.remove(&segment);
                 self.cleaner.recheck.insert(segment);
             }
@@ -606,14 +660,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     deltas.append(&mut counts);
                 }
             }
-            deltas.sort_unstable();
-            deltas.dedup_by(|next, kept| {
-                let same = next.0 == kept.0;
-                if same {
-                    kept.1 += next.1;
-                }
-                same
-            });
+            merge(&mut deltas);
             self.scratch.clear();
             let encoded = codec::put_reap(locations.clone(), deltas.clone(), &mut self.scratch);
             self.put_scratch(encoded);
@@ -640,7 +687,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 return;
             };
             let id = self.running.insert(Running::Dead { location, retries: 0 }) as u64;
-            self.dev.start(id, Op::Read { offset: location * BLOCK_SIZE as u64, buf });
+            self.dev.start(id, Op::Read { offset: byte_of(location), buf });
         }
     }
 
@@ -650,12 +697,19 @@ impl<D: Device, I: Index> Store<D, I> {
             self.cleaner.reaped.push((location, Vec::new()));
             return;
         };
-        let mut deltas = vec![(self.sb.segment_of(location), -1)];
+        let minus = |location| {
+            let (segment, turn) = self.sb.tag_of(location);
+            (segment, turn, -1)
+        };
+        let mut deltas = vec![minus(location)];
         // A damaged one: what it named stays counted until the cleaner has looked at those segments.
         let good = bytes.filter(|b| page_checksum(*object, dead.page, b) == dead.checksum);
+        if good.is_none() {
+            deltas.push(LEAKED);
+        }
         for entry in good.into_iter().flat_map(super::table::entries_of) {
             if entry.location != 0 {
-                deltas.push((self.sb.segment_of(entry.location), -1));
+                deltas.push(minus(entry.location));
             }
         }
         self.cleaner.reaped.push((location, deltas));

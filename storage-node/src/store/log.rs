@@ -11,7 +11,7 @@
 //! appends is the order of LSNs.
 
 use super::batch::{DataChecksum, FIXED, HEADER_BLOCKS_MAX, Header, NO_SEGMENT};
-use super::superblock::Superblock;
+use super::superblock::{Superblock, byte_of};
 use crate::device::buffer::{Buf, Pool};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -52,10 +52,14 @@ impl Stream {
 pub struct StreamEnd {
     /// Its segment.
     pub segment: u32,
+    /// That segment's turn.
+    pub turn: u16,
     /// Where the next batch begins, if it fits.
     pub block: u32,
     /// The segment behind that one, named when the first is nearly full; [`NO_SEGMENT`]: none yet.
     pub next: u32,
+    /// That segment's turn.
+    pub next_turn: u16,
 }
 
 /// Both streams, hot first.
@@ -63,8 +67,8 @@ pub type Ends = [StreamEnd; 2];
 
 /// Where the streams of a new store begin.
 pub const FIRST_ENDS: Ends = [
-    StreamEnd { segment: 0, block: 0, next: NO_SEGMENT },
-    StreamEnd { segment: 1, block: 0, next: NO_SEGMENT },
+    StreamEnd { segment: 0, turn: 0, block: 0, next: NO_SEGMENT, next_turn: 0 },
+    StreamEnd { segment: 1, turn: 0, block: 0, next: NO_SEGMENT, next_turn: 0 },
 ];
 
 /// What a sealed batch does to the counts of its segment: see `Segments::batch`.
@@ -119,6 +123,7 @@ struct OpenBatch {
     /// The greatest age of moved data in it.
     stamp: u64,
     segment: u32,
+    turn: u16,
     block: u32,
     header_blocks: u32,
     data_blocks: u32,
@@ -131,7 +136,7 @@ struct OpenBatch {
 pub struct SealedBatch {
     /// Its name.
     pub at: BatchRef,
-    /// Absolute number of its first block on the device.
+    /// Of its first block.
     pub location: u64,
     /// Blocks, header included.
     pub blocks: u32,
@@ -150,7 +155,7 @@ pub struct LogWriter {
     batch_blocks_max: u32,
     ends: Ends,
     /// Free segments that may be written at once.
-    ready: VecDeque<u32>,
+    ready: VecDeque<(u32, u16)>,
     notes: Vec<Note>,
     /// By stream.
     appended: [u64; 2],
@@ -188,8 +193,8 @@ impl LogWriter {
     }
 
     /// A segment may be written from now on; nothing in it is needed.
-    pub fn give(&mut self, segment: u32) {
-        self.ready.push_back(segment);
+    pub fn give(&mut self, segment: u32, turn: u16) {
+        self.ready.push_back((segment, turn));
     }
 
     /// Segments that were given and not taken yet.
@@ -205,7 +210,10 @@ impl LogWriter {
     /// Makes room for a record of `bytes` in the header and `blocks` of data; opens or changes the
     /// batch if need be. Returns the place of its first data block. Nothing is lost on an error.
     pub fn reserve(&mut self, stream: Stream, bytes: usize, blocks: u32) -> Result<u64, LogError> {
-        let size = self.sb.segment_blocks;
+        let end = self.ends[stream as usize];
+        // While it is not known where the stream goes on, a block is kept for the header that will say so.
+        let unnamed = end.next == NO_SEGMENT && self.ready.is_empty();
+        let size = self.sb.segment_blocks - u32::from(unnamed);
         if let Some(open) = &self.open
             && open.stream == stream
         {
@@ -215,7 +223,7 @@ impl LogWriter {
                 && open.block + used + blocks <= size
                 && open.data_blocks + blocks <= self.batch_blocks_max
             {
-                return Ok(self.sb.location(open.segment, open.block + used));
+                return Ok(self.sb.in_turn(open.segment, open.turn, open.block + used));
             }
         }
         let mut header_blocks = (FIXED + bytes).div_ceil(BLOCK_SIZE) as u32;
@@ -232,7 +240,13 @@ impl LogWriter {
                 self.name_next(stream)?;
             }
             let end = &mut self.ends[stream as usize];
-            *end = StreamEnd { segment: end.next, block: 0, next: NO_SEGMENT };
+            *end = StreamEnd {
+                segment: end.next,
+                turn: end.next_turn,
+                block: 0,
+                next: NO_SEGMENT,
+                next_turn: 0,
+            };
         }
         let end = self.ends[stream as usize];
         let mut records = std::mem::take(&mut self.spare_records);
@@ -241,6 +255,7 @@ impl LogWriter {
             stream,
             stamp: 0,
             segment: end.segment,
+            turn: end.turn,
             block: end.block,
             header_blocks,
             data_blocks: 0,
@@ -248,7 +263,7 @@ impl LogWriter {
             chunks: Vec::new(),
             ticket: None,
         });
-        Ok(self.sb.location(end.segment, end.block + header_blocks))
+        Ok(self.sb.in_turn(end.segment, end.turn, end.block + header_blocks))
     }
 
     /// A batch without records that says where the stream goes on.
@@ -261,6 +276,7 @@ impl LogWriter {
             stream,
             stamp: 0,
             segment: end.segment,
+            turn: end.turn,
             block: end.block,
             header_blocks: 1,
             data_blocks: 0,
@@ -268,7 +284,10 @@ impl LogWriter {
             chunks: Vec::new(),
             ticket: None,
         });
-        self.ends[stream as usize].next = self.ready.pop_front().unwrap_or(NO_SEGMENT);
+        if let Some((segment, turn)) = self.ready.pop_front() {
+            let end = &mut self.ends[stream as usize];
+            (end.next, end.next_turn) = (segment, turn);
+        }
         self.seal();
         Ok(())
     }
@@ -329,9 +348,9 @@ impl LogWriter {
         own.block = open.block + blocks;
         if own.next == NO_SEGMENT
             && own.block >= self.sb.segment_blocks / 4 * 3
-            && let Some(segment) = self.ready.pop_front()
+            && let Some((segment, turn)) = self.ready.pop_front()
         {
-            own.next = segment;
+            (own.next, own.next_turn) = (segment, turn);
         }
         let next_segment = own.next;
         let other = self.ends[open.stream.other() as usize];
@@ -351,6 +370,7 @@ impl LogWriter {
             other_block: other.block,
             other_next: other.next,
             cold: open.stream == Stream::Cold,
+            turn: open.turn,
         };
         let header_bytes = open.header_blocks as usize * BLOCK_SIZE;
         if open.header_blocks <= CHUNK_BLOCKS {
@@ -379,7 +399,7 @@ impl LogWriter {
         });
         self.sealed.push_back(SealedBatch {
             at,
-            location: self.sb.location(open.segment, open.block),
+            location: self.sb.in_turn(open.segment, open.turn, open.block),
             blocks,
             data_blocks: open.data_blocks,
             bufs: open.chunks.into_iter().map(Buf::freeze).collect(),
@@ -397,7 +417,7 @@ impl LogWriter {
             self.seal();
         }
         let batch = self.sealed.pop_front()?;
-        let write = (batch.location * BLOCK_SIZE as u64, batch.bufs.clone());
+        let write = (byte_of(batch.location), batch.bufs.clone());
         self.in_flight = Some(batch);
         Some(write)
     }
@@ -440,7 +460,7 @@ impl LogWriter {
             }
         }
         let open = self.open.as_ref()?;
-        let start = self.sb.location(open.segment, open.block);
+        let start = self.sb.in_turn(open.segment, open.turn, open.block);
         let (chunk, at) = inside(start, open.header_blocks + open.data_blocks)?;
         open.chunks.get(chunk)?.get(at..at + BLOCK_SIZE)
     }
