@@ -75,7 +75,13 @@ fn reopen<B: FaultyBench>(run: &mut Run<B>, in_order: bool, keep_index: bool, la
         run.index.restore(Saved::default());
     }
     run.failed = None;
-    let recovered = run.open(77);
+    let recovered = match run.try_open(77) {
+        Err(OpenError::Recover(why)) if !keep_index => {
+            assert!(why.to_string().contains("rebuilt from the other copies"), "{why}");
+            return Verdict::Refused;
+        }
+        opened => opened.unwrap_or_else(|e| panic!("the store does not open: {e}")),
+    };
     let verdict = judge(run, &recovered, last);
     // And what it says stays so.
     run.close(false);

@@ -22,6 +22,8 @@ pub enum Verdict {
     Lost,
     /// The last batch looks torn.
     Torn,
+    /// There is nothing to open it from: the index is gone, and what the newest snapshot rests on.
+    Refused,
 }
 
 /// The blocks that are bad, if all others are as they should be.
@@ -94,7 +96,7 @@ pub fn blocks_of(write: &Written) -> Vec<(u64, Kind, u64)> {
     let kind = |n: usize, block: &[u8]| {
         if n < headers as usize {
             Kind::Header
-        } else if block[8..] == block[..BLOCK_SIZE - 8] {
+        } else if block[8..] == block[..BLOCK_SIZE - 8] && block[0] != 0 {
             Kind::Data
         } else {
             Kind::Page
