@@ -34,6 +34,8 @@ const LOW_PART: u32 = 128;
 const LOW_MORE: u64 = 2;
 /// A snapshot is written when this part of the device has been written since the last.
 const INTERVAL_PART: u64 = 8;
+/// Blocks of log below which another snapshot is not worth it, however short space is.
+const NEW_MIN: u64 = 8;
 /// And at the latest after so many blocks (8 GiB): a start without an index replays that much.
 const INTERVAL_MAX: u64 = 2 << 20;
 /// Segments that are zeroed or discarded ahead.
@@ -166,7 +168,7 @@ impl SpaceState {
         self.free.get(segment as usize).copied().unwrap_or(true)
     }
     /// Segments that the log can be given, now or soon.
-    fn coming(&self) -> u64 {
+    pub fn coming(&self) -> u64 {
         let waiting = self.freeing.len() + self.waiting.len() + self.next_waiting.len();
         (self.fresh.len() + self.preparing + waiting) as u64
     }
@@ -194,9 +196,15 @@ impl<D: Device, I: Index> Store<D, I> {
         self.state.tables.queued_blocks() > 0 && self.upper_room() < EXACT_BELOW.min(self.sb.blocks() / 64)
     }
 
-    /// Blocks that clients' batches can still be written to.
+    /// Blocks that clients' batches can be written to now: not those that are about to become free.
     pub(super) fn hot_free(&self) -> u64 {
-        self.log.stream_free(Stream::Hot) + self.space.coming() * u64::from(self.sb.segment_blocks)
+        let fresh = self.space.fresh.len() as u64 * u64::from(self.sb.segment_blocks);
+        self.log.stream_free(Stream::Hot) + fresh
+    }
+
+    /// Next to nothing has been appended since the last snapshot: another one would change nothing.
+    pub(super) fn nothing_new(&self) -> bool {
+        self.log.appended_blocks() - self.space.snapshot_from < NEW_MIN
     }
 
     /// Room if all queued changes add what they bring.
@@ -426,7 +434,11 @@ impl<D: Device, I: Index> Store<D, I> {
             return Some(true);
         }
         // What has been emptied is needed now: not for a few, as long as cleaning can go on.
-        if self.is_behind() && since > 0 && (waiting >= limits.low || !self.clean_can_go_on()) {
+        if self.is_behind()
+            && self.space.coming() == 0
+            && !self.nothing_new()
+            && (waiting >= limits.low || !self.clean_can_go_on())
+        {
             return Some(true);
         }
         let due = appended + self.replayed - self.space.checkpoint_from >= limits.checkpoint

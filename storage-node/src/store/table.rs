@@ -86,8 +86,8 @@ pub struct Captured {
 pub struct Loaded {
     /// Reads that waited.
     pub captured: Vec<Captured>,
-    /// The page does not match its checksum: its entries are lost.
-    pub lost: Option<(ObjectId, BlockRange)>,
+    /// The page does not match its checksum: its entries are lost. Its place is the third.
+    pub lost: Option<(ObjectId, BlockRange, u64)>,
     /// The checkpoint wants it written.
     pub flush: bool,
 }
@@ -458,7 +458,7 @@ impl Tables {
             None => {
                 if !slot.gone {
                     let blocks = BlockRange::new(page * PAGE_BLOCKS, PAGE_BLOCKS);
-                    loaded.lost = Some((object, blocks));
+                    loaded.lost = Some((object, blocks, slot.location));
                     slot.lost = true;
                 }
                 let mut page = Page::empty();
