@@ -59,6 +59,7 @@ pub use format::{
 };
 pub use log::LogError;
 pub use recovery::{How, IndexUse, RecoverError};
+pub use space::usable_bytes;
 pub use superblock::{Superblock, SuperblockError};
 
 use crate::device::file::{Engine, OpenDeviceError};

@@ -17,7 +17,7 @@ use super::superblock::Superblock;
 use super::{Space, StoreOptions};
 use crate::device::{Device, Op, Prepare};
 use std::collections::VecDeque;
-use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
+use trefoil_core::{BLOCK_SIZE, BlockRange, Incarnation, NodeId, ObjectId};
 
 /// The part of the segments that is kept: one in so many, and a few for the ends of the streams.
 const RESERVE_PART: u32 = 9;
@@ -83,6 +83,15 @@ impl Limits {
             dirty_pages: (reserve / 8) as usize,
         }
     }
+}
+
+/// Bytes of live data, tables included, that a store on a device of `device_bytes` takes; 0 where that is too
+/// small for a store.
+pub fn usable_bytes(device_bytes: u64) -> u64 {
+    let segment = super::default_segment_bytes(device_bytes);
+    let none = (Incarnation(1), [0; 16], NodeId(0));
+    Superblock::new(device_bytes, segment, none.0, none.1, none.2)
+        .map_or(0, |sb| Limits::new(&sb, &StoreOptions::default()).capacity * BLOCK_SIZE as u64)
 }
 
 /// The free segments, and what is due.
