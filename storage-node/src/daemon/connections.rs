@@ -5,7 +5,7 @@
 //! a socket and the machine. Back-pressure: while the store is behind ([`Engine::can_accept`]), no
 //! connection is read from; the kernel's socket buffers then stop the senders.
 
-use super::engine::Engine;
+use super::engine::{Engine, Fed};
 use super::storage::Storage;
 use crate::device::wake::AsyncWaker;
 use std::cell::{Cell, RefCell};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use trefoil_core::node::Input;
 use trefoil_core::{Incarnation, NodeId};
-use trefoil_transport::{CloseReason, Connected, Expect, Hello, Options, Role, connect};
+use trefoil_transport::{CloseReason, Connected, Expect, Frame, Hello, Options, Role, connect};
 
 /// The machine's clock.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -24,7 +24,7 @@ pub struct Daemon<S> {
     engine: RefCell<Engine<S>>,
     /// Said on connections to other nodes.
     hello: Hello,
-    /// Rung when the store takes more again.
+    /// Rung after each batch at the end of which the store takes more, or has failed.
     room: Notify,
     /// Rung when the store has failed.
     failed: Notify,
@@ -57,7 +57,7 @@ impl<S: Storage + 'static> Daemon<S> {
         for node in wanted {
             tokio::task::spawn_local(self.clone().peer(node));
         }
-        if room {
+        if room || failed {
             self.room.notify_waiters();
         }
         if failed {
@@ -131,12 +131,35 @@ impl<S: Storage + 'static> Daemon<S> {
             if let Err(why) = reader.read_batch(&mut frames).await {
                 break why;
             }
-            if !self.batch(|engine| engine.leader_frames(conn, &mut frames)) {
+            if !self.feed_leader(conn, &mut frames).await {
                 sender.close("a message that makes no sense");
                 break CloseReason::Local("a message that makes no sense");
             }
         };
         tracing::info!(%peer, conn, ?why, "a front end's connection has ended");
+    }
+
+    /// All of them, however often the store has to read something first; meanwhile nothing more is read
+    /// from this connection, and the others go on. False: the connection has to be closed.
+    async fn feed_leader(self: &Rc<Self>, conn: u64, frames: &mut Vec<Frame>) -> bool {
+        loop {
+            match self.batch(|engine| engine.leader_frames(conn, frames)) {
+                Fed::All => return true,
+                Fed::Broken => return false,
+                // It may have had it at hand by the end of that batch.
+                Fed::Waits => tokio::task::yield_now().await,
+            }
+            match self.batch(|engine| engine.leader_frames(conn, frames)) {
+                Fed::All => return true,
+                Fed::Broken => return false,
+                Fed::Waits => self.progress().await,
+            }
+        }
+    }
+
+    /// Waits for somebody else's batch, at the end of which the store takes more, or has failed.
+    async fn progress(&self) {
+        self.room.notified().await;
     }
 
     async fn incoming_peer(self: Rc<Self>, connected: Connected) {

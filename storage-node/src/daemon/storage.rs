@@ -17,11 +17,16 @@ pub trait Storage {
     fn submit(&mut self);
     /// Appends what has ended since the last call.
     fn poll(&mut self, events: &mut Vec<StorageEvent>);
-    /// Blocks of data that there is room for, less what has been given already.
+    /// Blocks that may be added to what it holds, as of all records given so far. 0 when it is full: then it
+    /// still takes what adds nothing.
     fn room_blocks(&self) -> u64;
+    /// How many of these blocks are holes, as of all records given so far: what a write of them would add.
+    /// `None`: not known yet; a page of the table is being read. To be asked again after a poll.
+    fn growth(&mut self, object: ObjectId, blocks: BlockRange) -> Option<u32>;
     /// True when leaders are to be told that it is nearly full.
     fn nearly_full(&self) -> bool;
-    /// False while it is behind: the daemon does not read from its connections then.
+    /// False while it is behind: the daemon does not read from its connections then. True again by itself,
+    /// unless it has failed.
     fn can_accept(&self) -> bool;
 }
 
@@ -48,6 +53,9 @@ impl Storage for Store {
     }
     fn room_blocks(&self) -> u64 {
         Store::room_blocks(self)
+    }
+    fn growth(&mut self, _object: ObjectId, blocks: BlockRange) -> Option<u32> {
+        Some(blocks.count) // until the store has it
     }
     fn nearly_full(&self) -> bool {
         Store::nearly_full(self)
