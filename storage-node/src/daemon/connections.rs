@@ -6,6 +6,7 @@
 //! connection is read from; the kernel's socket buffers then stop the senders.
 
 use super::engine::{Engine, Fed};
+use super::peers::Attempt;
 use super::storage::Storage;
 use crate::device::wake::AsyncWaker;
 use std::cell::{Cell, RefCell};
@@ -54,8 +55,8 @@ impl<S: Storage + 'static> Daemon<S> {
             let wanted = engine.peers().take_wanted();
             (result, wanted, engine.can_accept(), engine.failed().is_some())
         };
-        for node in wanted {
-            tokio::task::spawn_local(self.clone().peer(node));
+        for (node, attempt) in wanted {
+            tokio::task::spawn_local(self.clone().peer(node, attempt));
         }
         if room || failed {
             self.room.notify_waiters();
@@ -174,7 +175,8 @@ impl<S: Storage + 'static> Daemon<S> {
             sender.close("not in the map");
             return;
         };
-        let _gone = Gone { daemon: self.clone(), what: Some(Who::Peer(node)) };
+        let attempt = self.engine.borrow_mut().peers().came(node);
+        let _gone = Gone { daemon: self.clone(), what: Some(Who::Peer(node, attempt)) };
         let mut frames = Vec::new();
         let why = loop {
             self.wait_for_room().await;
@@ -190,9 +192,9 @@ impl<S: Storage + 'static> Daemon<S> {
 
     /// Makes a connection to another node and keeps it until it ends. Answers come on the connection
     /// that the other node makes.
-    async fn peer(self: Rc<Self>, node: NodeId) {
+    async fn peer(self: Rc<Self>, node: NodeId, attempt: Attempt) {
         let address = self.engine.borrow_mut().peers().address(node);
-        let mut gone = Gone { daemon: self.clone(), what: Some(Who::PeerDown(node)) };
+        let mut gone = Gone { daemon: self.clone(), what: Some(Who::PeerDown(node, attempt)) };
         let Some(address) = address else { return };
         let expect =
             Expect { role: Role::StorageNode, identity: Some((u64::from(node.0), address.incarnation.0)) };
@@ -201,7 +203,9 @@ impl<S: Storage + 'static> Daemon<S> {
                 tracing::debug!(%node, %error, "cannot reach another node");
             }
             Ok(Connected { mut reader, sender, .. }) => {
-                self.engine.borrow_mut().peers().connected(node, sender);
+                if !self.engine.borrow_mut().peers().connected(node, attempt, sender) {
+                    return;
+                }
                 let mut frames = Vec::new();
                 // Nothing comes this way; the read is there to see the end.
                 let why = match reader.read_batch(&mut frames).await {
@@ -240,8 +244,8 @@ impl<S: Storage + 'static> Daemon<S> {
 
 enum Who {
     Leader(u64),
-    Peer(NodeId),
-    PeerDown(NodeId),
+    Peer(NodeId, Attempt),
+    PeerDown(NodeId, Attempt),
 }
 
 /// Tells the engine of the end of a connection, once.
@@ -258,10 +262,15 @@ impl<S: Storage + 'static> Gone<S> {
         }
         self.daemon.batch(|engine| match what {
             Who::Leader(conn) => engine.leader_left(conn),
-            Who::Peer(node) => engine.peer_gone(node),
-            Who::PeerDown(node) => {
-                engine.peers().down(node);
-                engine.peer_gone(node);
+            Who::Peer(node, attempt) => {
+                if engine.peers().left(node, attempt) {
+                    engine.peer_gone(node);
+                }
+            }
+            Who::PeerDown(node, attempt) => {
+                if engine.peers().down(node, attempt) {
+                    engine.peer_gone(node);
+                }
             }
         });
     }
