@@ -6,8 +6,10 @@
 use super::connections::Daemon;
 use super::identity::{Identity, StateDir};
 use super::peers::PeerAddress;
+use super::storage::Storage;
+use super::vitals::Vitals;
 use crate::store::Store;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,6 +53,8 @@ pub struct Membership {
     pub start_position: Cell<Option<u64>>,
     /// The record that says that state is lost, while it is not known to be durable.
     pub lost_ticket: Cell<Option<Ticket>>,
+    /// How the device has done.
+    pub vitals: RefCell<Vitals>,
 }
 
 impl Membership {
@@ -114,6 +118,7 @@ impl Membership {
             let (counters, machine) = (engine.counters(), engine.node().counters());
             let state = engine.node().state();
             let stats = engine.store().stats();
+            let device = self.vitals.borrow_mut().beat(engine.store().device());
             Heartbeat {
                 node: self.node,
                 incarnation: self.incarnation,
@@ -131,6 +136,7 @@ impl Membership {
                 writes: counters.writes,
                 read_bytes: counters.read_bytes,
                 write_bytes: counters.write_bytes,
+                device,
                 differing,
             }
         })

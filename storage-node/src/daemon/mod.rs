@@ -9,6 +9,7 @@
 //! | [`peers`] | connections to other nodes |
 //! | [`verify`] | checksums of blocks that come off the wire |
 //! | [`cluster`] | the monitors: map, heartbeats, lost state |
+//! | [`vitals`] | how the device does |
 //! | [`identity`] | what is kept beside the store |
 //! | [`run`] | start and end |
 
@@ -22,5 +23,6 @@ mod storage;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod vitals;
 
 pub use run::{Ready, RunError, run};

@@ -7,6 +7,23 @@ use trefoil_core::node::{ReadMode, ReadResult, Ticket};
 use trefoil_core::record::Record;
 use trefoil_core::{BlockRange, ObjectId};
 
+/// What a device has done since the store was opened. All zeros: nothing was measured.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceCounters {
+    /// Reads that have ended.
+    pub reads: u64,
+    /// The sum of their times, in microseconds.
+    pub reads_us: u64,
+    /// Writes that have ended.
+    pub writes: u64,
+    /// The sum of their times, in microseconds.
+    pub writes_us: u64,
+    /// Reads and writes that have failed.
+    pub errors: u64,
+    /// The age of the oldest operation that has not ended, in microseconds; 0: there is none.
+    pub oldest_us: u64,
+}
+
 /// A store. Calls never block; what they start ends in [`Storage::poll`].
 pub trait Storage {
     /// Makes `record` durable behind all that was given before. Tickets count from 1 in each run.
@@ -28,6 +45,8 @@ pub trait Storage {
     /// False while it is behind: the daemon does not read from its connections then. True again by itself,
     /// unless it has failed.
     fn can_accept(&self) -> bool;
+    /// How its device does.
+    fn device(&self) -> DeviceCounters;
 }
 
 impl Storage for Store {
@@ -62,6 +81,9 @@ impl Storage for Store {
     }
     fn can_accept(&self) -> bool {
         Store::can_accept(self)
+    }
+    fn device(&self) -> DeviceCounters {
+        DeviceCounters::default() // until the store has it
     }
 }
 

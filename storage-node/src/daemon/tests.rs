@@ -2,7 +2,7 @@
 
 use super::connections::Daemon;
 use super::engine::{Engine, HELD_MAX};
-use super::storage::{Storage, StorageEvent};
+use super::storage::{DeviceCounters, Storage, StorageEvent};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -62,6 +62,9 @@ impl Storage for ScriptedStore {
     }
     fn can_accept(&self) -> bool {
         !self.0.behind.get()
+    }
+    fn device(&self) -> DeviceCounters {
+        DeviceCounters::default()
     }
 }
 
