@@ -233,7 +233,10 @@ impl<P: Clone> Node<P> {
         if seq == head.seq + 1 {
             // What is there already is written over, and zeros give room back: both also when full, or
             // nobody could ever make room.
-            let adds = self.growth.take().unwrap_or(u32::MAX).min(op.data_blocks());
+            let adds = match &op {
+                WriteOp::Zero { .. } => 0,
+                WriteOp::Data { blocks, .. } => self.growth.take().unwrap_or(blocks.count),
+            };
             if u64::from(adds) > self.room || (known.is_none() && objects >= GROUP_OBJECTS_MAX) {
                 self.counters.no_space += 1;
                 return self.hold_leader(conn, FromNode::NoSpace { object, ballot, seq }, out);

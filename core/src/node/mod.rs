@@ -198,7 +198,8 @@ impl<P: Clone> Node<P> {
         }
     }
 
-    /// How many blocks the next input, a Write, would add. Forgotten after that input.
+    /// How many blocks the next input, a Write, would add: the holes among its own, and what the store needs
+    /// besides. Forgotten after that input.
     pub fn set_growth(&mut self, blocks: u32) {
         self.growth = Some(blocks);
     }

@@ -175,6 +175,14 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     let kept = state.map().filter(|map| map.cluster_id == superblock.cluster_id).map(Arc::new);
     let client = MonitorClient::new(config.monitors.clone(), hello);
     let size = store.stats().space.total;
+    let short = config.memory_short(size);
+    if short > 0 {
+        tracing::warn!(
+            memory_bytes = config.memory_bytes,
+            short,
+            "a device of this size may need more memory than `memory_bytes` when it is full: raise it by what is short"
+        );
+    }
     let known_node = known.map(|identity| identity.node);
     let register = register(&client, config, known_node, incarnation, address, size);
     let unchecked = known.and_then(|identity| identity.unchecked).unwrap_or(u64::MAX);

@@ -37,8 +37,9 @@ pub trait Storage {
     /// Blocks that may be added to what it holds, as of all records given so far. 0 when it is full: then it
     /// still takes what adds nothing.
     fn room_blocks(&self) -> u64;
-    /// How many of these blocks are holes, as of all records given so far: what a write of them would add.
-    /// `None`: not known yet; a page of the table is being read. To be asked again after a poll.
+    /// How many blocks a write of these would add, as of all records given so far: the holes among them, and
+    /// pages of the table. `None`: not known yet; a page of the table is being read. To be asked again after
+    /// a poll.
     fn growth(&mut self, object: ObjectId, blocks: BlockRange) -> Option<u32>;
     /// True when leaders are to be told that it is nearly full.
     fn nearly_full(&self) -> bool;
@@ -73,8 +74,8 @@ impl Storage for Store {
     fn room_blocks(&self) -> u64 {
         Store::room_blocks(self)
     }
-    fn growth(&mut self, _object: ObjectId, blocks: BlockRange) -> Option<u32> {
-        Some(blocks.count) // until the store has it
+    fn growth(&mut self, object: ObjectId, blocks: BlockRange) -> Option<u32> {
+        Store::growth(self, object, blocks)
     }
     fn nearly_full(&self) -> bool {
         Store::nearly_full(self)
