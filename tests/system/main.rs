@@ -34,6 +34,7 @@ mod kills;
 mod nbd_client;
 mod power;
 mod prober;
+mod reclaim;
 mod rot;
 mod stand_in;
 mod takeover;
