@@ -35,6 +35,7 @@ mod nbd_client;
 mod power;
 mod prober;
 mod reclaim;
+mod rollback;
 mod rot;
 mod stand_in;
 mod takeover;
