@@ -591,9 +591,7 @@ impl<P: Clone + Default> Group<P> {
         };
         let stuck =
             |index: &ObjectIndex| self.objects.get(index).is_some_and(|o| o.decided && !has_source(o));
-        if self.closed.iter().any(stuck) {
-            self.next_round(shared, now, out);
-        } else if self.round_for_room(now) {
+        if self.closed.iter().any(stuck) || self.round_for_room(now) {
             self.next_round(shared, now, out);
         }
     }
