@@ -44,14 +44,18 @@ pub enum VolumeKey {
 /// How a node's device does. All zeros: nothing was measured.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceHealth {
-    /// Reads that ended within the last ten seconds or so.
+    /// Reads that ended within the last minute or so.
     pub reads: u64,
     /// Their mean time, in microseconds.
     pub read_us: u64,
+    /// The time of the slowest, in microseconds.
+    pub read_max_us: u64,
     /// Writes, as `reads`.
     pub writes: u64,
     /// See `read_us`.
     pub write_us: u64,
+    /// See `read_max_us`.
+    pub write_max_us: u64,
     /// The age of the oldest operation that has not ended, in microseconds.
     pub oldest_us: u64,
     /// Reads and writes that have failed since the node started.

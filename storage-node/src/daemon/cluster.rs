@@ -7,9 +7,9 @@ use super::connections::Daemon;
 use super::identity::{Identity, StateDir};
 use super::peers::PeerAddress;
 use super::storage::Storage;
-use super::vitals::Vitals;
+use crate::device::latency::DeviceStats;
 use crate::store::Store;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use trefoil_core::node::{Input, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Incarnation, NodeId, PgId, VolumeId};
 use trefoil_monitor::MonitorClient;
-use trefoil_monitor::rpc::{DIFFERING_MAX, Heartbeat};
+use trefoil_monitor::rpc::{DIFFERING_MAX, DeviceHealth, Heartbeat};
 
 /// Time between heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -42,6 +42,20 @@ fn config_of(pg: &Pg) -> PgConfig {
     PgConfig { epoch: pg.epoch, old: pg.old.clone(), new: pg.new.clone(), learners: pg.learners.clone() }
 }
 
+/// What the monitors are told of the device.
+fn device_health(stats: &DeviceStats) -> DeviceHealth {
+    DeviceHealth {
+        reads: stats.reads.recent,
+        read_us: stats.reads.mean_us,
+        read_max_us: stats.reads.max_us,
+        writes: stats.writes.recent,
+        write_us: stats.writes.mean_us,
+        write_max_us: stats.writes.max_us,
+        oldest_us: stats.oldest_in_flight_us,
+        errors: stats.reads.errors + stats.writes.errors,
+    }
+}
+
 /// What ties a running node to its monitors.
 pub struct Membership {
     pub client: MonitorClient,
@@ -53,8 +67,6 @@ pub struct Membership {
     pub start_position: Cell<Option<u64>>,
     /// The record that says that state is lost, while it is not known to be durable.
     pub lost_ticket: Cell<Option<Ticket>>,
-    /// How the device has done.
-    pub vitals: RefCell<Vitals>,
 }
 
 impl Membership {
@@ -118,7 +130,7 @@ impl Membership {
             let (counters, machine) = (engine.counters(), engine.node().counters());
             let state = engine.node().state();
             let stats = engine.store().stats();
-            let device = self.vitals.borrow_mut().beat(engine.store().device());
+            let device = device_health(&engine.store().device());
             Heartbeat {
                 node: self.node,
                 incarnation: self.incarnation,

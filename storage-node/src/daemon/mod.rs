@@ -9,7 +9,6 @@
 //! | [`peers`] | connections to other nodes |
 //! | [`verify`] | checksums of blocks that come off the wire |
 //! | [`cluster`] | the monitors: map, heartbeats, lost state |
-//! | [`vitals`] | how the device does |
 //! | [`identity`] | what is kept beside the store |
 //! | [`run`] | start and end |
 
@@ -23,6 +22,5 @@ mod storage;
 #[cfg(test)]
 mod tests;
 mod verify;
-mod vitals;
 
 pub use run::{Ready, RunError, run};

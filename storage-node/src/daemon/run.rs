@@ -11,7 +11,7 @@ use super::identity::{Identity, StateDir};
 use crate::config::{ConfigError, NodeConfig};
 use crate::device::wake::AsyncWaker;
 use crate::store::{FormatError, FormatOptions, OpenError, Recovered, Store, format};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -224,7 +224,6 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         state,
         start_position,
         lost_ticket: Cell::new(None),
-        vitals: RefCell::default(),
     });
     if let Some(why) = &lost {
         tracing::error!(why, "the store has lost state: its copies have no vote until they are repaired");

@@ -1,28 +1,12 @@
 //! What the daemon asks of a store: the little that [`super::engine`] needs, so that it can be tested on
 //! a store in memory that fails on demand.
 
+use crate::device::latency::DeviceStats;
 use crate::store::{self, Store, StoreEvent};
 use bytes::Bytes;
 use trefoil_core::node::{ReadMode, ReadResult, Ticket};
 use trefoil_core::record::Record;
 use trefoil_core::{BlockRange, ObjectId};
-
-/// What a device has done since the store was opened. All zeros: nothing was measured.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceCounters {
-    /// Reads that have ended.
-    pub reads: u64,
-    /// The sum of their times, in microseconds.
-    pub reads_us: u64,
-    /// Writes that have ended.
-    pub writes: u64,
-    /// The sum of their times, in microseconds.
-    pub writes_us: u64,
-    /// Reads and writes that have failed.
-    pub errors: u64,
-    /// The age of the oldest operation that has not ended, in microseconds; 0: there is none.
-    pub oldest_us: u64,
-}
 
 /// A store. Calls never block; what they start ends in [`Storage::poll`].
 pub trait Storage {
@@ -47,7 +31,7 @@ pub trait Storage {
     /// unless it has failed.
     fn can_accept(&self) -> bool;
     /// How its device does.
-    fn device(&self) -> DeviceCounters;
+    fn device(&self) -> DeviceStats;
 }
 
 impl Storage for Store {
@@ -83,8 +67,8 @@ impl Storage for Store {
     fn can_accept(&self) -> bool {
         Store::can_accept(self)
     }
-    fn device(&self) -> DeviceCounters {
-        DeviceCounters::default() // until the store has it
+    fn device(&self) -> DeviceStats {
+        DeviceStats::default() // until the store has it
     }
 }
 

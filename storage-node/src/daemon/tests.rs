@@ -2,7 +2,8 @@
 
 use super::connections::Daemon;
 use super::engine::{Engine, HELD_MAX};
-use super::storage::{DeviceCounters, Storage, StorageEvent};
+use super::storage::{Storage, StorageEvent};
+use crate::device::latency::DeviceStats;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -63,8 +64,8 @@ impl Storage for ScriptedStore {
     fn can_accept(&self) -> bool {
         !self.0.behind.get()
     }
-    fn device(&self) -> DeviceCounters {
-        DeviceCounters::default()
+    fn device(&self) -> DeviceStats {
+        DeviceStats::default()
     }
 }
 
