@@ -15,7 +15,7 @@
 //!
 //! What it may not do: give up what was acknowledged to make room.
 
-use super::group::{Group, Phase};
+use super::group::{Group, Link, Phase};
 use super::object::{CopyState, Entry};
 use super::{Output, Peer, Shared};
 use crate::client::{ClientOp, OpError};
@@ -33,6 +33,9 @@ const REPAIR_RETRY_FULL: u64 = 10_000_000;
 const OPEN_RETRY_FULL: u64 = 1_000_000;
 /// Pause between next rounds of a group because an object cannot open for want of room (µs).
 const ROUND_PAUSE_FULL: u64 = 10_000_000;
+
+/// How long a decision waits for the votes of nodes that have refused something for want of room (µs).
+const REFUSERS_WAIT: u64 = 500_000;
 
 impl Peer {
     /// A repair is ordered of it: none directly behind it, if it has refused the last one.
@@ -199,6 +202,14 @@ impl<P: Clone + Default> Group<P> {
                 self.no_room.insert(*index, mask);
             }
         }
+    }
+
+    /// Votes of nodes that refused something in the last ballot are still to come: what is decided without
+    /// them they may refuse again. Not for ever: one that hangs must not hold up the group.
+    pub fn waits_for_refusers(&self, now: Time) -> bool {
+        let wanted = self.no_room.values().fold(0, |all, mask| all | mask);
+        now.since(self.round_began) < REFUSERS_WAIT
+            && self.slots.iter().enumerate().any(|(i, s)| s.link == Link::Opening && wanted & 1 << i != 0)
     }
 
     /// An object cannot open because no quorum has room for what it holds by this ballot's decision, and

@@ -109,6 +109,8 @@ pub(super) struct Group<P> {
     pub no_room: FxHashMap<ObjectIndex, u8>,
     /// No further round for want of room before this, while nobody's write asks for one.
     pub full_round_after: Time,
+    /// When the present ballot was taken.
+    pub round_began: Time,
     pub undecided: usize,
     /// Operations that wait for the decision.
     pub waiting: VecDeque<ClientOp<P>>,
@@ -137,6 +139,7 @@ impl<P: Clone + Default> Group<P> {
             repair_cursor: (0, 0),
             no_room: FxHashMap::default(),
             full_round_after: Time(0),
+            round_began: Time(0),
             undecided: 0,
             waiting: VecDeque::new(),
             reads: FxHashMap::default(),
@@ -210,6 +213,7 @@ impl<P: Clone + Default> Group<P> {
         self.take_back(shared);
         self.ballot = ballot;
         self.phase = Phase::Opening;
+        self.round_began = now;
         self.round_after = now.after(self.round_pause);
         self.round_pause = (self.round_pause * 2).min(ROUND_PAUSE_MAX);
         for slot in &mut self.slots {
@@ -456,9 +460,8 @@ impl<P: Clone + Default> Group<P> {
         if more_to_come && bases.iter().any(|(_, base)| base.is_none()) {
             return; // copies were lost: wait for every node that may still answer
         }
-        let wanted = self.no_room.values().fold(0, |all, mask| all | mask);
-        if self.slots.iter().enumerate().any(|(i, s)| s.link == Link::Opening && wanted & 1 << i != 0) {
-            return; // nothing can be done with what they refuse again
+        if self.waits_for_refusers(now) {
+            return;
         }
         self.no_room.clear();
         self.phase = Phase::Decided;
