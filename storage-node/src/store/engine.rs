@@ -7,6 +7,7 @@ use super::codec;
 use super::index::{Index, SledIndex};
 use super::log::{BatchRef, LogWriter, RECORD_BLOCKS_MAX, Stream};
 use super::read::Read;
+use super::reaper::Reaper;
 use super::recovery::recover;
 use super::root::Root;
 use super::space::SpaceState;
@@ -70,6 +71,7 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) index_empty: bool,
     pub(super) space: SpaceState,
     pub(super) cleaner: Cleaner,
+    pub(super) reaper: Reaper,
     /// The newest that is durable.
     pub(super) root: Root,
     pub(super) durable_lsn: u64,
@@ -163,6 +165,7 @@ impl<D: Device, I: Index> Store<D, I> {
             read_pool: Pool::new(options.read_bytes_max, 32 << 20, Some(waker)),
             space: SpaceState::new(&sb, &options),
             cleaner: Cleaner::default(),
+            reaper: Reaper::default(),
             root: recovery.root,
             dev,
             index,
