@@ -153,7 +153,9 @@ fn what_a_majority_has_refused_does_not_make_the_object_unreadable() {
     let mut w = World::new();
     let f = w.front(1, Options::default());
     assert_eq!(w.written(f, 0, 0, 1), DONE);
-    (w.room(0, 1000), w.room(1, 0), w.room(2, 0));
+    w.room(0, 1000);
+    w.room(1, 0);
+    w.room(2, 0);
     w.stop(f);
     let id = w.write(f, 0, 1, 2);
     assert_eq!(w.at(0, 0, 1), 2, "one node has taken it");
@@ -172,7 +174,9 @@ fn a_successor_that_decides_for_what_has_no_room_decides_again() {
     let mut w = World::new();
     let f = w.front(1, Options::default());
     assert_eq!(w.written(f, 0, 0, 1), DONE);
-    (w.room(0, 1000), w.room(1, 0), w.room(2, 0));
+    w.room(0, 1000);
+    w.room(1, 0);
+    w.room(2, 0);
     w.stop(f);
     let id = w.write(f, 0, 1, 2);
     assert_eq!((w.at(0, 0, 1), w.result(f, id)), (2, None));
