@@ -34,6 +34,8 @@ mod kills;
 mod nbd_client;
 mod power;
 mod prober;
+mod reclaim;
+mod rollback;
 mod rot;
 mod stand_in;
 mod takeover;

@@ -102,6 +102,15 @@ pub(super) struct Group<P> {
     pub closed: ObjectSet,
     /// Copies on connected nodes that are not in line, and when to (re)order their repair. Clients' first.
     pub behind: BTreeMap<(ObjectIndex, usize), Time>,
+    /// The copy whose repair was ordered last.
+    pub repair_cursor: (ObjectIndex, usize),
+    /// Objects that copies could not take for want of room in the last ballot, and the slots of these: the
+    /// present one is decided by their votes, if they are a quorum.
+    pub no_room: FxHashMap<ObjectIndex, u8>,
+    /// No further round for want of room before this, while nobody's write asks for one.
+    pub full_round_after: Time,
+    /// When the present ballot was taken.
+    pub round_began: Time,
     pub undecided: usize,
     /// Operations that wait for the decision.
     pub waiting: VecDeque<ClientOp<P>>,
@@ -127,6 +136,10 @@ impl<P: Clone + Default> Group<P> {
             busy: ObjectSet::new(),
             closed: ObjectSet::new(),
             behind: BTreeMap::new(),
+            repair_cursor: (0, 0),
+            no_room: FxHashMap::default(),
+            full_round_after: Time(0),
+            round_began: Time(0),
             undecided: 0,
             waiting: VecDeque::new(),
             reads: FxHashMap::default(),
@@ -196,9 +209,11 @@ impl<P: Clone + Default> Group<P> {
             return out.push(Output::NeedGeneration);
         };
         self.counters.rounds += 1;
+        self.note_no_room();
         self.take_back(shared);
         self.ballot = ballot;
         self.phase = Phase::Opening;
+        self.round_began = now;
         self.round_after = now.after(self.round_pause);
         self.round_pause = (self.round_pause * 2).min(ROUND_PAUSE_MAX);
         for slot in &mut self.slots {
@@ -317,6 +332,7 @@ impl<P: Clone + Default> Group<P> {
     /// 5.8 for a new epoch.
     pub fn configure(&mut self, shared: &mut Shared, now: Time, config: PgConfig, out: &mut Vec<Output<P>>) {
         self.take_back(shared);
+        self.no_room.clear(); // slots are others now
         self.config = config;
         self.make_slots();
         if self.phase != Phase::Closed {
@@ -376,9 +392,8 @@ impl<P: Clone + Default> Group<P> {
             FromNode::Gap { object, ballot, repair, .. } if ballot == self.ballot => {
                 self.gap(shared, now, i, object.index, repair, out);
             }
-            FromNode::NoSpace { object, ballot, .. } if ballot == self.ballot => {
-                shared.refused_for_room(now, node);
-                self.no_space(shared, now, i, object.index, out);
+            FromNode::NoSpace { object, ballot, seq } if ballot == self.ballot => {
+                self.no_space(shared, now, i, (object.index, seq), out);
             }
             FromNode::Data { id, checksums, data, .. } => {
                 self.data(shared, now, i, id, checksums, data, out);
@@ -445,6 +460,10 @@ impl<P: Clone + Default> Group<P> {
         if more_to_come && bases.iter().any(|(_, base)| base.is_none()) {
             return; // copies were lost: wait for every node that may still answer
         }
+        if self.waits_for_refusers(now) {
+            return;
+        }
+        self.no_room.clear();
         self.phase = Phase::Decided;
         for (index, base) in bases {
             let object = match base {
@@ -473,6 +492,12 @@ impl<P: Clone + Default> Group<P> {
         let vote = |slot: &Slot| slot.answer.as_ref().and_then(|answer| answer.vote(index));
         if !self.quorum(|_, slot| vote(slot).is_some()) {
             return None;
+        }
+        let no_room = self.no_room.get(&index).copied().unwrap_or(0);
+        if self.quorum(|i, slot| no_room & 1 << i != 0 && vote(slot).is_some()) {
+            let of_these = self.slots.iter().enumerate().filter(|(i, _)| no_room & 1 << i != 0);
+            let members = of_these.filter(|(_, slot)| slot.member);
+            return members.filter_map(|(_, slot)| vote(slot)).max().map(|vote| vote.head);
         }
         #[cfg(feature = "deliberate-bugs")]
         if crate::bugs::stale_copy_without_vote() {
@@ -508,6 +533,7 @@ impl<P: Clone + Default> Group<P> {
             let nothing = head == Head::ZERO && object.base == Head::ZERO && object.acked == 0;
             if object.in_line(self.ballot, head) && (nothing || !lost) {
                 object.copies[i].state = CopyState::InLine;
+                object.copies[i].no_room = false;
                 object.copies[i].have = object.copies[i].have.max(head.seq);
             } else {
                 object.copies[i].state = CopyState::Except;
@@ -568,7 +594,7 @@ impl<P: Clone + Default> Group<P> {
         };
         let stuck =
             |index: &ObjectIndex| self.objects.get(index).is_some_and(|o| o.decided && !has_source(o));
-        if self.closed.iter().any(stuck) {
+        if self.closed.iter().any(stuck) || self.round_for_room(now) {
             self.next_round(shared, now, out);
         }
     }
