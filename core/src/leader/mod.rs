@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One machine leads one volume under one generation. A volume's objects fall into groups, one for each
-//! placement group; each group is opened, decided and settled on its own ([`group`]), holds its objects'
+//! placement group; each group is opened, decided ([`choose`]) and settled on its own ([`group`]), holds its objects'
 //! state ([`object`]), numbers and counts writes ([`write`]), routes reads ([`read`]) and orders repairs
 //! ([`repair`]).
 //!
@@ -18,6 +18,7 @@
 //! 200 bytes each, 50 MiB per TiB of written volume).
 
 mod api;
+pub mod choose;
 mod group;
 mod object;
 mod read;
