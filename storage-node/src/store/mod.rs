@@ -41,12 +41,14 @@ mod recovery;
 mod state;
 mod superblock;
 mod table;
+pub(crate) mod view;
 
 pub use engine::Store;
 pub use format::{FormatError, FormatOptions, format, format_device};
 pub use log::LogError;
 pub use recovery::{How, IndexUse};
 pub use superblock::{Superblock, SuperblockError};
+pub use table::BlockEntry;
 
 use crate::device::file::{Engine, OpenDeviceError};
 use bytes::Bytes;

@@ -6,6 +6,8 @@
 //! module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
 //! ([`Tables::dirty_victim`]), and is told when that has happened.
 
+pub mod view;
+
 use super::batch::page_checksum;
 use rustc_hash::FxHashMap;
 use slab::Slab;

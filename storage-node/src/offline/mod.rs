@@ -1,0 +1,273 @@
+//! A store whose storage node does not run: looked at, checked, taken out of (promise P10).
+//!
+//! ```text
+//!  device (read-only, shared lock) ─► recovery from the log alone ─► OfflineStore
+//!     info      what it is and what is in it          check    everything on it, verified
+//!     dump      the whole state as JSON lines          export   an object's bytes
+//!     volume    a volume's image out of several devices, by the majority rule of the live system
+//!     rebuild   a new index (the only thing here that writes, and never to the device)
+//! ```
+//!
+//! The state is found by the very code that a start runs (`store::recovery`), from the log and never from
+//! the index. Which copy of an object counts is decided by the leader's own function
+//! ([`trefoil_core::leader::choose`]). No other rule about either is here.
+//!
+//! # Memory
+//!
+//! What recovery needs (see [`crate::store`]), one object's table, and for a check one bit for each block
+//! of the device: 32 MiB per TiB.
+
+mod device;
+mod dump;
+mod export;
+mod info;
+mod map;
+mod volume;
+
+pub use device::{ReadOnlyDevice, ReadOnlyError};
+pub use dump::{Run, head_json, line_json};
+pub use export::{BadBlock, ExportError, ExportReport, SparseFile};
+pub use info::{CopyInfo, Info, LogInfo, VolumeInfo};
+pub use map::{Layout, LayoutError, Place, parse_volume, read_map};
+pub use volume::{
+    BlockProblem, DeviceReport, ObjectProblem, VolumeError, VolumeOptions, VolumeReport, export_volume,
+    refuses,
+};
+
+use crate::device::Device;
+use crate::device::buffer::{Buf, Pool};
+use crate::store::view::{self, PAGE_BLOCKS, PageRef, PageView, View};
+use crate::store::{BlockEntry, How, Superblock, SuperblockError};
+use std::path::Path;
+use trefoil_core::checksum::{HOLE, UNKNOWN, block_checksum};
+use trefoil_core::record::Durable;
+use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId, VolumeId};
+
+/// Blocks in one read of the device.
+const RUN_BLOCKS_MAX: usize = 256;
+/// Times that the device is asked for the same blocks.
+const READS_MAX: u32 = 3;
+
+/// Told how far a long reading is: done and in all, in units that only mean something together.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// Why a store cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] ReadOnlyError),
+    /// The superblock.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+}
+
+/// What a block of an object is, as its table says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// Never written, or trimmed: zeros.
+    Hole,
+    /// It has no good bytes here. Those it should have carry the checksum; none where that is lost too.
+    Bad(Option<u64>),
+    /// Its bytes are at this place.
+    There(BlockEntry),
+}
+
+impl From<BlockEntry> for Block {
+    fn from(entry: BlockEntry) -> Block {
+        match entry {
+            BlockEntry { checksum: HOLE, .. } => Block::Hole,
+            BlockEntry { location: 0, checksum: UNKNOWN } => Block::Bad(None),
+            BlockEntry { location: 0, checksum } => Block::Bad(Some(checksum)),
+            entry => Block::There(entry),
+        }
+    }
+}
+
+/// Why a block's bytes cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The place is not one of the device's.
+    #[error("its place is outside the device's segments")]
+    Outside,
+    /// The device fails.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    /// Other bytes are there.
+    #[error("does not match its checksum")]
+    Mismatch,
+}
+
+/// An object's block table as of the end of the log.
+#[derive(Clone, Debug, Default)]
+pub struct ObjectTable {
+    /// One for each block up to the last page; behind them there are only holes.
+    pub entries: Vec<BlockEntry>,
+    /// Pages whose image is damaged: what these blocks held is not known here, unless they were written
+    /// since.
+    pub lost: Vec<BlockRange>,
+}
+
+impl ObjectTable {
+    /// A block; a hole behind the end.
+    pub fn block(&self, block: u32) -> Block {
+        self.entries.get(block as usize).copied().unwrap_or_default().into()
+    }
+}
+
+/// A store, opened for reading only.
+pub struct OfflineStore<D = ReadOnlyDevice> {
+    device: D,
+    view: View,
+    pool: Pool,
+}
+
+impl OfflineStore {
+    /// Opens the store on a file or block device. The device is locked against its storage node and is
+    /// not written. `progress` is told about the reading of the log.
+    pub fn open(path: &Path, progress: Progress<'_>) -> Result<OfflineStore, OfflineError> {
+        OfflineStore::open_on(ReadOnlyDevice::open(path)?, progress)
+    }
+}
+
+impl<D: Device> OfflineStore<D> {
+    /// Opens the store on any device. Nothing is written to it.
+    pub fn open_on(device: D, progress: Progress<'_>) -> Result<OfflineStore<D>, OfflineError> {
+        let mut tell = |segment: u32, segments: u32| progress(segment.into(), segments.into());
+        let view = view::view(&device, &mut tell)?;
+        Ok(OfflineStore { device, view, pool: Pool::new(u64::MAX, 8 << 20, None) })
+    }
+
+    /// The device's path.
+    pub fn name(&self) -> &str {
+        self.device.name()
+    }
+    /// What the store is.
+    pub fn superblock(&self) -> &Superblock {
+        &self.view.sb
+    }
+    /// The node's state at the end of the log.
+    pub fn durable(&self) -> &Durable {
+        &self.view.recovery.state.durable
+    }
+    /// State that was once durable is lost (N8), in words: the node would not vote.
+    pub fn lost(&self) -> Option<&str> {
+        self.view.recovery.lost.as_deref()
+    }
+    /// What reading the log found.
+    pub fn how(&self) -> &How {
+        &self.view.recovery.how
+    }
+    /// LSN of the last batch.
+    pub fn log_position(&self) -> u64 {
+        self.view.recovery.last.lsn
+    }
+
+    /// Every object that has a head, a table or a line, in order.
+    pub fn objects(&self) -> Vec<ObjectId> {
+        let groups = &self.durable().groups;
+        let named = groups.iter().flat_map(|(group, state)| {
+            let all = state.objects.keys().chain(state.behind.keys());
+            all.map(|index| ObjectId { group: *group, index: *index })
+        });
+        let mut all: Vec<ObjectId> = named.chain(self.view.recovery.state.tables.objects()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The same, of one volume.
+    pub fn objects_of(&self, volume: VolumeId) -> Vec<ObjectId> {
+        let mut all = self.objects();
+        all.retain(|object| object.group.volume == volume);
+        all
+    }
+
+    /// Where the pages of an object's table are; none where it has no table.
+    pub(crate) fn pages(&self, object: ObjectId) -> &[PageRef] {
+        self.view.recovery.state.tables.pages(object).unwrap_or(&[])
+    }
+
+    /// The image of a page as it lies in the log; none where it was never written or cannot be read.
+    pub(crate) fn image(&self, at: &PageRef) -> Option<Buf> {
+        (at.location != 0).then(|| self.read(at.location, 1).ok()).flatten()
+    }
+
+    /// A page with what has changed since its image was written.
+    pub(crate) fn page(&self, object: ObjectId, page: u32, image: Option<&[u8]>) -> Option<PageView> {
+        self.view.recovery.state.tables.view(object, page, image)
+    }
+
+    /// An object's table.
+    pub fn table(&self, object: ObjectId) -> ObjectTable {
+        let mut table = ObjectTable::default();
+        for (page, at) in (0..).zip(self.pages(object)) {
+            let Some(view) = self.page(object, page, self.image(at).as_deref()) else {
+                continue;
+            };
+            table.entries.resize((page * PAGE_BLOCKS) as usize, BlockEntry::default());
+            table.entries.extend(view.entries);
+            if view.lost {
+                table.lost.push(BlockRange::new(page * PAGE_BLOCKS, PAGE_BLOCKS));
+            }
+        }
+        table
+    }
+
+    /// Reads blocks of the device, asking more than once.
+    pub(crate) fn read(&self, location: u64, blocks: usize) -> Result<Buf, Fault> {
+        let sb = &self.view.sb;
+        let end = location.checked_add(blocks as u64);
+        if location < sb.location(0, 0) || end.is_none_or(|end| end > sb.location(sb.segments, 0)) {
+            return Err(Fault::Outside);
+        }
+        self.read_raw(location * BLOCK_SIZE as u64, blocks)
+    }
+
+    /// The same anywhere on the device, at a byte.
+    pub(crate) fn read_raw(&self, offset: u64, blocks: usize) -> Result<Buf, Fault> {
+        let Some(mut buf) = self.pool.get(blocks * BLOCK_SIZE) else {
+            return Err(Fault::Unreadable("no memory".to_owned()));
+        };
+        let mut why = String::new();
+        for _ in 0..READS_MAX {
+            match self.device.read_now(offset, &mut buf) {
+                Ok(()) => return Ok(buf),
+                Err(error) => why = error.to_string(),
+            }
+        }
+        Err(Fault::Unreadable(why))
+    }
+
+    /// Reads blocks of an object and verifies them. `each` is told of every one, in order.
+    pub fn read_blocks<E>(
+        &self,
+        object: ObjectId,
+        blocks: &[(u32, BlockEntry)],
+        mut each: impl FnMut(u32, &BlockEntry, Result<&[u8], Fault>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut rest = blocks;
+        while let Some((first, _)) = rest.split_first() {
+            let follows = |n: usize| rest[n].1.location == first.1.location.wrapping_add(n as u64);
+            let n = (1..rest.len().min(RUN_BLOCKS_MAX)).take_while(|n| follows(*n)).count() + 1;
+            let (run, behind) = rest.split_at(n);
+            rest = behind;
+            let whole = self.read(first.1.location, n).ok();
+            for (i, (block, entry)) in run.iter().enumerate() {
+                // Where a run cannot be read, perhaps most of its blocks can.
+                let alone = if whole.is_none() { Some(self.read(entry.location, 1)) } else { None };
+                let bytes = match (&whole, &alone) {
+                    (Some(buf), _) => buf.get(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE).ok_or(Fault::Mismatch),
+                    (None, Some(read)) => read.as_deref().map_err(Clone::clone),
+                    (None, None) => Err(Fault::Mismatch),
+                };
+                let good = bytes.and_then(|bytes| {
+                    let sum = block_checksum(object.group.volume, object.index, *block, bytes);
+                    if sum == entry.checksum { Ok(bytes) } else { Err(Fault::Mismatch) }
+                });
+                each(*block, entry, good)?;
+            }
+        }
+        Ok(())
+    }
+}
