@@ -12,11 +12,25 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long to wait for the lock of a process that may just have been killed: its last write ends
 /// before its lock does.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Reads that are under way at once: what keeps a fast device busy, and lets a slow one choose its order.
+const READERS_MAX: usize = 16;
+
+/// A device that can read several places at once.
+pub trait ReadMany: Device {
+    /// Reads each `(offset, buffer)`, in any order; the outcomes in the order of the places.
+    fn read_many(&self, places: Vec<(u64, &mut [u8])>) -> Vec<io::Result<()>> {
+        places.into_iter().map(|(offset, buf)| self.read_now(offset, buf)).collect()
+    }
+}
+
+impl ReadMany for crate::device::sim::SimDevice {}
 
 /// Why a device could not be opened for reading.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +147,31 @@ impl Device for ReadOnlyDevice {
     }
 }
 
+impl ReadMany for ReadOnlyDevice {
+    fn read_many(&self, places: Vec<(u64, &mut [u8])>) -> Vec<io::Result<()>> {
+        let readers = places.len().min(READERS_MAX);
+        let mut outcomes: Vec<io::Result<()>> = places.iter().map(|_| Ok(())).collect();
+        let jobs = Mutex::new(places.into_iter().zip(&mut outcomes));
+        let read = || {
+            loop {
+                let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(((offset, buf), outcome)) = job else { break };
+                *outcome = self.file.read_exact_at(buf, offset);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..readers {
+                // Where a thread cannot be had, the others do its share.
+                if std::thread::Builder::new().spawn_scoped(scope, read).is_err() {
+                    break;
+                }
+            }
+            read();
+        });
+        outcomes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +189,10 @@ mod tests {
         device.read_now(4096, &mut buf).expect("reads");
         assert!(buf.iter().all(|b| *b == 7));
         assert!(device.write_now(0, &buf).is_err());
+        let mut bufs: Vec<_> = (0..40).map(|_| pool.get(4096).expect("memory")).collect();
+        let places = (0u64..).zip(&mut bufs).map(|(n, buf)| (n % 3 * 4096, &mut buf[..])).collect();
+        let outcomes: Vec<bool> = device.read_many(places).iter().map(Result::is_ok).collect();
+        assert_eq!(outcomes, (0..40).map(|n| n % 3 < 2).collect::<Vec<_>>());
         other.start(3, Op::Write { offset: 0, bufs: vec![buf.freeze()] });
         let mut ended = Vec::new();
         other.completions(&mut ended);

@@ -3,8 +3,7 @@
 //! One object per line; `type` says what it is. Streamed: what is written is not held in memory. Checksums
 //! and names of 64 bits are hexadecimal texts.
 
-use super::{Block, OfflineStore};
-use crate::device::Device;
+use super::{Block, OfflineStore, ReadMany};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use trefoil_core::message::Line;
@@ -46,7 +45,7 @@ pub struct Run {
     pub checksums: Vec<Option<String>>,
 }
 
-impl<D: Device> OfflineStore<D> {
+impl<D: ReadMany> OfflineStore<D> {
     /// The blocks of an object that are no holes, in order.
     pub fn runs(&self, object: ObjectId) -> Vec<Run> {
         let table = self.table(object);

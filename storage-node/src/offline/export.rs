@@ -3,8 +3,7 @@
 //! Nothing is guessed: a block without good bytes here is a hole in the file and is named in the report.
 //! Whether this copy of the object is the one that counts is not decided here (`volume.rs` does that).
 
-use super::{Block, Fault, OfflineStore};
-use crate::device::Device;
+use super::{Block, Fault, OfflineStore, ReadMany};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -143,7 +142,7 @@ pub struct ExportReport {
     pub bad_blocks: Vec<BadBlock>,
 }
 
-impl<D: Device> OfflineStore<D> {
+impl<D: ReadMany> OfflineStore<D> {
     /// Writes the object to a new file. `size`: bytes of the file, at least what the object holds; none:
     /// up to the last block that is no hole.
     pub fn export(

@@ -3,8 +3,7 @@
 //! Plain data with the field names of `--json`: a field is never renamed or given another meaning. 64-bit
 //! names and checksums are hexadecimal texts, since not every JSON parser keeps 64 bits.
 
-use super::OfflineStore;
-use crate::device::Device;
+use super::{OfflineStore, ReadMany};
 use crate::store::view::{COPIES, Superblock};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,7 +105,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl<D: Device> OfflineStore<D> {
+impl<D: ReadMany> OfflineStore<D> {
     /// The superblock's copies, each looked at by itself.
     pub fn superblock_copies(&self) -> Vec<CopyInfo> {
         let look = |byte| {

@@ -24,7 +24,7 @@ mod info;
 mod map;
 mod volume;
 
-pub use device::{ReadOnlyDevice, ReadOnlyError};
+pub use device::{ReadMany, ReadOnlyDevice, ReadOnlyError};
 pub use dump::{Run, head_json, line_json};
 pub use export::{BadBlock, ExportError, ExportReport, SparseFile};
 pub use info::{CopyInfo, Info, LogInfo, VolumeInfo};
@@ -34,7 +34,6 @@ pub use volume::{
     refuses,
 };
 
-use crate::device::Device;
 use crate::device::buffer::{Buf, Pool};
 use crate::store::view::{self, PAGE_BLOCKS, PageRef, PageView, View};
 use crate::store::{BlockEntry, How, Superblock, SuperblockError};
@@ -45,6 +44,10 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId, VolumeId};
 
 /// Blocks in one read of the device.
 const RUN_BLOCKS_MAX: usize = 256;
+/// Reads that are made at once.
+const RUNS_MAX: usize = 256;
+/// Blocks read at once, beyond which no further run is begun: at most 9 MiB are held.
+const READ_BLOCKS_MAX: usize = 2048;
 /// Times that the device is asked for the same blocks.
 const READS_MAX: u32 = 3;
 
@@ -130,7 +133,7 @@ impl OfflineStore {
     }
 }
 
-impl<D: Device> OfflineStore<D> {
+impl<D: ReadMany> OfflineStore<D> {
     /// Opens the store on any device. Nothing is written to it.
     pub fn open_on(device: D, progress: Progress<'_>) -> Result<OfflineStore<D>, OfflineError> {
         let mut tell = |segment: u32, segments: u32| progress(segment.into(), segments.into());
@@ -214,11 +217,16 @@ impl<D: Device> OfflineStore<D> {
         table
     }
 
-    /// Reads blocks of the device, asking more than once.
-    pub(crate) fn read(&self, location: u64, blocks: usize) -> Result<Buf, Fault> {
+    /// True if these blocks are in segments.
+    fn inside(&self, location: u64, blocks: usize) -> bool {
         let sb = &self.view.sb;
         let end = location.checked_add(blocks as u64);
-        if location < sb.location(0, 0) || end.is_none_or(|end| end > sb.location(sb.segments, 0)) {
+        location >= sb.location(0, 0) && end.is_some_and(|end| end <= sb.location(sb.segments, 0))
+    }
+
+    /// Reads blocks of the device, asking more than once.
+    pub(crate) fn read(&self, location: u64, blocks: usize) -> Result<Buf, Fault> {
+        if !self.inside(location, blocks) {
             return Err(Fault::Outside);
         }
         self.read_raw(location * BLOCK_SIZE as u64, blocks)
@@ -247,26 +255,68 @@ impl<D: Device> OfflineStore<D> {
         mut each: impl FnMut(u32, &BlockEntry, Result<&[u8], Fault>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut rest = blocks;
-        while let Some((first, _)) = rest.split_first() {
-            let follows = |n: usize| rest[n].1.location == first.1.location.wrapping_add(n as u64);
-            let n = (1..rest.len().min(RUN_BLOCKS_MAX)).take_while(|n| follows(*n)).count() + 1;
-            let (run, behind) = rest.split_at(n);
-            rest = behind;
-            let whole = self.read(first.1.location, n).ok();
-            for (i, (block, entry)) in run.iter().enumerate() {
-                // Where a run cannot be read, perhaps most of its blocks can.
-                let alone = if whole.is_none() { Some(self.read(entry.location, 1)) } else { None };
-                let bytes = match (&whole, &alone) {
-                    (Some(buf), _) => buf.get(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE).ok_or(Fault::Mismatch),
-                    (None, Some(read)) => read.as_deref().map_err(Clone::clone),
-                    (None, None) => Err(Fault::Mismatch),
-                };
-                let good = bytes.and_then(|bytes| {
-                    let sum = block_checksum(object.group.volume, object.index, *block, bytes);
-                    if sum == entry.checksum { Ok(bytes) } else { Err(Fault::Mismatch) }
-                });
-                each(*block, entry, good)?;
+        while !rest.is_empty() {
+            let mut runs: Vec<&[(u32, BlockEntry)]> = Vec::new();
+            let mut total = 0;
+            while let Some((first, _)) = rest.split_first()
+                && runs.len() < RUNS_MAX
+                && total < READ_BLOCKS_MAX
+            {
+                let follows = |n: usize| rest[n].1.location == first.1.location.wrapping_add(n as u64);
+                let n = (1..rest.len().min(RUN_BLOCKS_MAX)).take_while(|n| follows(*n)).count() + 1;
+                let (run, behind) = rest.split_at(n);
+                runs.push(run);
+                total += n;
+                rest = behind;
             }
+            for (run, whole) in runs.iter().zip(self.read_runs(&runs)) {
+                self.verify(object, run, whole, &mut each)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads runs of blocks that lie one behind the other, all at once; none where that fails.
+    fn read_runs(&self, runs: &[&[(u32, BlockEntry)]]) -> Vec<Option<Buf>> {
+        let mut bufs: Vec<Option<Buf>> = Vec::with_capacity(runs.len());
+        for run in runs {
+            let inside = run.first().is_some_and(|(_, entry)| self.inside(entry.location, run.len()));
+            bufs.push(if inside { self.pool.get(run.len() * BLOCK_SIZE) } else { None });
+        }
+        let start = |run: &&[(u32, BlockEntry)]| run.first().map_or(0, |(_, entry)| entry.location);
+        let places = runs.iter().zip(&mut bufs);
+        let places =
+            places.filter_map(|(run, buf)| Some((start(run) * BLOCK_SIZE as u64, &mut buf.as_mut()?[..])));
+        let mut outcomes = self.device.read_many(places.collect()).into_iter();
+        for buf in bufs.iter_mut().filter(|buf| buf.is_some()) {
+            if !matches!(outcomes.next(), Some(Ok(()))) {
+                *buf = None;
+            }
+        }
+        bufs
+    }
+
+    /// Verifies a run.
+    fn verify<E>(
+        &self,
+        object: ObjectId,
+        run: &[(u32, BlockEntry)],
+        whole: Option<Buf>,
+        each: &mut impl FnMut(u32, &BlockEntry, Result<&[u8], Fault>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (i, (block, entry)) in run.iter().enumerate() {
+            // Where a run cannot be read, perhaps most of its blocks can.
+            let alone = if whole.is_none() { Some(self.read(entry.location, 1)) } else { None };
+            let bytes = match (&whole, &alone) {
+                (Some(buf), _) => buf.get(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE).ok_or(Fault::Mismatch),
+                (None, Some(read)) => read.as_deref().map_err(Clone::clone),
+                (None, None) => Err(Fault::Mismatch),
+            };
+            let good = bytes.and_then(|bytes| {
+                let sum = block_checksum(object.group.volume, object.index, *block, bytes);
+                if sum == entry.checksum { Ok(bytes) } else { Err(Fault::Mismatch) }
+            });
+            each(*block, entry, good)?;
         }
         Ok(())
     }

@@ -12,8 +12,7 @@
 
 use super::export::{ExportError, SparseFile};
 use super::map::{Layout, Place};
-use super::{Block, ObjectTable, OfflineStore, Progress};
-use crate::device::Device;
+use super::{Block, ObjectTable, OfflineStore, Progress, ReadMany};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -219,7 +218,7 @@ struct Exporter<'a, D> {
 }
 
 /// Writes the image. The order of the devices does not matter to what is written.
-pub fn export_volume<D: Device>(
+pub fn export_volume<D: ReadMany>(
     stores: &[OfflineStore<D>],
     layout: &Layout,
     options: VolumeOptions,
@@ -237,7 +236,7 @@ pub fn export_volume<D: Device>(
 }
 
 /// Tells what cannot be exported before anything is written; [`export_volume`] asks the same.
-pub fn refuses<D: Device>(
+pub fn refuses<D: ReadMany>(
     stores: &[OfflineStore<D>],
     layout: &Layout,
     options: VolumeOptions,
@@ -245,7 +244,7 @@ pub fn refuses<D: Device>(
     members(stores, layout, options).map(|_| ())
 }
 
-fn members<'a, D: Device>(
+fn members<'a, D: ReadMany>(
     stores: &'a [OfflineStore<D>],
     layout: &Layout,
     options: VolumeOptions,
@@ -314,7 +313,7 @@ fn copies_in(layout: &Layout) -> Option<usize> {
     map.pools.get(&pool).map(|pool| usize::from(pool.size))
 }
 
-impl<'a, D: Device> Exporter<'a, D> {
+impl<'a, D: ReadMany> Exporter<'a, D> {
     fn new(layout: &'a Layout, options: VolumeOptions, members: Vec<Member<'a, D>>) -> Exporter<'a, D> {
         let mut named: FxHashMap<ObjectIndex, Vec<GroupId>> = FxHashMap::default();
         let mut pools = BTreeSet::new();
