@@ -524,6 +524,9 @@ fn run(seed: u64) {
     let mut old = None;
     for life in 0..2 + rng.below(6) {
         let (mut store, recovered) = open(&medium, &index, seed ^ life << 32);
+        if std::env::var("STORE_SIM_SEED").is_ok() {
+            eprintln!("life {life}: {:?} {:?}", recovered.how, store.stats());
+        }
         assert!(recovered.log_position >= position, "the position went back");
         assert_eq!(recovered.lost, None);
         assert!(recovered.how.damage.is_empty(), "{:?}", recovered.how);
@@ -540,7 +543,8 @@ fn run(seed: u64) {
             run.drain();
         }
         assert_eq!(run.failed, None);
-        let store = run.store.take().expect("open");
+        let mut store = run.store.take().expect("open");
+        store_sanity(&mut store);
         position = store.log_position();
         if rng.one_in(5) {
             run.store = Some(store);
@@ -567,7 +571,10 @@ fn run(seed: u64) {
 
 fn store_sanity(store: &mut Sim) {
     let stats = store.stats();
-    assert_eq!(stats.space.used + stats.space.free, stats.space.total);
+    assert_eq!(stats.space.used + stats.space.free + stats.space.reserve, stats.space.total);
+    let audit = store.audit();
+    assert!(audit.is_clean(), "{audit:?}");
+    assert_eq!(stats.recounts, 0);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! Same contract, more CPU. The queue to the threads is bounded by what the store has under way.
 
 use super::file::{RawDevice, ended, whole};
+use super::prepare::{Job, Preparer};
 use super::wake::Waker;
-use super::{Completion, Device, Op};
+use super::{Completion, Device, Op, Prepare};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,6 +18,7 @@ const THREADS: usize = 4;
 /// See the module.
 pub struct BlockingDevice {
     raw: Arc<RawDevice>,
+    preparer: Preparer,
     waker: Waker,
     queue: Option<Sender<(u64, Op)>>,
     done: Receiver<Completion>,
@@ -46,7 +48,8 @@ impl BlockingDevice {
             })?;
             threads.push(thread);
         }
-        Ok(BlockingDevice { raw, waker, queue: Some(queue), done, threads, in_flight: 0 })
+        let preparer = Preparer::new(raw.clone(), waker.clone());
+        Ok(BlockingDevice { raw, preparer, waker, queue: Some(queue), done, threads, in_flight: 0 })
     }
 }
 
@@ -77,6 +80,8 @@ fn carry_out(raw: &RawDevice, id: u64, op: Op) -> Completion {
             let result = if n < 0 { Err(io::Error::last_os_error()) } else { whole(n as usize, len) };
             ended(id, result, None)
         }
+        // Never queued here.
+        Op::Discard { .. } | Op::Zero { .. } => ended(id, Err(io::ErrorKind::Unsupported.into()), None),
     }
 }
 
@@ -88,6 +93,15 @@ impl Device for BlockingDevice {
         &self.raw.name
     }
     fn start(&mut self, id: u64, op: Op) {
+        let op = match op {
+            Op::Discard { offset, len } => {
+                return self.preparer.start(Job { id, what: Prepare::Discard, offset, len });
+            }
+            Op::Zero { offset, len } => {
+                return self.preparer.start(Job { id, what: Prepare::Zero, offset, len });
+            }
+            op => op,
+        };
         if let Some(queue) = &self.queue
             && queue.send((id, op)).is_ok()
         {
@@ -102,9 +116,10 @@ impl Device for BlockingDevice {
             self.in_flight -= 1;
             out.push(completion);
         }
+        self.preparer.completions(out);
     }
     fn in_flight(&self) -> usize {
-        self.in_flight
+        self.in_flight + self.preparer.in_flight()
     }
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.raw.read_now(offset, buf)
@@ -114,6 +129,9 @@ impl Device for BlockingDevice {
     }
     fn waker(&self) -> &Waker {
         &self.waker
+    }
+    fn prepare(&self) -> Prepare {
+        self.raw.prepare()
     }
 }
 

@@ -3,17 +3,21 @@
 use super::buffer::Buf;
 use super::uring::UringDevice;
 use super::wake::Waker;
-use super::{Completion, Device, Op, blocking::BlockingDevice};
+use super::{Completion, Device, Op, Prepare, blocking::BlockingDevice};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long to wait for the lock of a process that may just have been killed.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// `_IO(0x12, 119)` of `linux/fs.h`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
 
 /// An open, locked device.
 pub struct RawDevice {
@@ -25,6 +29,8 @@ pub struct RawDevice {
     pub direct: bool,
     /// The path, for messages.
     pub name: String,
+    /// A block device, not a regular file.
+    pub is_block: bool,
 }
 
 /// Why a device could not be opened.
@@ -92,7 +98,7 @@ impl RawDevice {
             // The end of a block device is where a seek to its end goes.
             nix::unistd::lseek(&*file, 0, nix::unistd::Whence::SeekEnd).map_err(|e| refused(e.into()))? as u64
         };
-        Ok(RawDevice { file, size, direct, name })
+        Ok(RawDevice { file, size, direct, name, is_block: kind.is_block_device() })
     }
 
     /// Reads at once.
@@ -100,9 +106,31 @@ impl RawDevice {
         self.file.read_exact_at(buf, offset)
     }
 
+    /// Writes; durable with the next sync.
+    pub(super) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    /// What is worth doing to a segment before it is used.
+    pub fn prepare(&self) -> Prepare {
+        if self.is_block { Prepare::Discard } else { Prepare::Zero }
+    }
+
+    /// Tells a block device that a range's content is not needed. Does nothing to a regular file.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        if !self.is_block {
+            return Ok(());
+        }
+        let range = [offset, len];
+        // SAFETY: the call reads two numbers from `range`, which outlives it.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, &range) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// Writes and makes durable at once.
     pub fn write_now(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)?;
+        self.write_at(offset, data)?;
         self.file.sync_data()
     }
 }
@@ -202,6 +230,9 @@ impl Device for FileDevice {
     }
     fn waker(&self) -> &Waker {
         both!(self, d => d.waker())
+    }
+    fn prepare(&self) -> Prepare {
+        both!(self, d => d.prepare())
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod blocking;
 pub mod buffer;
 pub mod file;
+mod prepare;
 pub mod sim;
 pub mod uring;
 pub mod wake;
@@ -35,7 +36,37 @@ pub enum Op {
         /// At most [`WRITE_BUFS_MAX`], each aligned.
         bufs: Vec<Bytes>,
     },
+    /// Tells the device that the range's content is not needed: afterwards it reads as anything. On a
+    /// regular file nothing happens: its space stays allocated.
+    Discard {
+        /// Bytes from the start of the device.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Overwrites the range with zeros, durably, so that a file's extents are allocated *and* written:
+    /// later writes there change no metadata of the file system.
+    Zero {
+        /// Bytes from the start of the device.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
 }
+
+/// What is worth doing to a segment before it is used.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Prepare {
+    /// Nothing.
+    Nothing,
+    /// [`Op::Zero`], once, ahead of the first use of a range that has never been written.
+    Zero,
+    /// [`Op::Discard`], each time that a range is freed.
+    Discard,
+}
+
+/// [`Op::Discard`] and [`Op::Zero`] that may wait at once; beyond it they are refused.
+pub const PREPARE_QUEUE_MAX: usize = 64;
 
 /// Buffers in one write (the kernel's limit is 1024).
 pub const WRITE_BUFS_MAX: usize = 512;
@@ -57,7 +88,10 @@ pub trait Device {
     /// What to call it in messages.
     fn name(&self) -> &str;
     /// Queues an operation. Nothing needs to happen before [`Device::submit`]. Operations may be
-    /// carried out in any order.
+    /// carried out in any order. [`Op::Discard`] and [`Op::Zero`] run in the background, one at a time,
+    /// and are never ordered with others: whoever starts one sees to it that nothing else touches the
+    /// range until it has ended. They are advice: where one fails (also because [`PREPARE_QUEUE_MAX`]
+    /// are waiting: `WouldBlock`) the range holds anything and may be used all the same.
     fn start(&mut self, id: u64, op: Op);
     /// Starts what has been queued and fits, with at most one system call.
     fn submit(&mut self) -> io::Result<()>;
@@ -71,4 +105,8 @@ pub trait Device {
     fn write_now(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Rung when there are completions.
     fn waker(&self) -> &Waker;
+    /// What is worth doing to a segment before it is used.
+    fn prepare(&self) -> Prepare {
+        Prepare::Nothing
+    }
 }

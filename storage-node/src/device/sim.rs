@@ -219,6 +219,18 @@ impl Device for SimDevice {
                     }
                     Completion { id, result: Ok(()), buf: None }
                 }
+                Op::Discard { offset, len } | Op::Zero { offset, len } => {
+                    let zero = matches!(op, Op::Zero { .. });
+                    for at in (offset..offset + len).step_by(BLOCK) {
+                        let mut block = [0; BLOCK];
+                        if !zero {
+                            // What was there is gone, and anything is there instead.
+                            block.fill_with(|| self.rng.next() as u8);
+                        }
+                        medium.write(at, &block);
+                    }
+                    Completion { id, result: Ok(()), buf: None }
+                }
             });
         }
     }

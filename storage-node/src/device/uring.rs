@@ -9,14 +9,16 @@
 
 use super::buffer::Buf;
 use super::file::{RawDevice, ended, whole};
+use super::prepare::{Job, Preparer};
 use super::wake::Waker;
-use super::{Completion, Device, Op};
+use super::{Completion, Device, Op, Prepare};
 use bytes::Bytes;
 use io_uring::{IoUring, opcode, types};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 /// Entries of the submission queue; as many operations are under way at once, the rest waits here.
 const DEPTH: u32 = 256;
@@ -33,7 +35,8 @@ struct Slot {
 /// See the module.
 pub struct UringDevice {
     ring: IoUring,
-    raw: RawDevice,
+    raw: Arc<RawDevice>,
+    preparer: Preparer,
     waker: Waker,
     slots: Slab<Slot>,
     waiting: VecDeque<usize>,
@@ -62,8 +65,10 @@ impl UringDevice {
 
     /// A device on a ring that [`UringDevice::probe`] has made with the same waker.
     pub fn new(ring: IoUring, raw: RawDevice, waker: Waker) -> UringDevice {
+        let raw = Arc::new(raw);
         UringDevice {
             ring,
+            preparer: Preparer::new(raw.clone(), waker.clone()),
             raw,
             waker,
             slots: Slab::new(),
@@ -148,6 +153,12 @@ impl Device for UringDevice {
                     .collect(),
                 write: bufs,
             },
+            Op::Discard { offset, len } => {
+                return self.preparer.start(Job { id, what: Prepare::Discard, offset, len });
+            }
+            Op::Zero { offset, len } => {
+                return self.preparer.start(Job { id, what: Prepare::Zero, offset, len });
+            }
         };
         debug_assert!(slot.write.len() <= super::WRITE_BUFS_MAX);
         let key = self.slots.insert(slot);
@@ -174,10 +185,11 @@ impl Device for UringDevice {
     }
     fn completions(&mut self, out: &mut Vec<Completion>) {
         self.reap(out);
+        self.preparer.completions(out);
         self.push();
     }
     fn in_flight(&self) -> usize {
-        self.slots.len()
+        self.slots.len() + self.preparer.in_flight()
     }
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.raw.read_now(offset, buf)
@@ -187,6 +199,9 @@ impl Device for UringDevice {
     }
     fn waker(&self) -> &Waker {
         &self.waker
+    }
+    fn prepare(&self) -> Prepare {
+        self.raw.prepare()
     }
 }
 

@@ -17,7 +17,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of a batch.
 pub const MAGIC: [u8; 8] = *b"TRFLBATC";
 /// Version of header and records.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
+/// Flag: the batch is of the cold stream.
+const COLD: u16 = 1;
 /// Stands for "there is no next segment".
 pub const NO_SEGMENT: u32 = u32::MAX;
 /// Blocks of header in one batch: a Settle of a whole group of 2^18 objects fits.
@@ -43,7 +45,9 @@ struct Disk {
     segment: U32,
     block: U32,
     next_segment: U32,
-    reserved: U32,
+    other_segment: U32,
+    other_block: U32,
+    other_next: U32,
 }
 
 /// The header of a batch, decoded.
@@ -69,14 +73,32 @@ pub struct Header {
     pub segment: u32,
     /// The block of the segment that it begins at.
     pub block: u32,
-    /// Where the log goes on when this segment is full, or [`NO_SEGMENT`].
+    /// Where its stream goes on when this segment is full, or [`NO_SEGMENT`].
     pub next_segment: u32,
+    /// Where the next batch of the other stream begins: segment.
+    pub other_segment: u32,
+    /// Block.
+    pub other_block: u32,
+    /// Where that stream goes on when its segment is full, or [`NO_SEGMENT`].
+    pub other_next: u32,
+    /// Of the cold stream.
+    pub cold: bool,
 }
 
 impl Header {
     /// Blocks of the whole batch.
     pub fn blocks(&self) -> u32 {
         self.header_blocks.saturating_add(self.data_blocks)
+    }
+
+    /// Where the batch behind this one may begin, the likeliest place first.
+    pub fn successors(&self) -> [(u32, u32); 4] {
+        [
+            (self.segment, self.block.saturating_add(self.blocks())),
+            (self.next_segment, 0),
+            (self.other_segment, self.other_block),
+            (self.other_next, 0),
+        ]
     }
 
     /// Writes the header and `records` to the front of `area`, which is `header_blocks` long, and
@@ -86,7 +108,7 @@ impl Header {
             magic: MAGIC,
             checksum: U64::new(0),
             version: U16::new(VERSION),
-            flags: U16::new(0),
+            flags: U16::new(if self.cold { COLD } else { 0 }),
             header_blocks: U32::new(self.header_blocks),
             data_blocks: U32::new(self.data_blocks),
             records_bytes: U32::new(records.len() as u32),
@@ -98,7 +120,9 @@ impl Header {
             segment: U32::new(self.segment),
             block: U32::new(self.block),
             next_segment: U32::new(self.next_segment),
-            reserved: U32::new(0),
+            other_segment: U32::new(self.other_segment),
+            other_block: U32::new(self.other_block),
+            other_next: U32::new(self.other_next),
         };
         area[..FIXED].copy_from_slice(disk.as_bytes());
         area[FIXED..FIXED + records.len()].copy_from_slice(records);
@@ -125,9 +149,14 @@ impl Header {
             segment: disk.segment.get(),
             block: disk.block.get(),
             next_segment: disk.next_segment.get(),
+            other_segment: disk.other_segment.get(),
+            other_block: disk.other_block.get(),
+            other_next: disk.other_next.get(),
+            cold: disk.flags.get() & COLD != 0,
         };
         (disk.magic == MAGIC
             && disk.version.get() == VERSION
+            && disk.flags.get() & !COLD == 0
             && disk.incarnation.get() == incarnation.0
             && header.segment == segment
             && header.block == at
@@ -216,6 +245,10 @@ mod tests {
             segment: 2,
             block: 5,
             next_segment: 3,
+            other_segment: 7,
+            other_block: 8,
+            other_next: 9,
+            cold: true,
         };
         let mut area = vec![0xffu8; BLOCK_SIZE];
         let checksum = header.seal(inc, &records, &mut area);
@@ -223,12 +256,12 @@ mod tests {
         // Frozen: devices in the field carry it.
         assert_eq!(
             hex,
-            "01000000 01000000 00000000 03000000 08070605 04030201 0a000000 00000000 08000000 \
-             00000000 99000000 00000000 00000000 00000000 02000000 05000000 03000000 00000000 \
-             00030000"
+            "02000100 01000000 00000000 03000000 08070605 04030201 0a000000 00000000 08000000 \
+             00000000 99000000 00000000 00000000 00000000 02000000 05000000 03000000 07000000 \
+             08000000 09000000 00030000"
                 .replace(' ', "")
         );
-        assert_eq!(checksum, 10988650523421986187);
+        assert_eq!(checksum, 207432364254266997);
         let seen = Header::peek(&area, inc, 2, 5).expect("is one");
         assert_eq!(seen, Header { checksum, ..header });
         assert!(seen.verify(inc, &area));

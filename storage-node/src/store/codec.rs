@@ -4,6 +4,8 @@
 //! and within a record in the order of its parts. What is decoded is therefore a `Record<()>` plus the
 //! number of data blocks that it owns. The version is that of the batch header.
 
+use super::index::Meta;
+use super::log::BatchRef;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -75,7 +77,37 @@ enum DiskRecord<S> {
     Heal { object: ObjectId, block: u32, checksums: S },
     DeleteVolume { volume: VolumeId },
     LostState { fences: Vec<(VolumeId, Generation)> },
-    Page { object: ObjectId, page: u32, checksums: S },
+    Page { object: ObjectId, page: u32, checksums: S, deltas: Vec<(u32, i32)> },
+    Move { object: ObjectId, stamp: u64, blocks: Vec<u32>, checksums: S },
+    Reap { locations: Vec<u64>, deltas: Vec<(u32, i32)> },
+    Recount { segment: u32 },
+    Entry { key: Bytes, value: Bytes },
+    SnapshotEnd { covers: BatchRef, meta: Meta },
+}
+
+/// Bytes that are written as such and not as a list of numbers.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Bytes(#[serde(with = "raw")] Vec<u8>);
+
+mod raw {
+    use super::*;
+    pub fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(bytes)
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: serde::de::Error>(self, v: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(v.to_vec())
+            }
+        }
+        d.deserialize_bytes(V)
+    }
 }
 
 /// What a batch holds.
@@ -98,6 +130,43 @@ pub enum Entry {
         page: u32,
         /// Of the page's 4 KiB.
         checksum: u64,
+        /// What it changes in the live counts besides adding its own block.
+        deltas: Vec<(u32, i32)>,
+    },
+    /// Blocks that cleaning has copied: each counts if the table still has this checksum for it.
+    Move {
+        /// The object.
+        object: ObjectId,
+        /// LSN of when they were written first, or earlier.
+        stamp: u64,
+        /// `(block, checksum)`.
+        blocks: Vec<(u32, u64)>,
+    },
+    /// Pages of deleted objects' tables that count no more.
+    Reap {
+        /// Where they are.
+        locations: Vec<u64>,
+        /// What that changes in the live counts.
+        deltas: Vec<(u32, i32)>,
+    },
+    /// Nothing in this segment is live.
+    Recount {
+        /// The segment.
+        segment: u32,
+    },
+    /// A part of a snapshot.
+    Snapshot {
+        /// As in the index.
+        key: Vec<u8>,
+        /// As in the index.
+        value: Vec<u8>,
+    },
+    /// The snapshot of `covers` is whole.
+    SnapshotEnd {
+        /// Everything up to this batch, itself included, is in it.
+        covers: BatchRef,
+        /// What the index would say of itself.
+        meta: Meta,
     },
 }
 
@@ -105,9 +174,10 @@ impl Entry {
     /// Data blocks that belong to it.
     pub fn data_blocks(&self) -> u32 {
         match self {
-            Entry::Start { .. } => 0,
             Entry::Node(record) => record.data_blocks(),
             Entry::Page { .. } => 1,
+            Entry::Move { blocks, .. } => blocks.len() as u32,
+            _ => 0,
         }
     }
 }
@@ -127,10 +197,46 @@ pub fn put_page(
     object: ObjectId,
     page: u32,
     checksum: u64,
+    deltas: Vec<(u32, i32)>,
     out: &mut Vec<u8>,
 ) -> Result<(), postcard::Error> {
     let checksums = SumsOut(&[checksum]);
-    put(&DiskRecord::Page { object, page, checksums }, out)
+    put(&DiskRecord::Page { object, page, checksums, deltas }, out)
+}
+
+/// Appends a Move.
+pub fn put_move(
+    object: ObjectId,
+    stamp: u64,
+    blocks: Vec<u32>,
+    checksums: &[u64],
+    out: &mut Vec<u8>,
+) -> Result<(), postcard::Error> {
+    put(&DiskRecord::Move { object, stamp, blocks, checksums: SumsOut(checksums) }, out)
+}
+
+/// Appends a Reap.
+pub fn put_reap(
+    locations: Vec<u64>,
+    deltas: Vec<(u32, i32)>,
+    out: &mut Vec<u8>,
+) -> Result<(), postcard::Error> {
+    put(&DiskRecord::Reap { locations, deltas }, out)
+}
+
+/// Appends a Recount.
+pub fn put_recount(segment: u32, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
+    put(&DiskRecord::Recount { segment }, out)
+}
+
+/// Appends a part of a snapshot.
+pub fn put_snapshot(key: Vec<u8>, value: Vec<u8>, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
+    put(&DiskRecord::Entry { key: Bytes(key), value: Bytes(value) }, out)
+}
+
+/// Appends the end of a snapshot.
+pub fn put_snapshot_end(covers: BatchRef, meta: Meta, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
+    put(&DiskRecord::SnapshotEnd { covers, meta }, out)
 }
 
 fn op_out<P>(op: &WriteOp<P>) -> DiskOp<SumsOut<'_>> {
@@ -220,9 +326,21 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
     let (disk, rest) = postcard::take_from_bytes::<DiskRecord<SumsIn>>(bytes)?;
     let record = match disk {
         DiskRecord::Start { session, lost } => return Ok((Entry::Start { session, lost }, rest)),
-        DiskRecord::Page { object, page, checksums } => {
+        DiskRecord::Page { object, page, checksums, deltas } => {
             let checksum = one(&checksums)?;
-            return Ok((Entry::Page { object, page, checksum }, rest));
+            return Ok((Entry::Page { object, page, checksum, deltas }, rest));
+        }
+        DiskRecord::Move { object, stamp, blocks, checksums } => {
+            let blocks = zip(blocks, checksums)?;
+            return Ok((Entry::Move { object, stamp, blocks }, rest));
+        }
+        DiskRecord::Reap { locations, deltas } => return Ok((Entry::Reap { locations, deltas }, rest)),
+        DiskRecord::Recount { segment } => return Ok((Entry::Recount { segment }, rest)),
+        DiskRecord::Entry { key, value } => {
+            return Ok((Entry::Snapshot { key: key.0, value: value.0 }, rest));
+        }
+        DiskRecord::SnapshotEnd { covers, meta } => {
+            return Ok((Entry::SnapshotEnd { covers, meta }, rest));
         }
         DiskRecord::Fence { volume, generation } => Record::Fence { volume, generation },
         DiskRecord::Open { group, promised, epoch } => Record::Open { group, promised, epoch },

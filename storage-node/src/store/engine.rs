@@ -2,15 +2,18 @@
 
 use super::batch::page_checksum;
 use super::checkpoint::Phase;
+use super::cleaner::Cleaner;
 use super::codec;
 use super::index::{Index, SledIndex};
-use super::log::{BatchRef, LogWriter, RECORD_BLOCKS_MAX};
+use super::log::{BatchRef, LogWriter, RECORD_BLOCKS_MAX, Stream};
 use super::read::Read;
 use super::recovery::recover;
+use super::root::Root;
+use super::space::SpaceState;
 use super::state::{Key, State, in_bounds};
 use super::superblock::Superblock;
 use super::table::Captured;
-use super::{FormatError, FormatOptions, OpenError, Recovered, Space, Stats, StoreEvent, StoreOptions};
+use super::{FormatError, FormatOptions, OpenError, Recovered, Stats, StoreEvent, StoreOptions};
 use crate::device::buffer::Pool;
 use crate::device::file::{FileDevice, RawDevice};
 use crate::device::wake::AsyncWaker;
@@ -28,7 +31,9 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 /// Pages that are loaded at once.
 const LOADS_MAX: usize = 128;
 /// Room, in blocks, below which a store of 8 GiB or more counts as nearly full (64 MiB).
-const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
+pub(super) const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
+/// Stands for the cleaner where the tables are told which read asks.
+pub(super) const CLEANER: usize = usize::MAX;
 /// Times that a write is made again after an error that says "try again".
 const WRITE_RETRIES_MAX: u32 = 8;
 /// Times that the read of a page is made again after any error: 256 blocks go with a page, and it may
@@ -43,6 +48,14 @@ pub(super) enum Running {
     Page { slot: u32, location: u64, retries: u32 },
     /// A part of a read's data, from this index in its `wanted`.
     Piece { read: usize, first: u32 },
+    /// The root under way.
+    Root,
+    /// Zeroing or discarding a free segment.
+    Prepare { segment: u32 },
+    /// Blocks of the segment that is being cleaned, from this one on.
+    Clean { segment: u32, at: u32 },
+    /// A page of a deleted object's table; how often its read has been made again.
+    Dead { location: u64, retries: u32 },
 }
 
 /// A store. `D` is the device and `I` the index; the defaults are the real ones.
@@ -55,8 +68,10 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) log: LogWriter,
     pub(super) phase: Phase,
     pub(super) index_empty: bool,
-    /// Free blocks when the last checkpoint began.
-    pub(super) checkpoint_from: u64,
+    pub(super) space: SpaceState,
+    pub(super) cleaner: Cleaner,
+    /// The newest that is durable.
+    pub(super) root: Root,
     pub(super) durable_lsn: u64,
     pub(super) failed: Option<String>,
     pub(super) stats: Stats,
@@ -68,9 +83,11 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) events: Vec<StoreEvent>,
     completions: Vec<Completion>,
     pub(super) bad: FxHashSet<(ObjectId, u32)>,
-    scratch: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
     retries: u32,
     wake: OnceCell<AsyncWaker>,
+    /// Blocks of log that the start has read: they count towards the next checkpoint.
+    pub(super) replayed: u64,
 }
 
 impl Store {
@@ -117,7 +134,7 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     fn start(
-        mut dev: D,
+        dev: D,
         mut index: I,
         sb: Superblock,
         superblock_damage: Option<String>,
@@ -127,7 +144,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if let Some(damage) = &superblock_damage {
             tracing::warn!(device = dev.name(), damage, "using the superblock's other copy");
         }
-        let mut recovery = recover(&dev, &sb, &mut index, options.table_cache_bytes, progress);
+        let mut recovery = recover(&dev, &sb, &mut index, options.table_cache_bytes, progress)?;
         recovery.state.tables.replaying = false;
         recovery.state.session += 1;
         // Before this session's own record, which would hide that batches are missing.
@@ -139,31 +156,14 @@ impl<D: Device, I: Index> Store<D, I> {
         // One LSN is left out: it may be that of a torn batch, which must never fit in again.
         let before = BatchRef { lsn: recovery.last.lsn + 1, ..recovery.last };
         let batch_bytes = options.batch_bytes_max;
-        let mut log = LogWriter::new(sb, chunks, batch_bytes, recovery.last, recovery.end);
+        let mut log = LogWriter::new(sb, chunks, batch_bytes, recovery.last, recovery.ends);
         log.skip_to(before.lsn);
-        let mut failed = None;
-        match log.reserve(start.len(), 0) {
-            Ok(_) => {
-                log.push(&start, None);
-                if let Some((offset, bufs)) = log.next_write() {
-                    for buf in bufs {
-                        dev.write_now(offset, &buf).map_err(|source| OpenError::Io {
-                            device: dev.name().to_owned(),
-                            what: "cannot write the first record of this session",
-                            source,
-                        })?;
-                    }
-                    log.written();
-                }
-            }
-            Err(error) => failed = Some(error.to_string()),
-        }
         let waker = dev.waker().clone();
-        let last = log.last();
         let mut store = Store {
             read_pool: Pool::new(options.read_bytes_max, 32 << 20, Some(waker)),
-            // What was replayed counts, so that a node that keeps crashing still gets to a checkpoint.
-            checkpoint_from: log.free_blocks() + recovery.how.blocks,
+            space: SpaceState::new(&sb, &options),
+            cleaner: Cleaner::default(),
+            root: recovery.root,
             dev,
             index,
             sb,
@@ -172,7 +172,7 @@ impl<D: Device, I: Index> Store<D, I> {
             log,
             phase: Phase::Idle,
             index_empty: recovery.index_empty,
-            durable_lsn: last.lsn,
+            durable_lsn: recovery.last.lsn,
             failed: None,
             stats: Stats::default(),
             running: Slab::new(),
@@ -185,20 +185,48 @@ impl<D: Device, I: Index> Store<D, I> {
             scratch: Vec::new(),
             retries: 0,
             wake: OnceCell::new(),
+            // What was replayed counts, so that a node that keeps crashing still gets to a checkpoint.
+            replayed: recovery.how.blocks,
         };
-        if let Some(why) = failed {
-            store.fail(why);
-        }
+        store.find_free_at_start();
+        store.begin_session(&start)?;
+        let space = store.space();
         let recovered = Recovered {
             durable: store.state.durable.clone(),
             log_position,
             incarnation: sb.incarnation,
-            space: store.space(),
+            space,
             lost: recovery.lost,
             superblock_damage,
             how: recovery.how,
         };
         Ok((store, recovered))
+    }
+
+    /// Writes the session's first record.
+    fn begin_session(&mut self, start: &[u8]) -> Result<(), OpenError> {
+        match self.log.reserve(Stream::Hot, start.len(), 0) {
+            Ok(_) => self.log.push(start, None),
+            Err(error) => {
+                self.fail(error.to_string());
+                return Ok(());
+            }
+        }
+        let Some((mut offset, bufs)) = self.log.next_write() else {
+            return Ok(());
+        };
+        for buf in bufs {
+            self.dev.write_now(offset, &buf).map_err(|source| OpenError::Io {
+                device: self.dev.name().to_owned(),
+                what: "cannot write the first record of this session",
+                source,
+            })?;
+            offset += buf.len() as u64;
+        }
+        self.log.written();
+        self.durable_lsn = self.log.last().lsn;
+        self.take_notes();
+        Ok(())
     }
 
     /// What the store is.
@@ -216,47 +244,6 @@ impl<D: Device, I: Index> Store<D, I> {
         &self.state.durable
     }
 
-    /// False: let what is pending get on before more is given. See the limits of [`StoreOptions`].
-    pub fn can_accept(&self) -> bool {
-        self.failed.is_none()
-            && self.log.pending_bytes() < self.options.pending_bytes_max
-            && self.state.tables.queued() < self.options.queued_changes_max
-            && self.reads.len() < self.options.reads_max
-    }
-
-    /// Data blocks that may be appended before this is asked again. What the records cost besides
-    /// (headers, table pages, ends of segments) is allowed for, and the reserve is left alone.
-    pub fn room_blocks(&self) -> u64 {
-        if self.failed.is_some() {
-            return 0;
-        }
-        let pages = self.state.tables.dirty() as u64;
-        let owed = pages + pages / 8 + self.reserve_blocks();
-        // At worst a block costs a header, a table page and a block lost at a segment's end.
-        self.log.free_blocks().saturating_sub(owed) / 4
-    }
-
-    /// True when leaders are to be told so: a full node then says no before a write has been sent to its
-    /// peers. A small device has a smaller margin, or most of it could not be used.
-    pub fn nearly_full(&self) -> bool {
-        let total = u64::from(self.sb.segments) * u64::from(self.sb.segment_blocks);
-        self.room_blocks() < NEARLY_FULL_BLOCKS.min(total / 128)
-    }
-
-    /// Kept for records without data, table pages and checkpoints: a 32nd, at least 4096 blocks (but
-    /// not more than a quarter of a small device).
-    fn reserve_blocks(&self) -> u64 {
-        let total = u64::from(self.sb.segments) * u64::from(self.sb.segment_blocks);
-        (total / 32).max(4096).min(total / 4)
-    }
-
-    fn space(&self) -> Space {
-        let block = BLOCK_SIZE as u64;
-        let total = u64::from(self.sb.segments) * u64::from(self.sb.segment_blocks) * block;
-        let free = self.log.free_blocks() * block;
-        Space { total, used: total - free, free, reserve: self.reserve_blocks() * block }
-    }
-
     /// Counters and gauges.
     pub fn stats(&self) -> Stats {
         Stats {
@@ -269,6 +256,10 @@ impl<D: Device, I: Index> Store<D, I> {
             pages_resident: self.state.tables.resident(),
             pages_dirty: self.state.tables.dirty(),
             objects: self.state.tables.len(),
+            segments_free: self.free_count(),
+            segments_kept: self.cleaner.kept_count(),
+            pages_dead: self.state.dead.len(),
+            live_blocks: self.state.segments.live(),
             ..self.stats
         }
     }
@@ -309,7 +300,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if let Err(error) = codec::put_record(&record, &mut self.scratch) {
             return self.fail(format!("a record cannot be encoded: {error}"));
         }
-        let location = match self.log.reserve(self.scratch.len(), blocks) {
+        let location = match self.log.reserve(Stream::Hot, self.scratch.len(), blocks) {
             Ok(location) => location,
             Err(error) => return self.fail(error.to_string()),
         };
@@ -317,6 +308,7 @@ impl<D: Device, I: Index> Store<D, I> {
         for part in parts {
             self.log.data(part);
         }
+        self.stats.client_blocks += u64::from(blocks);
         self.state.apply(&record, location);
         if !self.bad.is_empty() {
             self.forget_bad(&record);
@@ -339,15 +331,22 @@ impl<D: Device, I: Index> Store<D, I> {
         }
     }
 
-    /// Starts what can be started: page loads, reads that waited for memory, a step of the checkpoint,
-    /// the next batch. At most one system call.
+    /// Starts what can be started: page loads, reads that waited for memory, a step of the checkpoint and
+    /// of cleaning, the next batch. At most one system call.
     pub fn submit(&mut self) {
+        if !self.log.busy() {
+            self.space.background_refill();
+        }
         while let Some(slot) = self.state.tables.dirty_victim() {
             if !self.evict_page(slot) {
                 break;
             }
         }
+        self.be_exact();
         self.checkpoint_step();
+        self.clean_step();
+        self.release_waiting();
+        self.prepare_segments();
         while self.loads < LOADS_MAX {
             let Some((slot, location)) = self.state.tables.next_load() else {
                 break;
@@ -383,6 +382,7 @@ impl<D: Device, I: Index> Store<D, I> {
             let id = self.running.insert(Running::Batch) as u64;
             self.dev.start(id, Op::Write { offset, bufs });
         }
+        self.take_notes();
         if let Err(error) = self.dev.submit() {
             self.fail(format!("{}: I/O cannot be started: {error}", self.dev.name()));
         }
@@ -411,6 +411,22 @@ impl<D: Device, I: Index> Store<D, I> {
                         self.page_loaded(slot, bytes.as_deref());
                     }
                 },
+                Running::Root => self.root_written(completion.result),
+                Running::Prepare { segment } => self.prepared(segment),
+                Running::Clean { segment, at } => {
+                    self.clean_window(segment, at, completion.result, completion.buf);
+                }
+                Running::Dead { location, retries } => match (completion.result, completion.buf) {
+                    (Err(_), Some(buf)) if retries < PAGE_RETRIES_MAX => {
+                        let again = Running::Dead { location, retries: retries + 1 };
+                        let id = self.running.insert(again) as u64;
+                        self.dev.start(id, Op::Read { offset: location * BLOCK_SIZE as u64, buf });
+                    }
+                    (result, buf) => {
+                        let bytes = result.is_ok().then_some(buf).flatten();
+                        self.dead_page(location, bytes.as_deref());
+                    }
+                },
                 Running::Piece { read, first } => {
                     self.piece_read(read, first, completion.result, completion.buf);
                 }
@@ -427,6 +443,7 @@ impl<D: Device, I: Index> Store<D, I> {
         match result {
             Ok(()) => {
                 self.retries = 0;
+                self.space.background_refill();
                 let Some(batch) = self.log.written() else {
                     return;
                 };
@@ -466,6 +483,10 @@ impl<D: Device, I: Index> Store<D, I> {
             self.events.push(StoreEvent::LostTable { object, blocks });
         }
         for Captured { read, at, entries } in loaded.captured {
+            if read == CLEANER {
+                self.clean_captured(at, &entries);
+                continue;
+            }
             let Some(r) = self.reads.get_mut(read) else {
                 continue;
             };
@@ -491,16 +512,23 @@ impl<D: Device, I: Index> Store<D, I> {
         };
         let checksum = page_checksum(object, page, image);
         self.scratch.clear();
-        let encoded = codec::put_page(object, page, checksum, &mut self.scratch);
+        let deltas = self.state.tables.take_deltas(slot);
+        let encoded = codec::put_page(object, page, checksum, deltas.clone(), &mut self.scratch);
         if let Err(error) = encoded {
             self.fail(format!("a table page cannot be encoded: {error}"));
             return false;
         }
-        match self.log.reserve(self.scratch.len(), 1) {
+        match self.log.reserve(Stream::Hot, self.scratch.len(), 1) {
             Ok(location) => {
                 self.log.push(&self.scratch, None);
-                self.log.data(image);
+                if let Some((.., image)) = self.state.tables.image(slot) {
+                    self.log.data(image);
+                }
                 self.state.tables.flushed(slot, location, checksum);
+                self.state.segments.add_all(&deltas);
+                self.state.segments.add(self.sb.segment_of(location), 1);
+                self.space.background_used(1);
+                self.stats.page_blocks += 1;
                 true
             }
             Err(error) => {
@@ -535,13 +563,13 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// True where [`Store::poll`] or [`Store::submit`] has something to do without the waker's ringing.
     pub fn has_work(&self) -> bool {
-        !self.events.is_empty() || self.checkpoint_runs()
+        !self.events.is_empty() || self.checkpoint_runs() || self.clean_runs()
     }
 
     /// Waits until [`Store::poll`] or [`Store::submit`] has something to do. Needs a tokio runtime with
     /// I/O.
     pub async fn ready(&self) -> io::Result<()> {
-        if !self.events.is_empty() || self.checkpoint_runs() {
+        if self.has_work() {
             return Ok(());
         }
         let waker = match self.wake.get() {
@@ -580,7 +608,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     };
                 }
                 begun = true;
-                self.checkpoint_begin();
+                self.checkpoint_begin(false);
             }
             if !self.checkpoint_runs() {
                 std::thread::sleep(std::time::Duration::from_micros(50));

@@ -1,7 +1,9 @@
 //! Making a store on a device, and refusing to make one where something is.
 
+use super::root::Root;
 use super::superblock::{
-    COPIES, DATA_START, MAGIC, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SEGMENTS_MIN, Superblock,
+    COPIES, DATA_START, LARGE_DEVICE_BYTES, MAGIC, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
+    Superblock,
 };
 use crate::device::Device;
 use crate::device::buffer::Pool;
@@ -86,7 +88,11 @@ pub enum FormatError {
 
 /// Makes a store on a file or block device. What is there is looked at first; see [`FormatOptions`].
 pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, FormatError> {
-    let segment = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
+    let default = match options.size {
+        Some(size) if size < LARGE_DEVICE_BYTES => SEGMENT_BYTES_MIN,
+        _ => SEGMENT_BYTES_DEFAULT,
+    };
+    let segment = options.segment_bytes.unwrap_or(default);
     if !segment.is_power_of_two() || !(SEGMENT_BYTES_MIN..=1 << 32).contains(&segment) {
         return Err(FormatError::Segment(segment));
     }
@@ -145,6 +151,11 @@ pub fn format_device<D: Device>(device: &mut D, sb: &Superblock) -> io::Result<(
     };
     buf.fill(0);
     device.write_now(sb.location(0, 0) * BLOCK_SIZE as u64, &buf)?;
+    for number in [1, 0] {
+        let root = Root { number, ..Root::default() };
+        buf.copy_from_slice(&root.encode(sb.incarnation));
+        device.write_now(root.offset(), &buf)?;
+    }
     buf.copy_from_slice(&sb.encode());
     // The second copy first: a crash in between leaves a device that says what it is.
     for at in COPIES.into_iter().rev() {

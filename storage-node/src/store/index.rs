@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use trefoil_core::Incarnation;
 
 /// Version of the index's entries; another one is discarded.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Key of the [`Meta`] entry; sorts before all others.
 const META: &[u8] = b"\0meta";
 /// Bytes of memory that sled may use for its cache.

@@ -4,6 +4,11 @@
 //! opened, and so is the size of its header. Payload is copied once, into the aligned memory that
 //! is written. Until a batch is durable its blocks are served from here ([`LogWriter::find`]).
 //! One batch is under way at a time, so at most one can be torn. No I/O happens in this module.
+//!
+//! Two streams lay their batches into segments of their own: what clients write is apart from what
+//! cleaning has moved, since the one dies soon and the other does not. It is one chain all the same: one
+//! batch is open at a time, and it is sealed when the other stream wants one, so that the order of
+//! appends is the order of LSNs.
 
 use super::batch::{DataChecksum, FIXED, HEADER_BLOCKS_MAX, Header, NO_SEGMENT};
 use super::superblock::Superblock;
@@ -22,6 +27,59 @@ const LARGE_HEADER_BLOCKS: u32 = 4;
 /// Blocks of data in the largest record that any batch takes (an Install of a whole object with all
 /// that was kept on top).
 pub const RECORD_BLOCKS_MAX: u32 = 4096;
+
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Clients, table pages, snapshots.
+    Hot = 0,
+    /// Cleaning.
+    Cold = 1,
+}
+
+impl Stream {
+    fn other(self) -> Stream {
+        match self {
+            Stream::Hot => Stream::Cold,
+            Stream::Cold => Stream::Hot,
+        }
+    }
+}
+
+/// Where a stream goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamEnd {
+    /// Its segment.
+    pub segment: u32,
+    /// Where the next batch begins, if it fits.
+    pub block: u32,
+    /// The segment behind that one, or [`NO_SEGMENT`] while there is none free.
+    pub next: u32,
+}
+
+/// Both streams, hot first.
+pub type Ends = [StreamEnd; 2];
+
+/// Where the streams of a new store begin.
+pub const FIRST_ENDS: Ends = [
+    StreamEnd { segment: 0, block: 0, next: NO_SEGMENT },
+    StreamEnd { segment: 1, block: 0, next: NO_SEGMENT },
+];
+
+/// What a sealed batch does to the counts of its segment: see `Segments::batch`.
+#[derive(Clone, Copy, Debug)]
+pub struct Note {
+    /// Its segment.
+    pub segment: u32,
+    /// Its first block.
+    pub first: u32,
+    /// The block behind it.
+    pub end: u32,
+    /// Its LSN.
+    pub lsn: u64,
+    /// The age of what it holds.
+    pub stamp: u64,
+}
 
 /// Names a batch in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -56,6 +114,9 @@ pub enum LogError {
 }
 
 struct OpenBatch {
+    stream: Stream,
+    /// The greatest age of moved data in it.
+    stamp: u64,
     segment: u32,
     block: u32,
     header_blocks: u32,
@@ -86,9 +147,12 @@ pub struct LogWriter {
     sb: Superblock,
     pool: Pool,
     batch_blocks_max: u32,
-    /// Where the next batch begins, if it fits.
-    segment: u32,
-    block: u32,
+    ends: Ends,
+    /// Free segments that may be written at once.
+    ready: VecDeque<u32>,
+    notes: Vec<Note>,
+    /// By stream.
+    appended: [u64; 2],
     last: BatchRef,
     open: Option<OpenBatch>,
     sealed: VecDeque<SealedBatch>,
@@ -98,20 +162,16 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// Continues a log whose last batch is `last` and ends before `block` of `segment`.
-    pub fn new(
-        sb: Superblock,
-        pool: Pool,
-        batch_bytes_max: u64,
-        last: BatchRef,
-        (segment, block): (u32, u32),
-    ) -> LogWriter {
+    /// Continues a log whose last batch is `last` and whose streams end at `ends`.
+    pub fn new(sb: Superblock, pool: Pool, batch_bytes_max: u64, last: BatchRef, ends: Ends) -> LogWriter {
         LogWriter {
             sb,
             pool,
             batch_blocks_max: (batch_bytes_max / BLOCK_SIZE as u64).clamp(1, 1 << 20) as u32,
-            segment,
-            block,
+            ends,
+            ready: VecDeque::new(),
+            notes: Vec::new(),
+            appended: [0; 2],
             last,
             open: None,
             sealed: VecDeque::new(),
@@ -126,16 +186,28 @@ impl LogWriter {
         self.skipped = lsn.saturating_sub(self.last.lsn);
     }
 
-    /// The next segment after `segment`, as the headers in it say.
-    pub fn next_segment(sb: &Superblock, segment: u32) -> u32 {
-        if segment + 1 < sb.segments { segment + 1 } else { NO_SEGMENT }
+    /// A segment may be written from now on; nothing in it is needed.
+    pub fn give(&mut self, segment: u32) {
+        self.ready.push_back(segment);
+    }
+
+    /// Segments that were given and not taken yet.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Where the streams go on.
+    pub fn ends(&self) -> Ends {
+        self.ends
     }
 
     /// Makes room for a record of `bytes` in the header and `blocks` of data; opens or changes the
-    /// batch if need be. Returns the place of its first data block. Nothing has changed on an error.
-    pub fn reserve(&mut self, bytes: usize, blocks: u32) -> Result<u64, LogError> {
+    /// batch if need be. Returns the place of its first data block. Nothing is lost on an error.
+    pub fn reserve(&mut self, stream: Stream, bytes: usize, blocks: u32) -> Result<u64, LogError> {
         let size = self.sb.segment_blocks;
-        if let Some(open) = &self.open {
+        if let Some(open) = &self.open
+            && open.stream == stream
+        {
             let header_fits = FIXED + open.records.len() + bytes <= open.header_blocks as usize * BLOCK_SIZE;
             let used = open.header_blocks + open.data_blocks;
             if header_fits
@@ -152,30 +224,36 @@ impl LogWriter {
         if bytes > LARGE_RECORD_BYTES && LARGE_HEADER_BLOCKS + blocks <= size {
             header_blocks = header_blocks.max(LARGE_HEADER_BLOCKS);
         }
-        let (mut segment, mut block) = match &self.open {
-            Some(o) => (o.segment, o.block + o.header_blocks + o.data_blocks),
-            None => (self.segment, self.block),
-        };
-        if block + header_blocks + blocks > size {
-            segment = LogWriter::next_segment(&self.sb, segment);
-            block = 0;
-            if segment == NO_SEGMENT {
+        self.seal();
+        let end = &mut self.ends[stream as usize];
+        if end.block + header_blocks + blocks > size {
+            // Only the segment that the last header has named: readers find no other.
+            if end.next == NO_SEGMENT {
                 return Err(LogError::Full);
             }
+            *end = StreamEnd { segment: end.next, block: 0, next: NO_SEGMENT };
         }
-        self.seal();
         let mut records = std::mem::take(&mut self.spare_records);
         records.clear();
         self.open = Some(OpenBatch {
-            segment,
-            block,
+            stream,
+            stamp: 0,
+            segment: end.segment,
+            block: end.block,
             header_blocks,
             data_blocks: 0,
             records,
             chunks: Vec::new(),
             ticket: None,
         });
-        Ok(self.sb.location(segment, block + header_blocks))
+        Ok(self.sb.location(end.segment, end.block + header_blocks))
+    }
+
+    /// The age of moved data in the open batch.
+    pub fn stamp(&mut self, stamp: u64) {
+        if let Some(open) = &mut self.open {
+            open.stamp = open.stamp.max(stamp);
+        }
     }
 
     /// Adds what [`LogWriter::reserve`] has made room for: the encoded record, its ticket; its data
@@ -223,6 +301,17 @@ impl LogWriter {
             sum.update(&chunk[skipped..]);
             skip -= skipped;
         }
+        for end in &mut self.ends {
+            if end.next == NO_SEGMENT
+                && let Some(segment) = self.ready.pop_front()
+            {
+                end.next = segment;
+            }
+        }
+        let own = &mut self.ends[open.stream as usize];
+        own.block = open.block + blocks;
+        let next_segment = own.next;
+        let other = self.ends[open.stream.other() as usize];
         let mut header = Header {
             checksum: 0,
             header_blocks: open.header_blocks,
@@ -234,7 +323,11 @@ impl LogWriter {
             data_checksum: sum.finish(),
             segment: open.segment,
             block: open.block,
-            next_segment: LogWriter::next_segment(&self.sb, open.segment),
+            next_segment,
+            other_segment: other.segment,
+            other_block: other.block,
+            other_next: other.next,
+            cold: open.stream == Stream::Cold,
         };
         let header_bytes = open.header_blocks as usize * BLOCK_SIZE;
         if open.header_blocks <= CHUNK_BLOCKS {
@@ -253,8 +346,14 @@ impl LogWriter {
         let at =
             BatchRef { lsn: header.lsn, checksum: header.checksum, segment: open.segment, block: open.block };
         self.last = at;
-        self.segment = open.segment;
-        self.block = open.block + blocks;
+        self.appended[open.stream as usize] += u64::from(blocks);
+        self.notes.push(Note {
+            segment: open.segment,
+            first: open.block,
+            end: open.block + blocks,
+            lsn: header.lsn,
+            stamp: if open.stamp == 0 { header.lsn } else { open.stamp },
+        });
         self.sealed.push_back(SealedBatch {
             at,
             location: self.sb.location(open.segment, open.block),
@@ -337,15 +436,26 @@ impl LogWriter {
         let sealed = self.sealed.iter().chain(&self.in_flight).map(|b| b.blocks);
         (sealed.sum::<u32>() + open) as u64 * BLOCK_SIZE as u64
     }
-    /// Blocks behind the end of the log.
-    pub fn free_blocks(&self) -> u64 {
-        let (segment, block) = match &self.open {
-            Some(o) => (o.segment, o.block + o.header_blocks + o.data_blocks),
-            None => (self.segment, self.block),
-        };
-        let here = self.sb.segment_blocks.saturating_sub(block);
-        let others = self.sb.segments.saturating_sub(segment + 1);
-        u64::from(here) + u64::from(others) * u64::from(self.sb.segment_blocks)
+    /// Those of one stream: the rest of its segment, the next one, and what is ready for either.
+    pub fn stream_free(&self, stream: Stream) -> u64 {
+        let size = self.sb.segment_blocks;
+        let end = &self.ends[stream as usize];
+        let open = self.open.as_ref().filter(|o| o.stream == stream);
+        let used = open.map_or(0, |o| o.header_blocks + o.data_blocks);
+        let next = if end.next == NO_SEGMENT { 0 } else { size };
+        u64::from(size.saturating_sub(end.block + used)) + u64::from(next) + self.ready.len() as u64 * u64::from(size)
+    }
+    /// Blocks sealed since the log was continued.
+    pub fn appended_blocks(&self) -> u64 {
+        self.appended[0] + self.appended[1]
+    }
+    /// Those of one stream.
+    pub fn appended_by(&self, stream: Stream) -> u64 {
+        self.appended[stream as usize]
+    }
+    /// What has been sealed since the last call.
+    pub fn take_notes(&mut self) -> std::vec::Drain<'_, Note> {
+        self.notes.drain(..)
     }
 }
 

@@ -4,7 +4,9 @@
 //!  append ──► LogWriter: open batch ─► sealed ─► one durable write ─► Durable{up_to_ticket}
 //!      └────► State: Durable + Tables (changes queue on pages that are not in memory)
 //!  read ────► Tables: entries as of now ─► blocks from pending batches or the device ─► Read{..}
-//!  checkpoint: dirty pages into the log ─► changed entries into the index (sled, own thread)
+//!  checkpoint: dirty pages into the log ─► changed entries into the index (sled, own thread);
+//!              at times all entries into the log: the snapshot, then the root ─► segments become free
+//!  cleaner: live blocks of the emptiest segment ─► LogWriter, cold stream
 //!  open: index ─► replay of the log behind it ─► Start record
 //! ```
 //!
@@ -25,12 +27,13 @@
 //!
 //! # Known weaknesses
 //!
-//! Nothing is cleaned yet: what is overwritten stays, and a full store refuses writes until the next
-//! version cleans it. A lone last batch that rots between its write and the next start cannot be told
+//! A lone last batch that rots between its write and the next start cannot be told
 //! from a torn one; the log position that the monitors remember shows it.
 
+mod audit;
 mod batch;
 mod checkpoint;
+mod cleaner;
 mod codec;
 mod engine;
 mod format;
@@ -38,15 +41,19 @@ pub mod index;
 mod log;
 mod read;
 mod recovery;
+mod root;
+mod segments;
+mod space;
 mod state;
 mod superblock;
 mod table;
 pub(crate) mod view;
 
+pub use audit::Audit;
 pub use engine::Store;
 pub use format::{FormatError, FormatOptions, format, format_device};
 pub use log::LogError;
-pub use recovery::{How, IndexUse};
+pub use recovery::{How, IndexUse, RecoverError};
 pub use superblock::{Superblock, SuperblockError};
 pub use table::BlockEntry;
 
@@ -149,16 +156,16 @@ pub enum StoreEvent {
     },
 }
 
-/// Space of a store, in bytes.
+/// Space of a store, in bytes: `used + free + reserve = total`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
     /// Of the log's segments.
     pub total: u64,
-    /// Used, by live and dead blocks alike.
+    /// Used by live blocks and their tables. At most; exact where little is left.
     pub used: u64,
-    /// Behind the end of the log, the reserve included.
+    /// What may be added.
     pub free: u64,
-    /// Kept for records without data, table pages and checkpoints.
+    /// Kept for cleaning: dead blocks, headers, segments being written, free ones.
     pub reserve: u64,
 }
 
@@ -169,8 +176,30 @@ pub struct Stats {
     pub space: Space,
     /// Batches that became durable.
     pub batches: u64,
-    /// Data blocks in them, table pages included.
+    /// Data blocks in them: clients', table pages, and what cleaning has moved.
     pub blocks: u64,
+    /// Data blocks that clients have given.
+    pub client_blocks: u64,
+    /// Table pages written.
+    pub page_blocks: u64,
+    /// Blocks that cleaning has moved.
+    pub moved_blocks: u64,
+    /// Segments that cleaning has looked at from end to end.
+    pub segments_cleaned: u64,
+    /// Segments that became free.
+    pub segments_freed: u64,
+    /// Segments whose live count was found wrong and set right.
+    pub recounts: u64,
+    /// Snapshots written.
+    pub snapshots: u64,
+    /// Segments that are free now.
+    pub segments_free: u64,
+    /// Segments that cannot be cleaned because of damage in them.
+    pub segments_kept: usize,
+    /// Table pages of deleted objects that still count.
+    pub pages_dead: usize,
+    /// Blocks that the tables' newest images in the log name, and these images.
+    pub live_blocks: u64,
     /// Bytes in them.
     pub bytes_written: u64,
     /// Blocks read from the device.
@@ -234,6 +263,9 @@ pub enum OpenError {
     /// The superblock.
     #[error(transparent)]
     Superblock(#[from] SuperblockError),
+    /// The log.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
     /// The system.
     #[error("{device}: {what}: {source}")]
     Io {

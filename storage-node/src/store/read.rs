@@ -35,6 +35,8 @@ pub struct Read {
     pub pieces: Vec<(u32, Buf)>,
     /// Indices in `wanted` that the device could not read.
     pub unreadable: Vec<u32>,
+    /// For [`super::space::SpaceState::read_ended`]: its blocks stay where they are until then.
+    pub epoch: u64,
 }
 
 /// What a finished read comes to.
@@ -138,6 +140,7 @@ impl<D: Device, I: Index> Store<D, I> {
             wanted: Vec::new(),
             pieces: Vec::new(),
             unreadable: Vec::new(),
+            epoch: self.space.read_begins(),
         });
         if waiting == 0 {
             self.captured(key);
@@ -206,21 +209,11 @@ impl<D: Device, I: Index> Store<D, I> {
         let Some(read) = self.reads.try_remove(key) else {
             return;
         };
+        self.space.read_ended(read.epoch);
         let (token, object) = (read.token, read.object);
         let answer = read.finish();
         for (block, entry) in answer.damaged {
-            if !self.bad.contains(&(object, block)) {
-                self.stats.bad_blocks += 1;
-                tracing::error!(
-                    device = self.dev.name(), %object, block,
-                    byte = entry.location * BLOCK_SIZE as u64,
-                    "a block does not match its checksum; it will be fetched from another copy"
-                );
-                if self.bad.len() < BAD_MAX {
-                    self.bad.insert((object, block));
-                }
-                self.events.push(StoreEvent::BadBlock { object, block, checksum: entry.checksum });
-            }
+            self.found_bad(object, block, entry);
         }
         self.events.push(StoreEvent::Read {
             token,
@@ -228,6 +221,23 @@ impl<D: Device, I: Index> Store<D, I> {
             data: answer.data.map(Buf::freeze).unwrap_or_default(),
             bad: answer.bad,
         });
+    }
+
+    /// A block's bytes are not what they should be.
+    pub(super) fn found_bad(&mut self, object: ObjectId, block: u32, entry: BlockEntry) {
+        if self.bad.contains(&(object, block)) {
+            return;
+        }
+        self.stats.bad_blocks += 1;
+        tracing::error!(
+            device = self.dev.name(), %object, block,
+            byte = entry.location * BLOCK_SIZE as u64,
+            "a block does not match its checksum; it will be fetched from another copy"
+        );
+        if self.bad.len() < BAD_MAX {
+            self.bad.insert((object, block));
+        }
+        self.events.push(StoreEvent::BadBlock { object, block, checksum: entry.checksum });
     }
 
     /// A piece has come, or could not be read.

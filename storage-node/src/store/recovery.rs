@@ -1,15 +1,18 @@
 //! Opening: the index, then what the log holds behind it, then the end of the log.
 //!
-//! The log is followed from batch to batch: the next one begins behind the last one, or at the start of
-//! the segment that its header names, and carries the last one's LSN and checksum. Only the last batch
+//! State comes from the index, or where that is missing, damaged or too old, from the snapshot that the
+//! newest root names. From the batch that it covers the
+//! log is followed from batch to batch: the next one begins at one of the four places that the last one's
+//! header names, and carries the last one's LSN and checksum. Only the last batch
 //! can be torn, since a batch is written when the one before it is durable. A batch is known to have
 //! been durable when a later header names it as its predecessor; that tells damage from a torn tail:
 //! see `docs/on-disk-format.md`.
 
 use super::batch::{DataChecksum, Header, NO_SEGMENT};
 use super::codec::Entry;
-use super::index::{Index, Meta};
-use super::log::BatchRef;
+use super::index::{Index, Meta, VERSION};
+use super::log::{BatchRef, Ends, FIRST_ENDS, StreamEnd};
+use super::root::{Root, Roots};
 use super::state::{State, in_bounds};
 use super::superblock::Superblock;
 use super::table::{OBJECT_BLOCKS_MAX, PAGE_BLOCKS};
@@ -29,9 +32,10 @@ pub enum IndexUse {
     /// It was loaded; the log was replayed from where it ends.
     #[default]
     Used,
-    /// There was none: everything comes from the log.
+    /// There was none: everything comes from the log and the snapshot in it.
     Missing,
-    /// It could not be used, for this reason; it was deleted, and everything comes from the log.
+    /// It could not be used, for this reason; it was deleted, and everything comes from the log and the
+    /// snapshot in it.
     Discarded(String),
 }
 
@@ -59,8 +63,10 @@ pub struct Recovery {
     pub state: State,
     /// The last batch.
     pub last: BatchRef,
-    /// Where the next one may begin.
-    pub end: (u32, u32),
+    /// Where the streams go on.
+    pub ends: Ends,
+    /// The newest root.
+    pub root: Root,
     /// What was done.
     pub how: How,
     /// State is lost, in words.
@@ -153,7 +159,8 @@ impl<D: Device> Reader<'_, D> {
         let sane = entries.iter().all(|e| match e {
             Entry::Node(record) => in_bounds(record),
             Entry::Page { page, .. } => *page < OBJECT_BLOCKS_MAX / PAGE_BLOCKS,
-            Entry::Start { .. } => true,
+            Entry::Move { blocks, .. } => blocks.iter().all(|b| b.0 < OBJECT_BLOCKS_MAX),
+            _ => true,
         });
         sane.then_some(Found { header, entries })
     }
@@ -174,16 +181,29 @@ impl<D: Device> Reader<'_, D> {
         sum.finish() == header.data_checksum
     }
 
-    /// Looks behind `(segment, block)`, in the rest of the segment, in the segment that comes next and
-    /// at the first block of the others (`thorough`), for the first batch whose predecessor has an LSN
-    /// of at least `least`: the log once went on.
-    fn later(
-        &mut self,
-        (segment, block): (u32, u32),
-        next: u32,
-        least: u64,
-        thorough: bool,
-    ) -> Option<Found> {
+    /// The batch behind `from`, which may begin at one of `places`. Where a torn one fits too, it has the
+    /// smaller LSN: a Start leaves one out.
+    fn successor(&mut self, from: BatchRef, places: &[(u32, u32)]) -> Option<Found> {
+        let mut best: Option<Found> = None;
+        for &(segment, block) in places {
+            if segment == NO_SEGMENT {
+                continue;
+            }
+            if let Some(found) = self.batch(segment, block)
+                && found.header.previous_lsn == from.lsn
+                && found.header.previous_checksum == from.checksum
+                && best.as_ref().is_none_or(|b| b.header.lsn < found.header.lsn)
+            {
+                best = Some(found);
+            }
+        }
+        best
+    }
+
+    /// Looks from each of `places` to the end of its segment, and at the first block of the other segments
+    /// (`thorough`), for the first batch whose predecessor has an LSN of at least `least`: the log once
+    /// went on.
+    fn later(&mut self, places: &[(u32, u32)], least: u64, thorough: bool) -> Option<Found> {
         let mut best: Option<Found> = None;
         let mut look = |this: &mut Self, segment, block| {
             if let Some(found) = this.batch(segment, block)
@@ -193,12 +213,11 @@ impl<D: Device> Reader<'_, D> {
                 best = Some(found);
             }
         };
-        for block in block..self.sb.segment_blocks {
-            look(self, segment, block);
-        }
-        if next < self.sb.segments {
-            for block in 0..self.sb.segment_blocks {
-                look(self, next, block);
+        for &(segment, from) in places {
+            if segment < self.sb.segments {
+                for block in from..self.sb.segment_blocks {
+                    look(self, segment, block);
+                }
             }
         }
         if thorough {
@@ -211,6 +230,56 @@ impl<D: Device> Reader<'_, D> {
         }
         best
     }
+
+    /// Looks at every batch of every segment for the newest SnapshotEnd: for when no root is good.
+    fn find_snapshot(&mut self, progress: &mut dyn FnMut(u32, u32)) -> Option<Root> {
+        let mut newest: Option<Root> = None;
+        for segment in 0..self.sb.segments {
+            progress(segment, self.sb.segments);
+            let mut block = 0;
+            while block < self.sb.segment_blocks {
+                let Some(found) = self.batch(segment, block) else {
+                    // Damage, or the end of what was written: what lies behind is found block by block.
+                    block += 1;
+                    continue;
+                };
+                for entry in &found.entries {
+                    if let Entry::SnapshotEnd { covers, .. } = entry
+                        && newest.is_none_or(|n| n.covers.lsn < covers.lsn)
+                    {
+                        newest = Some(Root { number: 0, covers: *covers, end: found.at() });
+                    }
+                }
+                block += found.header.blocks();
+            }
+        }
+        newest
+    }
+}
+
+/// Where a replay begins.
+struct From {
+    state: State,
+    last: BatchRef,
+    ends: Ends,
+    /// Where the batch behind `last` may begin.
+    places: Vec<(u32, u32)>,
+}
+
+/// Where the streams go on behind this batch.
+fn ends_behind(h: &Header) -> Ends {
+    let own = StreamEnd { segment: h.segment, block: h.block + h.blocks(), next: h.next_segment };
+    let other = StreamEnd { segment: h.other_segment, block: h.other_block, next: h.other_next };
+    if h.cold { [other, own] } else { [own, other] }
+}
+
+fn start_of_log(cache_bytes: u64, sb: &Superblock) -> From {
+    From {
+        state: State::new(cache_bytes, sb),
+        last: BatchRef::default(),
+        ends: FIRST_ENDS,
+        places: vec![(0, 0)],
+    }
 }
 
 /// Recovers the state. Writes nothing to the device; may discard the index.
@@ -220,7 +289,7 @@ pub fn recover<D: Device, I: Index>(
     index: &mut I,
     cache_bytes: u64,
     progress: &mut dyn FnMut(u32, u32),
-) -> Recovery {
+) -> Result<Recovery, RecoverError> {
     let mut reader = Reader {
         device,
         sb,
@@ -228,81 +297,212 @@ pub fn recover<D: Device, I: Index>(
         window: None,
         trouble: Cell::new(None),
     };
-    let mut how = How::default();
-    let mut state = State::new(cache_bytes);
+    let roots = Roots::read(device, sb.incarnation);
     let mut claimed = 0;
-    let loaded = match index.load(&mut |key, value| state.restore(key, value)) {
-        Ok(Some(meta)) => match covered(&mut reader, sb, &meta) {
-            Ok(found) => Ok((meta, found)),
-            Err(why) => {
-                if meta.incarnation == sb.incarnation {
-                    claimed = meta.covers.lsn;
-                }
-                Err(Some(why))
+    let why = match from_index(&mut reader, index, roots.good.first(), cache_bytes, &mut claimed) {
+        Ok(from) => {
+            let root = roots.good.first().copied().unwrap_or_default();
+            let mut recovery = follow(&mut reader, from, root, false, 0, progress);
+            recovery.how.damage.splice(0..0, roots.damage.iter().cloned());
+            if recovery.lost.is_none() || recovery.state.lost_before {
+                return Ok(recovery);
             }
-        },
-        Ok(None) => Err(None),
-        Err(why) => Err(Some(why)),
-    };
-    let mut last = BatchRef::default();
-    let mut end = (0, 0);
-    let mut next = 0;
-    let mut lost = None;
-    let index_empty = loaded.is_err();
-    match loaded {
-        Ok((meta, header)) => {
-            last = meta.covers;
-            end = (header.segment, header.block + header.blocks());
-            next = header.next_segment;
-            state.lost = meta.lost;
-            state.session = meta.session;
-            state.durable.amnesia = meta.amnesia;
+            // Perhaps the index is an old one, and the log from there on is no more: the snapshot decides.
+            let text = recovery.lost.clone().unwrap_or_default();
+            match from_log(&mut reader, &roots, cache_bytes, progress) {
+                Ok((from, root)) => {
+                    let mut again = follow(&mut reader, from, root, true, claimed, progress);
+                    if again.last.lsn < recovery.last.lsn {
+                        return Ok(recovery);
+                    }
+                    again.how.damage.splice(0..0, roots.damage.iter().cloned());
+                    again.how.index = discard(device, index, Some(text));
+                    again.index_empty = true;
+                    return Ok(again);
+                }
+                Err(_) => return Ok(recovery),
+            }
         }
-        Err(why) => {
-            state = State::new(cache_bytes);
-            how.index = match why {
-                None => IndexUse::Missing,
-                Some(why) => {
-                    tracing::warn!(device = device.name(), why, "the index is discarded and rebuilt");
-                    IndexUse::Discarded(why)
-                }
-            };
-            if let Err(error) = index.discard() {
-                tracing::warn!(error, "there is no index for now");
-            }
+        Err(why) => why,
+    };
+    let (from, root) = from_log(&mut reader, &roots, cache_bytes, progress)?;
+    let index_use = discard(device, index, why);
+    let mut recovery = follow(&mut reader, from, root, true, claimed, progress);
+    recovery.how.damage.splice(0..0, roots.damage.iter().cloned());
+    recovery.how.index = index_use;
+    recovery.index_empty = true;
+    Ok(recovery)
+}
+
+fn discard<D: Device, I: Index>(device: &D, index: &mut I, why: Option<String>) -> IndexUse {
+    if let Err(error) = index.discard() {
+        tracing::warn!(error, "there is no index for now");
+    }
+    match why {
+        None => IndexUse::Missing,
+        Some(why) => {
+            tracing::warn!(device = device.name(), why, "the index is discarded and rebuilt");
+            IndexUse::Discarded(why)
         }
     }
-    let thorough = index_empty;
+}
+
+/// Takes the state from the index; or why it cannot be used (`None`: there is none).
+fn from_index<D: Device, I: Index>(
+    reader: &mut Reader<'_, D>,
+    index: &mut I,
+    root: Option<&Root>,
+    cache_bytes: u64,
+    claimed: &mut u64,
+) -> Result<From, Option<String>> {
+    let mut state = State::new(cache_bytes, reader.sb);
+    let meta = index.load(&mut |key, value| state.restore(key, value)).map_err(Some)?.ok_or(None)?;
+    if meta.incarnation == reader.sb.incarnation {
+        *claimed = meta.covers.lsn;
+    }
+    let Some(root) = root else {
+        return Err(Some("no root is good, so it cannot be known whether it is too old".to_owned()));
+    };
+    if meta.covers.lsn < root.covers.lsn {
+        return Err(Some(format!(
+            "it covers LSN {}, and the log before LSN {} is no more",
+            meta.covers.lsn, root.covers.lsn
+        )));
+    }
+    let header = covered(reader, &meta)?;
+    take_meta(&mut state, &meta);
+    Ok(From { state, last: meta.covers, ends: ends_behind(&header), places: header.successors().into() })
+}
+
+fn take_meta(state: &mut State, meta: &Meta) {
+    state.lost = meta.lost;
+    state.lost_before = meta.lost;
+    state.session = meta.session;
+    state.durable.amnesia = meta.amnesia;
+}
+
+/// Takes the state from the newest snapshot, or from the beginning of the log where there is none yet.
+fn from_log<D: Device>(
+    reader: &mut Reader<'_, D>,
+    roots: &Roots,
+    cache_bytes: u64,
+    progress: &mut dyn FnMut(u32, u32),
+) -> Result<(From, Root), RecoverError> {
+    let mut why = roots.damage.clone();
+    for root in &roots.good {
+        if root.covers.lsn == 0 {
+            return Ok((start_of_log(cache_bytes, reader.sb), *root));
+        }
+        match from_snapshot(reader, root, cache_bytes) {
+            Ok(from) => return Ok((from, *root)),
+            Err(text) => why.push(text),
+        }
+        // An older root's snapshot may be gone in part; that would be found, but is not looked for.
+    }
+    tracing::error!(device = reader.device.name(), ?why, "no root is good: looking for a snapshot");
+    let found = reader.find_snapshot(progress);
+    if let Some(root) = found {
+        match from_snapshot(reader, &root, cache_bytes) {
+            Ok(from) => return Ok((from, root)),
+            Err(text) => why.push(text),
+        }
+    } else if reader.batch(0, 0).is_some_and(|f| f.header.previous_lsn == 0) {
+        // No snapshot has ever been written: the log is whole from its beginning.
+        return Ok((start_of_log(cache_bytes, reader.sb), Root::default()));
+    }
+    Err(RecoverError { device: reader.device.name().to_owned(), why: why.join("; ") })
+}
+
+/// No state can be found.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{device}: there is no index, and no snapshot in the log can be read whole ({why}): keep the device as it is for \
+     `trefoil store check`; its data can be rebuilt from the other copies on a fresh device"
+)]
+pub struct RecoverError {
+    /// The device.
+    pub device: String,
+    /// Why.
+    pub why: String,
+}
+
+fn from_snapshot<D: Device>(
+    reader: &mut Reader<'_, D>,
+    root: &Root,
+    cache_bytes: u64,
+) -> Result<From, String> {
+    let covers = root.covers;
+    let gone = |what: &str, at: BatchRef| {
+        format!(
+            "the snapshot behind LSN {} is not whole: {what} LSN {} (segment {}, block {}) is not on the device",
+            covers.lsn, at.lsn, at.segment, at.block
+        )
+    };
+    let first = reader.batch(covers.segment, covers.block).filter(|f| f.at() == covers);
+    let first = first.ok_or_else(|| gone("its beginning,", covers))?.header;
+    let mut state = State::new(cache_bytes, reader.sb);
+    let (mut last, mut places) = (covers, first.successors());
+    loop {
+        let found = reader.successor(last, &places).ok_or_else(|| gone("the batch behind", last))?;
+        (last, places) = (found.at(), found.header.successors());
+        for entry in &found.entries {
+            match entry {
+                Entry::Snapshot { key, value } if !state.restore(key, value) => {
+                    return Err(format!("an entry of the snapshot behind LSN {} cannot be understood", covers.lsn));
+                }
+                Entry::SnapshotEnd { covers: ended, meta } if *ended == covers => {
+                    if meta.version != VERSION {
+                        return Err(format!("the snapshot has version {}", meta.version));
+                    }
+                    take_meta(&mut state, meta);
+                    let (ends, places) = (ends_behind(&first), first.successors().into());
+                    return Ok(From { state, last: covers, ends, places });
+                }
+                _ => {}
+            }
+        }
+        if last.lsn > root.end.lsn {
+            return Err(gone("its end,", root.end));
+        }
+    }
+}
+
+/// Replays the log from there on to its end.
+fn follow<D: Device>(
+    reader: &mut Reader<'_, D>,
+    from: From,
+    root: Root,
+    thorough: bool,
+    claimed: u64,
+    progress: &mut dyn FnMut(u32, u32),
+) -> Recovery {
+    let (device, sb) = (reader.device, reader.sb);
+    let From { mut state, mut last, mut ends, places: first_places } = from;
+    let mut how = How::default();
+    let mut lost = None;
     // The batch found last: not replayed before it is known to have been durable.
     let mut pending: Option<Found> = None;
     let mut reported = None;
+    let mut behind_last = first_places;
     loop {
-        let from = pending.as_ref().map_or(last, Found::at);
-        let (at, after) = match &pending {
-            Some(p) => ((p.header.segment, p.header.block + p.header.blocks()), p.header.next_segment),
-            None => (end, next),
+        let (from, places) = match &pending {
+            Some(p) => (p.at(), p.header.successors().to_vec()),
+            None => (last, behind_last.clone()),
         };
         reader.trouble.set(None);
-        let successor = [at, (after, 0)].into_iter().filter(|(segment, _)| *segment != NO_SEGMENT).find_map(
-            |(segment, block)| {
-                reader.batch(segment, block).filter(|f| {
-                    f.header.previous_lsn == from.lsn && f.header.previous_checksum == from.checksum
-                })
-            },
-        );
+        let mut successor = reader.successor(from, &places);
         let follows = successor.is_some();
-        let mut successor = successor;
         let whole = follows || pending.as_ref().is_none_or(|p| reader.whole(&p.header));
         if !follows {
             // Anything that names a successor of `from` as its predecessor, or `from` itself where
             // `from` looks torn, proves that the log went on.
-            let behind = match (&pending, whole) {
-                (Some(p), false) => (p.header.segment, p.header.block + p.header.header_blocks),
-                _ => at,
-            };
+            let mut places = places.clone();
+            if let (Some(p), false) = (&pending, whole) {
+                places.push((p.header.segment, p.header.block + p.header.header_blocks));
+            }
             let least = if whole { from.lsn + 1 } else { from.lsn };
             let unread = reader.trouble.take();
-            successor = reader.later(behind, after, least, thorough);
+            successor = reader.later(&places, least, thorough);
             if let (None, Some((location, kind))) = (&successor, unread) {
                 // Not a torn tail: what the device does not give may have been acknowledged.
                 let text = format!(
@@ -315,6 +515,7 @@ pub fn recover<D: Device, I: Index>(
                 lost.get_or_insert(text);
             }
             if let Some(found) = &successor {
+                let at = places.first().copied().unwrap_or_default();
                 let text = format!(
                     "the log is damaged behind LSN {} (segment {}, block {}, byte {}): it goes on with \
                      LSN {} (segment {}, block {}); what was in between is lost",
@@ -343,8 +544,8 @@ pub fn recover<D: Device, I: Index>(
                     ));
                 }
                 last = p.at();
-                end = (p.header.segment, p.header.block + p.header.blocks());
-                next = p.header.next_segment;
+                ends = ends_behind(&p.header);
+                behind_last = p.header.successors().to_vec();
                 replay(&mut state, sb, &p, &mut how);
                 if reported != Some(p.header.segment) {
                     reported = Some(p.header.segment);
@@ -366,15 +567,23 @@ pub fn recover<D: Device, I: Index>(
             last.lsn
         ));
     }
+    if root.end.lsn > last.lsn {
+        lost.get_or_insert(format!(
+            "the log ends at LSN {}, but a root names a snapshot that ended at LSN {}: the device has lost \
+             writes that were durable",
+            last.lsn, root.end.lsn
+        ));
+    }
     state.lost |= lost.is_some();
     if state.lost && lost.is_none() {
         lost = Some("the loss was found when the store was opened before".to_owned());
     }
-    Recovery { state, last, end, how, lost, index_empty }
+    Recovery { state, last, ends, root, how, lost, index_empty: false }
 }
 
 /// The batch that the index says it covers; or why the index cannot be used.
-fn covered<D: Device>(reader: &mut Reader<'_, D>, sb: &Superblock, meta: &Meta) -> Result<Header, String> {
+fn covered<D: Device>(reader: &mut Reader<'_, D>, meta: &Meta) -> Result<Header, String> {
+    let sb = reader.sb;
     if meta.incarnation != sb.incarnation {
         return Err(format!(
             "it belongs to another store ({}, this is {})",
@@ -395,9 +604,14 @@ fn replay(state: &mut State, sb: &Superblock, found: &Found, how: &mut How) {
     how.batches += 1;
     how.blocks += u64::from(h.blocks());
     let mut location = sb.location(h.segment, h.block + h.header_blocks);
+    let mut stamp = 0;
     for entry in &found.entries {
-        state.replay(entry, location);
+        state.replay(entry, location, sb);
         location += u64::from(entry.data_blocks());
         how.records += 1;
+        if let Entry::Move { stamp: age, .. } = entry {
+            stamp = stamp.max(*age);
+        }
     }
+    state.segments.batch(h.segment, h.block, h.block + h.blocks(), h.lsn, if stamp == 0 { h.lsn } else { stamp });
 }

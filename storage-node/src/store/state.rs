@@ -8,8 +8,10 @@
 //! what was there (a Heal looks at a checksum that the same replay has set).
 
 use super::codec::Entry;
-use super::table::{OBJECT_BLOCKS_MAX, PAGE_BLOCKS, Tables};
-use rustc_hash::FxHashSet;
+use super::segments::{SegState, Segments};
+use super::superblock::Superblock;
+use super::table::{DeadPage, OBJECT_BLOCKS_MAX, PAGE_BLOCKS, Tables};
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 use trefoil_core::checksum::HOLE;
 use trefoil_core::message::{Line, WriteOp};
@@ -27,6 +29,8 @@ pub enum Key {
     Group(GroupId),
     /// An object: its head and table, and its line if it is behind.
     Object(ObjectId),
+    /// A page of a deleted object's table that still counts.
+    Dead(u64),
 }
 
 /// The index's entry for a group; what it knows of objects has entries of its own.
@@ -45,28 +49,49 @@ struct ObjectEntry {
     pages: Vec<(u64, u64)>,
 }
 
+/// The index's entry for a page of a deleted object.
+#[derive(Serialize, Deserialize)]
+struct DeadEntry {
+    object: ObjectId,
+    page: u32,
+    checksum: u64,
+}
+
 /// See the module.
 pub struct State {
     /// The node's.
     pub durable: Durable,
     /// The blocks'.
     pub tables: Tables,
+    /// What each segment holds.
+    pub segments: Segments,
+    /// Pages of deleted objects that have not been reaped, by their places.
+    pub dead: FxHashMap<u64, (ObjectId, DeadPage)>,
+    /// Those that came since this was emptied last. An index that lacks the object must have them, also
+    /// when its checkpoint began before the object was deleted.
+    pub newly_dead: Vec<u64>,
     /// Changed since the last checkpoint began.
     pub dirty: FxHashSet<Key>,
     /// State has been lost and no LostState has been appended since.
     pub lost: bool,
+    /// The index or snapshot that this state was loaded from said so already.
+    pub lost_before: bool,
     /// How often the store has been opened.
     pub session: u64,
 }
 
 impl State {
     /// Nothing yet.
-    pub fn new(cache_bytes: u64) -> State {
+    pub fn new(cache_bytes: u64, sb: &Superblock) -> State {
         State {
             durable: Durable::default(),
-            tables: Tables::new(cache_bytes),
+            tables: Tables::new(cache_bytes, *sb),
+            segments: Segments::new(sb.segments),
+            dead: FxHashMap::default(),
+            newly_dead: Vec::new(),
             dirty: FxHashSet::default(),
             lost: false,
+            lost_before: false,
             session: 0,
         }
     }
@@ -98,7 +123,7 @@ impl State {
                     at += self.op(*object, op, at);
                 }
                 if *head == Head::ZERO {
-                    self.tables.remove(*object);
+                    self.remove(*object);
                 }
             }
             Record::Heal { object, block, checksum, .. } => {
@@ -107,11 +132,36 @@ impl State {
             Record::DeleteVolume { volume } => {
                 for object in self.tables.of_volume(*volume) {
                     self.dirty.insert(Key::Object(object));
-                    self.tables.remove(object);
+                    self.remove(object);
                 }
             }
             Record::LostState { .. } => self.lost = false,
             _ => {}
+        }
+    }
+
+    fn remove(&mut self, object: ObjectId) {
+        for page in self.tables.remove(object) {
+            self.dirty.insert(Key::Dead(page.location));
+            self.dead.insert(page.location, (object, page));
+            self.newly_dead.push(page.location);
+        }
+    }
+
+    /// Pages of deleted objects do not count any more.
+    pub fn reap(&mut self, locations: &[u64], deltas: &[(u32, i32)]) {
+        for location in locations {
+            self.dead.remove(location);
+            self.dirty.insert(Key::Dead(*location));
+        }
+        self.segments.add_all(deltas);
+    }
+
+    /// Blocks have been copied to `location ..`: each counts if its checksum is still the table's.
+    pub fn moved(&mut self, object: ObjectId, blocks: &[(u32, u64)], location: u64) {
+        self.dirty.insert(Key::Object(object));
+        for (n, &(block, checksum)) in blocks.iter().enumerate() {
+            self.tables.heal(object, block, location + n as u64, checksum);
         }
     }
 
@@ -129,17 +179,27 @@ impl State {
     }
 
     /// Takes an entry of a batch at replay.
-    pub fn replay(&mut self, entry: &Entry, location: u64) {
+    pub fn replay(&mut self, entry: &Entry, location: u64, sb: &Superblock) {
         match entry {
             Entry::Start { session, lost } => {
                 self.session = self.session.max(*session);
                 self.lost |= lost;
             }
             Entry::Node(record) => self.apply(record, location),
-            Entry::Page { object, page, checksum } => {
+            Entry::Page { object, page, checksum, deltas } => {
                 self.dirty.insert(Key::Object(*object));
                 self.tables.replay_page(*object, *page, location, *checksum);
+                self.segments.add_all(deltas);
+                self.segments.add(sb.segment_of(location), 1);
+                // What died here died in an earlier use of this place.
+                if self.dead.remove(&location).is_some() {
+                    self.dirty.insert(Key::Dead(location));
+                }
             }
+            Entry::Move { object, blocks, .. } => self.moved(*object, blocks, location),
+            Entry::Reap { locations, deltas } => self.reap(locations, deltas),
+            Entry::Recount { segment } => self.segments.recount(*segment),
+            Entry::Snapshot { .. } | Entry::SnapshotEnd { .. } => {}
         }
     }
 
@@ -190,18 +250,24 @@ impl State {
         }
     }
 
-    /// Every key that the state has an entry for: for an index that begins anew.
-    pub fn all_keys(&self) -> FxHashSet<Key> {
+    /// Every key that the state has an entry for, those last that have to be restored first: an object is
+    /// restored into its group.
+    pub fn all_keys(&self) -> Vec<Key> {
         let d = &self.durable;
-        let mut keys: FxHashSet<Key> = d.fences.keys().map(|v| Key::Fence(*v)).collect();
-        keys.extend(d.pgs.keys().map(|p| Key::Pg(*p)));
-        keys.extend(d.groups.keys().map(|g| Key::Group(*g)));
+        let mut keys: Vec<Key> = self.dead.keys().map(|l| Key::Dead(*l)).collect();
+        keys.extend(self.tables.objects().map(Key::Object));
         for (group, state) in &d.groups {
-            for index in state.objects.keys().chain(state.behind.keys()) {
-                keys.insert(Key::Object(ObjectId { group: *group, index: *index }));
+            let behind = state.behind.keys().filter(|index| !state.objects.contains_key(index));
+            for index in state.objects.keys().chain(behind) {
+                let object = ObjectId { group: *group, index: *index };
+                if self.tables.pages(object).is_none() {
+                    keys.push(Key::Object(object));
+                }
             }
         }
-        keys.extend(self.tables.objects().map(Key::Object));
+        keys.extend(d.groups.keys().map(|g| Key::Group(*g)));
+        keys.extend(d.pgs.keys().map(|p| Key::Pg(*p)));
+        keys.extend(d.fences.keys().map(|v| Key::Fence(*v)));
         keys
     }
 
@@ -246,8 +312,22 @@ impl State {
                 let any = entry.head.is_some() || entry.line.is_some() || self.tables.pages(object).is_some();
                 any.then(|| encode(&entry))
             }
+            Key::Dead(location) => {
+                name.push(b'd');
+                name.extend(location.to_be_bytes());
+                self.dead.get(&location).map(|(object, dead)| {
+                    encode(&DeadEntry { object: *object, page: dead.page, checksum: dead.checksum })
+                })
+            }
         };
         (name, value)
+    }
+
+    /// The entry of some segments, as of when `segments` was copied.
+    pub fn segments_entry(segments: &Segments, chunk: u32) -> Option<(Vec<u8>, Vec<u8>)> {
+        let mut name = vec![b's'];
+        name.extend(chunk.to_be_bytes());
+        Some((name, encode(&segments.chunk(chunk)?)))
     }
 
     /// Takes an entry of the index; false if it cannot be understood.
@@ -294,6 +374,18 @@ impl State {
                 }
                 if let Some(line) = entry.line {
                     state.behind.insert(index, line);
+                }
+            }
+            b'd' => {
+                let location = take_u64(&mut rest)?;
+                let DeadEntry { object, page, checksum } = decode(value)?;
+                self.dead.insert(location, (object, DeadPage { location, checksum, page }));
+            }
+            b's' => {
+                let chunk = take_u32(&mut rest)?;
+                let states: Vec<SegState> = decode(value)?;
+                if !self.segments.restore(chunk, &states) {
+                    return None;
                 }
             }
             _ => return None,
@@ -364,10 +456,11 @@ mod tests {
             snap: 0,
             op: WriteOp::Zero { blocks: BlockRange::new(0, 1) },
         };
-        let mut now = State::new(0);
+        let sb = Superblock::new(1 << 30, 1 << 24, Incarnation(1), [0; 16], NodeId(0)).expect("large enough");
+        let mut now = State::new(0, &sb);
         now.durable.amnesia = true;
         now.apply(&write, 9);
-        let mut then = State::new(0);
+        let mut then = State::new(0, &sb);
         then.durable.amnesia = true;
         let (name, value) = now.entry(Key::Object(object));
         assert!(then.restore(&name, &value.expect("there")));

@@ -12,18 +12,20 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// First eight bytes of both copies.
 pub const MAGIC: [u8; 8] = *b"TREFOIL\x01";
-/// The version that this code writes, and the greatest that it reads.
-pub const VERSION: u32 = 1;
+/// The version that this code writes, and the only one that it reads: version 1 never reused space.
+pub const VERSION: u32 = 2;
 /// Where the copies are.
 pub const COPIES: [u64; 2] = [0, 1 << 20];
 /// Where segment 0 begins.
 pub const DATA_START: u64 = 2 << 20;
 /// Smallest segment that `Store::format` makes: the largest record must fit into one.
 pub const SEGMENT_BYTES_MIN: u64 = 32 << 20;
-/// Segment size where none is named.
+/// Segment size of a device of [`LARGE_DEVICE_BYTES`] or more, where none is named; below: the smallest.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
+/// See [`SEGMENT_BYTES_DEFAULT`].
+pub const LARGE_DEVICE_BYTES: u64 = 64 << 30;
 /// Least number of segments; below it the reserve would leave nothing for data.
-pub const SEGMENTS_MIN: u64 = 4;
+pub const SEGMENTS_MIN: u64 = 12;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
@@ -38,6 +40,10 @@ struct Disk {
     segment_blocks: U32,
     segments: U32,
     flags: U32,
+    device: U32,
+    devices: U32,
+    first_segment: U32,
+    logical_block: U32,
     checksum: U64,
 }
 
@@ -56,6 +62,8 @@ pub struct Superblock {
     pub segment_blocks: u32,
     /// Segments.
     pub segments: u32,
+    /// Bytes of the device's logical block when it was formatted; 0 where that is not known.
+    pub logical_block: u32,
 }
 
 /// Why a device's superblock cannot be used. Nothing is written when one is returned.
@@ -88,6 +96,26 @@ pub enum SuperblockError {
     Damaged {
         /// The device.
         device: String,
+    },
+    /// Written by older software.
+    #[error(
+        "{device} has format version {found}, which this program does not read any more (it reads {VERSION}): \
+         take the node's data from its peers: format the device anew and let the node be repaired, one node at \
+         a time"
+    )]
+    Older {
+        /// The device.
+        device: String,
+        /// Its version.
+        found: u32,
+    },
+    /// A part of a store on two devices, which this version does not open.
+    #[error("{device} is one of {devices} devices of a store: this version opens stores on one device only")]
+    Several {
+        /// The device.
+        device: String,
+        /// How many.
+        devices: u32,
     },
     /// Written by newer software.
     #[error(
@@ -144,7 +172,24 @@ impl Superblock {
             size,
             segment_blocks: u32::try_from(segment_bytes / BLOCK_SIZE as u64).ok()?,
             segments,
+            logical_block: 0,
         })
+    }
+
+    /// The segment that a location lies in.
+    pub fn segment_of(&self, location: u64) -> u32 {
+        let behind = location.saturating_sub(DATA_START / BLOCK_SIZE as u64);
+        u32::try_from(behind / u64::from(self.segment_blocks.max(1))).unwrap_or(u32::MAX)
+    }
+
+    /// True where a location is one of a segment's blocks.
+    pub fn is_data(&self, location: u64) -> bool {
+        location >= self.location(0, 0) && location < self.location(self.segments, 0)
+    }
+
+    /// Blocks of all segments.
+    pub fn blocks(&self) -> u64 {
+        u64::from(self.segments) * u64::from(self.segment_blocks)
     }
 
     /// Absolute number of the device's block that is `block` of `segment`.
@@ -167,6 +212,10 @@ impl Superblock {
             segment_blocks: U32::new(self.segment_blocks),
             segments: U32::new(self.segments),
             flags: U32::new(0),
+            device: U32::new(0),
+            devices: U32::new(1),
+            first_segment: U32::new(0),
+            logical_block: U32::new(self.logical_block),
             checksum: U64::new(0),
         };
         let mut out = [0; BLOCK_SIZE];
@@ -185,14 +234,19 @@ impl Superblock {
         if disk.magic != MAGIC {
             return Ok(None);
         }
+        // Other versions have their checksum elsewhere. A version that has rotted does no harm: the other
+        // copy is good.
+        if disk.version.get() > VERSION {
+            return Err(SuperblockError::Newer { device: name(), found: disk.version.get() });
+        }
+        if disk.version.get() < VERSION {
+            return Err(SuperblockError::Older { device: name(), found: disk.version.get() });
+        }
         let mut zeroed = bytes.to_vec();
         let at = std::mem::offset_of!(Disk, checksum);
         zeroed[at..at + 8].fill(0);
         if checksum(CrcAlgorithm::Crc64Nvme, &zeroed) != disk.checksum.get() {
             return Err(SuperblockError::Damaged { device: name() });
-        }
-        if disk.version.get() > VERSION {
-            return Err(SuperblockError::Newer { device: name(), found: disk.version.get() });
         }
         let nonsense = |what| SuperblockError::Nonsense { device: name(), what };
         let sb = Superblock {
@@ -202,7 +256,14 @@ impl Superblock {
             size: disk.size.get(),
             segment_blocks: disk.segment_blocks.get(),
             segments: disk.segments.get(),
+            logical_block: disk.logical_block.get(),
         };
+        if disk.devices.get() != 1 {
+            return Err(SuperblockError::Several { device: name(), devices: disk.devices.get() });
+        }
+        if disk.device.get() != 0 || disk.first_segment.get() != 0 {
+            return Err(nonsense("device number"));
+        }
         if disk.block_bytes.get() as usize != BLOCK_SIZE {
             return Err(nonsense("block size"));
         }
@@ -248,7 +309,6 @@ impl Superblock {
                 Ok(None) => {
                     complaint = Some(format!("the superblock's copy at byte {at} has no signature"));
                 }
-                Err(e @ SuperblockError::Newer { .. }) => return Err(e),
                 Err(e) => {
                     complaint = Some(format!("the superblock's copy at byte {at} is damaged"));
                     worst = e;
@@ -270,7 +330,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let sb = Superblock::new(
-            DATA_START + (5 << 26),
+            DATA_START + (12 << 26),
             1 << 26,
             Incarnation(0x1122_3344_5566_7788),
             *b"0123456789abcdef",
@@ -278,12 +338,12 @@ mod tests {
         )
         .expect("large enough");
         let bytes = sb.encode();
-        let hex: String = bytes[..72].iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = bytes[..88].iter().map(|b| format!("{b:02x}")).collect();
         // Frozen: devices in the field carry it.
         assert_eq!(
             hex,
-            "54524546 4f494c01 01000000 07000000 88776655 44332211 30313233 34353637 38396162 \
-             63646566 00002014 00000000 00100000 00400000 05000000 00000000 ead0a6d2 d5be67c7"
+            "54524546 4f494c01 02000000 07000000 88776655 44332211 30313233 34353637 38396162 63646566 00002030 \
+             00000000 00100000 00400000 0c000000 00000000 00000000 01000000 00000000 00000000 bf4c9425 b9502510"
                 .replace(' ', "")
         );
         assert_eq!(Superblock::decode("x", &bytes).ok().flatten(), Some(sb));

@@ -3,12 +3,15 @@
 //! A page holds 256 entries of 16 bytes. Pages live in the log; a bounded number is kept in memory.
 //! A change to a page that is not in memory is queued on it, in order with the reads that wait for it,
 //! so that a write never waits for a page and a read never shows a change that came behind it. This
+//! Each page also keeps how its changes since its newest image in the log change the live counts of
+//! segments; the Page record of the next image carries that. This
 //! module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
 //! ([`Tables::dirty_victim`]), and is told when that has happened.
 
 pub mod view;
 
 use super::batch::page_checksum;
+use super::superblock::Superblock;
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use std::collections::VecDeque;
@@ -25,6 +28,8 @@ pub const OBJECT_BLOCKS_MAX: u32 = (trefoil_core::limits::OBJECT_SIZE_MAX / BLOC
 pub const UNKNOWN: u64 = trefoil_core::checksum::UNKNOWN;
 /// Changes that may wait on one page before it is loaded for them.
 const QUEUE_LOAD: usize = 64;
+/// Pages that [`Tables::resolve`] orders at once.
+const RESOLVE_MAX: usize = 256;
 const NO_SLOT: u32 = u32::MAX;
 
 /// Where a block is. Checksum 0: a hole; no location, yet a checksum: bad.
@@ -52,7 +57,7 @@ impl Page {
         let none = DiskEntry { location: U64::new(0), checksum: U64::new(HOLE) };
         Box::new(Page([none; PAGE_BLOCKS as usize]))
     }
-    fn set(&mut self, block: usize, location: u64, checksum: u64) {
+    fn put(&mut self, block: usize, location: u64, checksum: u64) {
         self.0[block] = DiskEntry { location: U64::new(location), checksum: U64::new(checksum) };
     }
     fn get(&self, block: usize) -> BlockEntry {
@@ -95,6 +100,72 @@ struct Slot {
     referenced: bool,
     /// Write it to the log once it is in memory: the checkpoint waits for it.
     flush: bool,
+    /// What has changed since the newest image, when `page` is there.
+    counts: Counts,
+}
+
+/// How changes of a page change the live counts of segments.
+#[derive(Default)]
+struct Counts {
+    /// `(segment, change)`, in the order of the changes or merged.
+    deltas: Vec<(u32, i32)>,
+    /// Their sum.
+    net: i64,
+    /// Length at which they are merged.
+    merge_at: usize,
+}
+
+/// Changes of counts that a page keeps before it merges them.
+const MERGE_AT: usize = 64;
+
+impl Counts {
+    fn add(&mut self, sb: &Superblock, location: u64, delta: i32) {
+        if location == 0 {
+            return;
+        }
+        let segment = sb.segment_of(location);
+        self.net += i64::from(delta);
+        if let Some(last) = self.deltas.last_mut()
+            && last.0 == segment
+        {
+            last.1 += delta;
+            return;
+        }
+        self.deltas.push((segment, delta));
+        if self.deltas.len() >= self.merge_at.max(MERGE_AT) {
+            self.merge();
+            // At most 512 segments differ, so this ends.
+            self.merge_at = self.deltas.len() * 2;
+        }
+    }
+    fn merge(&mut self) {
+        self.deltas.sort_unstable_by_key(|d| d.0);
+        self.deltas.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            if same {
+                kept.1 += next.1;
+            }
+            same
+        });
+        self.deltas.retain(|d| d.1 != 0);
+    }
+}
+
+/// The entries of a page's image.
+pub fn entries_of(bytes: &[u8]) -> impl Iterator<Item = BlockEntry> {
+    let page = Page::ref_from_bytes(bytes).ok();
+    (0..PAGE_BLOCKS as usize).filter_map(move |block| page.map(|p| p.get(block)))
+}
+
+/// A page of a deleted object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadPage {
+    /// Where its newest image is.
+    pub location: u64,
+    /// Of the image.
+    pub checksum: u64,
+    /// Blocks `256 * page ..`.
+    pub page: u32,
 }
 
 /// A part of a read whose entries have become known.
@@ -119,12 +190,19 @@ pub struct Loaded {
 
 /// See the module.
 pub struct Tables {
+    sb: Superblock,
     objects: FxHashMap<ObjectId, Vec<PageRef>>,
     slots: Slab<Slot>,
     resident: usize,
     resident_max: usize,
     queued: usize,
+    /// Data blocks in queued changes: whether they replace others is not known yet.
+    queued_blocks: u64,
     dirty: usize,
+    /// What the dirty pages add to the live blocks.
+    net: i64,
+    /// Pages that have never been written to the log.
+    unplaced: usize,
     hand: usize,
     loads: VecDeque<u32>,
     /// Changes to pages that were never written are queued too: recovery must not fill memory.
@@ -137,14 +215,18 @@ pub struct Tables {
 
 impl Tables {
     /// No objects; keeps at most `cache_bytes` of pages, and at least four.
-    pub fn new(cache_bytes: u64) -> Tables {
+    pub fn new(cache_bytes: u64, sb: Superblock) -> Tables {
         Tables {
+            sb,
             objects: FxHashMap::default(),
             slots: Slab::new(),
             resident: 0,
             resident_max: (cache_bytes / BLOCK_SIZE as u64).clamp(4, 1 << 30) as usize,
             queued: 0,
+            queued_blocks: 0,
             dirty: 0,
+            net: 0,
+            unplaced: 0,
             hand: 0,
             loads: VecDeque::new(),
             replaying: true,
@@ -172,9 +254,8 @@ impl Tables {
 
     /// Replay has found a page in the log: it is the truth up to here.
     pub fn replay_page(&mut self, object: ObjectId, page: u32, location: u64, checksum: u64) {
-        let Some(pages) = self.objects.get_mut(&object) else {
-            return;
-        };
+        // An index that was read after the object's deletion does not have it: the deletion is still to come.
+        let pages = self.objects.entry(object).or_default();
         if pages.len() <= page as usize {
             pages.resize(page as usize + 1, PageRef::NONE);
         }
@@ -250,9 +331,12 @@ impl Tables {
         }
         slot.referenced = true;
         if let Some(page) = &mut slot.page {
-            apply(page, op);
+            let before = slot.counts.net;
+            apply(page, op, &mut slot.counts, &self.sb);
+            self.net += slot.counts.net - before;
             return;
         }
+        self.queued_blocks += op.data_blocks();
         slot.queue.push_back(op);
         self.queued += 1;
         if self.replaying {
@@ -283,6 +367,7 @@ impl Tables {
             if entry.location == 0 && !makes {
                 return None;
             }
+            self.unplaced += usize::from(entry.location == 0);
             entry.slot = self.slots.insert(Slot {
                 owner: (object, page),
                 gone: false,
@@ -294,6 +379,7 @@ impl Tables {
                 dirty: false,
                 referenced: true,
                 flush: false,
+                counts: Counts::default(),
             }) as u32;
         }
         Some(entry.slot)
@@ -317,11 +403,84 @@ impl Tables {
             let mut page = Page::empty();
             // No read waits on such a page: reads materialize it at once.
             self.queued -= slot.queue.len();
+            let before = slot.counts.net;
             for op in slot.queue.drain(..) {
-                apply(&mut page, op);
+                self.queued_blocks -= op.data_blocks();
+                apply(&mut page, op, &mut slot.counts, &self.sb);
             }
+            self.net += slot.counts.net - before;
             slot.page = Some(page);
             self.resident += 1;
+        }
+    }
+
+    /// How many blocks a write of these would add, table pages included; `None`: a page has to be loaded
+    /// first, which is ordered hereby.
+    pub fn growth(&mut self, object: ObjectId, blocks: BlockRange) -> Option<u32> {
+        let mut known = true;
+        let mut grows = 0;
+        let mut block = blocks.first;
+        while block < blocks.end() {
+            let (page, first) = (block / PAGE_BLOCKS, block % PAGE_BLOCKS);
+            let n = (blocks.end() - block).min(PAGE_BLOCKS - first);
+            block += n;
+            let Some(key) = self.slot(object, page, false) else {
+                grows += n + 1;
+                continue;
+            };
+            if self.slots.get(key as usize).is_some_and(|s| s.location == 0) {
+                self.materialize(key);
+            }
+            let Some(slot) = self.slots.get_mut(key as usize) else {
+                continue;
+            };
+            slot.referenced = true;
+            match &slot.page {
+                Some(page) => {
+                    let hole = |i: &u32| page.get(*i as usize).location == 0;
+                    grows += (first..first + n).filter(hole).count() as u32;
+                }
+                None => {
+                    known = false;
+                    self.want(key);
+                }
+            }
+        }
+        known.then_some(grows)
+    }
+
+    /// Has an image of a page that is still the newest written anew by the next checkpoint. False: it is
+    /// not the newest.
+    pub fn touch(&mut self, object: ObjectId, page: u32, location: u64) -> bool {
+        let newest = self.objects.get(&object).and_then(|p| p.get(page as usize));
+        if location == 0 || newest.is_none_or(|p| p.location != location) {
+            return false;
+        }
+        if let Some(key) = self.slot(object, page, false)
+            && let Some(slot) = self.slots.get_mut(key as usize)
+            && !slot.dirty
+        {
+            slot.dirty = true;
+            self.dirty += 1;
+        }
+        true
+    }
+
+    /// Orders the pages that queued changes wait for, so that it becomes known what they add.
+    pub fn resolve(&mut self) {
+        let waiting: Vec<u32> = self
+            .slots
+            .iter()
+            .filter(|(_, s)| s.page.is_none() && !s.queue.is_empty() && !s.loading)
+            .map(|(key, _)| key as u32)
+            .take(RESOLVE_MAX)
+            .collect();
+        for key in waiting {
+            if self.slots.get(key as usize).is_some_and(|s| s.location == 0) {
+                self.materialize(key);
+            } else {
+                self.want(key);
+            }
         }
     }
 
@@ -332,6 +491,18 @@ impl Tables {
         object: ObjectId,
         blocks: BlockRange,
         read: usize,
+        out: &mut [BlockEntry],
+    ) -> usize {
+        self.capture_at(object, blocks, read, 0, out)
+    }
+
+    /// The same for a part of a larger list that begins at `base` of it.
+    pub fn capture_at(
+        &mut self,
+        object: ObjectId,
+        blocks: BlockRange,
+        read: usize,
+        base: u32,
         out: &mut [BlockEntry],
     ) -> usize {
         let mut parts = 0;
@@ -360,6 +531,7 @@ impl Tables {
             }
             self.misses += 1;
             parts += 1;
+            let at = base + at;
             slot.queue.push_back(PageOp::Capture { read, at, first: first as u8, count: n as u16 });
             self.queued += 1;
             self.want(key);
@@ -394,13 +566,16 @@ impl Tables {
                 }
                 let mut page = Page::empty();
                 for block in 0..PAGE_BLOCKS as usize {
-                    page.set(block, 0, UNKNOWN);
+                    // What the lost entries counted stays counted until their segments are looked at.
+                    page.put(block, 0, UNKNOWN);
                 }
                 page
             }
         };
         self.queued -= slot.queue.len();
+        let before = slot.counts.net;
         for op in slot.queue.drain(..) {
+            self.queued_blocks -= op.data_blocks();
             if let PageOp::Capture { read, at, first, count } = op {
                 let first = usize::from(first);
                 loaded.captured.push(Captured {
@@ -409,9 +584,10 @@ impl Tables {
                     entries: (first..first + usize::from(count)).map(|b| page.get(b)).collect(),
                 });
             } else {
-                apply(&mut page, op);
+                apply(&mut page, op, &mut slot.counts, &self.sb);
             }
         }
+        self.net += slot.counts.net - before;
         slot.loading = false;
         loaded.flush = std::mem::take(&mut slot.flush) && slot.dirty;
         if !slot.gone {
@@ -464,7 +640,10 @@ impl Tables {
     fn free(&mut self, key: u32) {
         if let Some(slot) = self.slots.try_remove(key as usize) {
             self.queued -= slot.queue.len();
+            self.queued_blocks -= slot.queue.iter().map(PageOp::data_blocks).sum::<u64>();
             self.dirty -= usize::from(slot.dirty);
+            self.net -= slot.counts.net;
+            self.unplaced -= usize::from(slot.location == 0);
             self.resident -= usize::from(slot.page.is_some());
         }
     }
@@ -476,11 +655,25 @@ impl Tables {
         Some((object, page, slot.page.as_ref()?.as_bytes()))
     }
 
+    /// How the next image changes the live counts besides adding its own block; it counts as carried out
+    /// hereby.
+    pub fn take_deltas(&mut self, key: u32) -> Vec<(u32, i32)> {
+        let Some(slot) = self.slots.get_mut(key as usize) else {
+            return Vec::new();
+        };
+        self.net -= slot.counts.net;
+        let mut counts = std::mem::take(&mut slot.counts);
+        counts.add(&self.sb, slot.location, -1);
+        counts.merge();
+        counts.deltas
+    }
+
     /// The image has joined the log at `location`: the page is clean.
     pub fn flushed(&mut self, key: u32, location: u64, checksum: u64) {
         let Some(slot) = self.slots.get_mut(key as usize) else {
             return;
         };
+        self.unplaced -= usize::from(slot.location == 0);
         slot.location = location;
         slot.checksum = checksum;
         self.dirty -= usize::from(std::mem::take(&mut slot.dirty));
@@ -524,9 +717,14 @@ impl Tables {
         Some(false)
     }
 
-    /// The object is gone. Reads that wait on its pages are still answered as of before.
-    pub fn remove(&mut self, object: ObjectId) {
-        for page in self.objects.remove(&object).unwrap_or_default() {
+    /// The object is gone. Reads that wait on its pages are still answered as of before. Returns its pages
+    /// in the log.
+    pub fn remove(&mut self, object: ObjectId) -> Vec<DeadPage> {
+        let mut dead = Vec::new();
+        for (n, page) in (0u32..).zip(self.objects.remove(&object).unwrap_or_default()) {
+            if page.location != 0 {
+                dead.push(DeadPage { location: page.location, checksum: page.checksum, page: n });
+            }
             if page.slot == NO_SLOT {
                 continue;
             }
@@ -535,10 +733,12 @@ impl Tables {
                     slot.gone = true;
                     slot.flush = false;
                     self.dirty -= usize::from(std::mem::take(&mut slot.dirty));
+                    // Its queue is still applied, so that reads in it are answered; counts are dropped with it.
                 }
                 _ => self.free(page.slot),
             }
         }
+        dead
     }
 
     /// The objects of a volume.
@@ -554,6 +754,18 @@ impl Tables {
     pub fn dirty(&self) -> usize {
         self.dirty
     }
+    /// Data blocks of queued changes: they may replace others, or add to them.
+    pub fn queued_blocks(&self) -> u64 {
+        self.queued_blocks
+    }
+    /// What the changes that no image holds yet add to the live blocks.
+    pub fn net(&self) -> i64 {
+        self.net
+    }
+    /// Pages that have no place in the log yet.
+    pub fn unplaced(&self) -> usize {
+        self.unplaced
+    }
     /// Pages in memory.
     pub fn resident(&self) -> usize {
         self.resident
@@ -564,22 +776,37 @@ impl Tables {
     }
 }
 
-fn apply(page: &mut Page, op: PageOp) {
+impl PageOp {
+    fn data_blocks(&self) -> u64 {
+        match self {
+            PageOp::One { location, .. } => u64::from(*location != 0),
+            PageOp::Run { checksums, .. } => checksums.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
+fn apply(page: &mut Page, op: PageOp, counts: &mut Counts, sb: &Superblock) {
+    let mut set = |page: &mut Page, block: usize, location, checksum| {
+        counts.add(sb, page.get(block).location, -1);
+        counts.add(sb, location, 1);
+        page.put(block, location, checksum);
+    };
     match op {
-        PageOp::One { block, location, checksum } => page.set(block.into(), location, checksum),
+        PageOp::One { block, location, checksum } => set(page, block.into(), location, checksum),
         PageOp::Run { first, location, checksums } => {
             for (n, checksum) in checksums.iter().enumerate() {
-                page.set(usize::from(first) + n, location + n as u64, *checksum);
+                set(page, usize::from(first) + n, location + n as u64, *checksum);
             }
         }
         PageOp::Zero { first, count } => {
             for block in usize::from(first)..usize::from(first) + usize::from(count) {
-                page.set(block, 0, HOLE);
+                set(page, block, 0, HOLE);
             }
         }
         PageOp::Heal { block, location, checksum } => {
             if page.get(block.into()).checksum == checksum {
-                page.set(block.into(), location, checksum);
+                set(page, block.into(), location, checksum);
             }
         }
         PageOp::Capture { .. } => {}

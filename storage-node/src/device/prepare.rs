@@ -1,0 +1,157 @@
+//! The thread that prepares segments: discards and zeroes, one at a time, slowly.
+//!
+//! It exists so that neither the store's thread nor the ring waits for what can take a second and what
+//! nobody is waiting for. Zeroing goes in pieces, with a pause after each that is as long as the piece
+//! took: the log keeps at least half of the device. It never touches a range that it was not given.
+
+use super::buffer::Pool;
+use super::file::RawDevice;
+use super::wake::Waker;
+use super::{Completion, PREPARE_QUEUE_MAX, Prepare};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Bytes zeroed by one write.
+const PIECE: u64 = 1 << 20;
+/// Longest pause after a piece: a device that is slow for other reasons is not waited for longer.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// What to do with a range.
+pub(super) struct Job {
+    pub id: u64,
+    pub what: Prepare,
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// See the module. The thread starts with the first job.
+pub(super) struct Preparer {
+    raw: Arc<RawDevice>,
+    waker: Waker,
+    jobs: Option<SyncSender<Job>>,
+    finished: Sender<Completion>,
+    done: Receiver<Completion>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    in_flight: usize,
+}
+
+impl Preparer {
+    pub fn new(raw: Arc<RawDevice>, waker: Waker) -> Preparer {
+        let (finished, done) = channel();
+        Preparer {
+            raw,
+            waker,
+            jobs: None,
+            finished,
+            done,
+            stop: Arc::new(AtomicBool::new(false)),
+            thread: None,
+            in_flight: 0,
+        }
+    }
+
+    /// Queues a job; one that cannot be queued ends at once, with an error.
+    pub fn start(&mut self, job: Job) {
+        self.in_flight += 1;
+        let id = job.id;
+        let queued = self.spawned().and_then(|jobs| {
+            jobs.try_send(job).map_err(|e| match e {
+                TrySendError::Full(_) => io::ErrorKind::WouldBlock.into(),
+                TrySendError::Disconnected(_) => io::ErrorKind::BrokenPipe.into(),
+            })
+        });
+        if let Err(error) = queued {
+            // We hold the receiver, so this arrives.
+            let _ = self.finished.send(Completion { id, result: Err(error), buf: None });
+            self.waker.ring();
+        }
+    }
+
+    fn spawned(&mut self) -> io::Result<&SyncSender<Job>> {
+        if self.jobs.is_none() {
+            let (jobs, queue) = sync_channel(PREPARE_QUEUE_MAX);
+            let worker = Worker { raw: self.raw.clone(), stop: self.stop.clone() };
+            let (finished, waker) = (self.finished.clone(), self.waker.clone());
+            let thread = std::thread::Builder::new()
+                .name("store-prepare".to_owned())
+                .spawn(move || worker.run(&queue, &finished, &waker))?;
+            self.thread = Some(thread);
+            self.jobs = Some(jobs);
+        }
+        self.jobs.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+
+    pub fn completions(&mut self, out: &mut Vec<Completion>) {
+        while let Ok(completion) = self.done.try_recv() {
+            self.in_flight -= 1;
+            out.push(completion);
+        }
+    }
+
+    /// Jobs that have not been given back.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl Drop for Preparer {
+    /// Waits for the system call that is under way, and begins no other.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    raw: Arc<RawDevice>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn run(&self, queue: &Receiver<Job>, finished: &Sender<Completion>, waker: &Waker) {
+        while let Ok(job) = queue.recv() {
+            let result = match job.what {
+                _ if self.stopped() => Err(io::ErrorKind::Interrupted.into()),
+                Prepare::Nothing => Ok(()),
+                Prepare::Zero => self.zero(job.offset, job.len),
+                Prepare::Discard => self.raw.discard(job.offset, job.len),
+            };
+            if finished.send(Completion { id: job.id, result, buf: None }).is_err() {
+                return;
+            }
+            waker.ring();
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let pool = Pool::new(u64::MAX, 0, None);
+        let Some(mut zeros) = pool.get(PIECE.min(len) as usize) else {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        };
+        zeros.fill(0);
+        let mut at = offset;
+        while at < offset + len {
+            if self.stopped() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let begun = Instant::now();
+            let n = PIECE.min(offset + len - at);
+            self.raw.write_at(at, &zeros[..n as usize])?;
+            at += n;
+            std::thread::sleep(begun.elapsed().min(PAUSE_MAX));
+        }
+        self.raw.file.sync_data()
+    }
+}

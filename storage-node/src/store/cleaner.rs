@@ -1,0 +1,664 @@
+//! Cleaning: live blocks are moved out of segments that are mostly dead.
+//!
+//! One segment at a time, chosen by cost and benefit (Rosenblum and Ousterhout, "The Design and
+//! Implementation of a Log-Structured File System", 1992): what it gives, times how long it has not
+//! changed, by what it costs. Its batches' headers say what each block was; the tables say whether it
+//! still is. Live blocks are read, *verified*, and appended in the cold stream; table pages that lie in it
+//! are written anew by the next checkpoint. It becomes free when the next snapshot's root is durable.
+//!
+//! Nothing is ever lost by cleaning: a block whose bytes are not good is reported, and its segment stays as
+//! it is until the block has been healed or overwritten. A header that cannot be read keeps its segment, too.
+//!
+//! The budget: for what clients append, a number of blocks may be moved that grows as free segments get
+//! fewer ([`Store::clean_step`]); an idle store cleans by itself until it has enough.
+
+use super::batch::{Header, page_checksum};
+use super::codec::{self, Entry};
+use super::engine::{CLEANER, Running, Store};
+use super::index::Index;
+use super::log::Stream;
+use super::table::BlockEntry;
+use crate::device::buffer::{Buf, Pool};
+use crate::device::{Device, Op};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::VecDeque;
+use std::io;
+use trefoil_core::checksum::{HOLE, block_checksum};
+use trefoil_core::message::WriteOp;
+use trefoil_core::record::Record;
+use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
+
+/// Blocks read at once.
+const WINDOW_BLOCKS: u32 = 256;
+/// Blocks looked up at once.
+const RESOLVE_MAX: usize = 256;
+/// Blocks moved in one batch.
+const MOVE_MAX: usize = 128;
+/// Blocks that are worth a batch of their own, where there are so many.
+const MOVE_MIN: u64 = 64;
+/// Budget that is kept for later, in blocks.
+const TOKENS_MAX: u64 = 1024;
+/// Times that a block is read again before it counts as bad.
+const READS_MAX: u32 = 3;
+/// Errors of one segment after which it is left alone.
+const ERRORS_MAX: u32 = 256;
+/// Pages of deleted objects read at once, and in one record.
+const REAP_MAX: usize = 64;
+/// A segment with fewer dead blocks than one in so many is not worth it.
+const WORTH_PART: u32 = 64;
+
+/// What a block of a victim was when it was written.
+#[derive(Clone, Copy)]
+enum What {
+    Block { object: ObjectId, block: u32 },
+    Page { object: ObjectId, page: u32 },
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    what: What,
+    location: u64,
+}
+
+/// A block to be moved.
+#[derive(Clone, Copy)]
+struct Live {
+    object: ObjectId,
+    block: u32,
+    entry: BlockEntry,
+}
+
+struct Victim {
+    segment: u32,
+    end: u32,
+    stamp: u64,
+    /// The next header.
+    at: u32,
+    /// What the headers have named and nobody has looked up.
+    todo: VecDeque<Candidate>,
+    /// Being looked up; when `unknown` is 0 all entries are there.
+    asked: Vec<(Live, u64)>,
+    unknown: usize,
+    live: VecDeque<Live>,
+    /// Blocks in memory: the first one's number in the segment.
+    window: Option<(u32, Buf)>,
+    reading: bool,
+    /// Blocks to read at once: fewer after an error.
+    step: u32,
+    retries: u32,
+    errors: u32,
+    /// Found live, pages included.
+    found: u64,
+    /// Why it cannot be freed.
+    stays: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Cleaner {
+    victim: Option<Box<Victim>>,
+    /// Emptied, with the LSN at which that was so.
+    done: FxHashMap<u32, u64>,
+    /// Those that something keeps, with what was live in them then: looked at again when that changes.
+    kept: FxHashMap<u32, u32>,
+    /// To be looked at again: nothing live was left, yet the count says otherwise.
+    recheck: FxHashSet<u32>,
+    tokens: u64,
+    hot_seen: u64,
+    /// Pages of deleted objects being read.
+    reaping: FxHashSet<u64>,
+    /// Read, to be written down together.
+    reaped: Vec<(u64, Vec<(u32, i32)>)>,
+}
+
+impl Cleaner {
+    /// Segments that are free after the next snapshot.
+    pub fn done_count(&self) -> u64 {
+        self.done.len() as u64
+    }
+    /// True for the segment that is being cleaned.
+    pub fn is_victim(&self, segment: u32) -> bool {
+        self.victim.as_ref().is_some_and(|v| v.segment == segment)
+    }
+    /// Segments that something keeps from being freed.
+    pub fn kept_count(&self) -> usize {
+        self.kept.len()
+    }
+    /// The segment is free.
+    pub fn freed(&mut self, segment: u32) {
+        self.done.remove(&segment);
+        self.kept.remove(&segment);
+        self.recheck.remove(&segment);
+    }
+    /// True while it waits for something that rings.
+    fn is_waiting(&self) -> bool {
+        self.victim.as_ref().is_some_and(|v| v.reading || v.unknown > 0)
+    }
+}
+
+impl<D: Device, I: Index> Store<D, I> {
+    /// The next steps, as far as budget and I/O allow.
+    pub(super) fn clean_step(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
+        self.earn();
+        self.reap_step();
+        while self.failed.is_none() && !self.cleaner.is_waiting() {
+            let Some(mut victim) = self.cleaner.victim.take() else {
+                if !self.wants_cleaning() {
+                    return;
+                }
+                match self.choose() {
+                    Some(victim) => self.cleaner.victim = Some(Box::new(victim)),
+                    None => return,
+                }
+                continue;
+            };
+            let goes_on = self.clean(&mut victim);
+            if victim.at >= victim.end && victim.todo.is_empty() && victim.live.is_empty() && goes_on {
+                self.ended(&victim);
+            } else {
+                self.cleaner.victim = Some(victim);
+            }
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// True where [`Store::clean_step`] would do something without waiting for I/O.
+    pub(super) fn clean_runs(&self) -> bool {
+        self.failed.is_none()
+            && !self.cleaner.is_waiting()
+            && (self.cleaner.victim.is_some() || self.wants_cleaning() && self.worth_choosing())
+            && self.may_move()
+    }
+
+    fn wants_cleaning(&self) -> bool {
+        self.supply() < self.supply_wanted()
+    }
+
+    fn worth_choosing(&self) -> bool {
+        // Choosing looks at all segments: not again and again where nothing is worth it.
+        self.space.nothing_at != Some(self.log.appended_blocks())
+    }
+
+    /// Free segments are short, and nothing can be done about it: nothing is worth cleaning, and no snapshot
+    /// would free anything. The reserve is there so that this does not happen; if it does, what needs room
+    /// is refused instead of waited for.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.cleaner.victim.is_none()
+            && matches!(self.phase, super::checkpoint::Phase::Idle)
+            && self.space.nothing_at == Some(self.log.appended_blocks())
+            && self.space.snapshot_from == self.log.appended_blocks()
+            && self.state.dead.is_empty()
+            && !self.log.busy()
+            && self.is_behind()
+    }
+
+    /// Enough for what is written between two snapshots.
+    fn supply_wanted(&self) -> u64 {
+        self.space.limits.low + self.space.limits.interval / u64::from(self.sb.segment_blocks)
+    }
+
+    /// Budget for what has been appended since the last call: at the middle of the range as much as keeps
+    /// the supply level, above it less, below it up to four times as much.
+    fn earn(&mut self) {
+        let hot = self.log.appended_by(Stream::Hot);
+        let appended = hot - std::mem::replace(&mut self.cleaner.hot_seen, hot);
+        let (supply, wanted) = (self.supply(), self.supply_wanted());
+        if appended == 0 || supply >= wanted {
+            return;
+        }
+        let size = u64::from(self.sb.segment_blocks);
+        let live = match &self.cleaner.victim {
+            Some(v) => u64::from(self.state.segments.get(v.segment).live).min(size - 1),
+            None => size / 2,
+        };
+        let interval = (self.space.limits.interval / size).max(1);
+        let level = appended * live / (size - live);
+        let tokens = (level * 2 * (wanted - supply) / interval).min(level * 4) + 1;
+        self.cleaner.tokens = (self.cleaner.tokens + tokens).min(TOKENS_MAX);
+    }
+
+    /// True where moving may go on: budget, or nobody to disturb, or no choice.
+    fn may_move(&self) -> bool {
+        if !self.space.background_may() || self.log.pending_bytes() >= self.options.pending_bytes_max {
+            return false;
+        }
+        let idle = !self.log.busy() && self.reads.is_empty();
+        self.cleaner.tokens >= MOVE_MIN || idle || self.is_behind()
+    }
+
+    fn choose(&mut self) -> Option<Victim> {
+        if !self.worth_choosing() {
+            return None;
+        }
+        self.take_notes();
+        let size = self.sb.segment_blocks;
+        let now = self.log.last().lsn;
+        let ends = self.log.ends();
+        let mut best: Option<(f64, u32)> = None;
+        for (segment, state) in self.state.segments.iter() {
+            if state.live == 0
+                || state.live > size - size / WORTH_PART
+                || self.space.is_free(segment)
+                || self.cleaner.done.contains_key(&segment)
+                || self.cleaner.kept.get(&segment) == Some(&state.live)
+                || ends.iter().any(|e| e.segment == segment || e.next == segment)
+            {
+                continue;
+            }
+            let (live, all) = (f64::from(state.live), f64::from(size));
+            let age = now.saturating_sub(state.stamp) as f64 + 1.0;
+            let score = (all - live) * age / (all + live);
+            if best.is_none_or(|b| b.0 < score) {
+                best = Some((score, segment));
+            }
+        }
+        let Some((_, segment)) = best else {
+            self.space.nothing_at = Some(self.log.appended_blocks());
+            return None;
+        };
+        let state = self.state.segments.get(segment);
+        Some(Victim {
+            segment,
+            end: state.end.min(size),
+            stamp: state.stamp,
+            at: 0,
+            todo: VecDeque::new(),
+            asked: Vec::new(),
+            unknown: 0,
+            live: VecDeque::new(),
+            window: None,
+            reading: false,
+            step: WINDOW_BLOCKS,
+            retries: 0,
+            errors: 0,
+            found: 0,
+            stays: false,
+        })
+    }
+
+    /// One step; false if it has to wait.
+    fn clean(&mut self, v: &mut Victim) -> bool {
+        if !v.asked.is_empty() {
+            for (live, location) in v.asked.drain(..) {
+                if live.entry.location == location && live.entry.checksum != HOLE {
+                    v.found += 1;
+                    v.live.push_back(live);
+                }
+            }
+            return true;
+        }
+        if let Some(first) = v.live.front() {
+            let at = self.block_of(v, first.entry.location);
+            if !in_window(v, at) {
+                let last = v.live.back().map_or(at, |l| self.block_of(v, l.entry.location));
+                self.clean_read(v, at, last + 1 - at);
+                return false;
+            }
+            if !self.may_move() {
+                return false;
+            }
+            self.move_some(v);
+            return true;
+        }
+        if !v.todo.is_empty() {
+            self.look_up(v);
+            return v.unknown == 0;
+        }
+        if v.at >= v.end {
+            return true;
+        }
+        if !in_window(v, v.at) {
+            self.clean_read(v, v.at, v.end - v.at);
+            return false;
+        }
+        self.parse(v);
+        !v.reading
+    }
+
+    fn block_of(&self, v: &Victim, location: u64) -> u32 {
+        location.saturating_sub(self.sb.location(v.segment, 0)) as u32
+    }
+
+    /// Reads blocks of the victim into its window.
+    fn clean_read(&mut self, v: &mut Victim, at: u32, blocks: u32) {
+        let blocks = blocks.clamp(1, v.step).min(self.sb.segment_blocks - at);
+        let Some(buf) = Pool::new(u64::MAX, 0, None).get(blocks as usize * BLOCK_SIZE) else {
+            return;
+        };
+        v.window = None;
+        v.reading = true;
+        let id = self.running.insert(Running::Clean { segment: v.segment, at }) as u64;
+        let offset = self.sb.location(v.segment, at) * BLOCK_SIZE as u64;
+        self.dev.start(id, Op::Read { offset, buf });
+    }
+
+    /// The window has been read, or not.
+    pub(super) fn clean_window(&mut self, segment: u32, at: u32, result: io::Result<()>, buf: Option<Buf>) {
+        let Some(mut v) = self.cleaner.victim.take() else {
+            return;
+        };
+        if v.segment == segment {
+            v.reading = false;
+            match (result, buf) {
+                (Ok(()), Some(buf)) => {
+                    v.window = Some((at, buf));
+                    (v.step, v.retries) = ((v.step * 2).min(WINDOW_BLOCKS), 0);
+                }
+                (result, buf) => self.clean_unreadable(&mut v, at, buf.map_or(0, |b| b.len()), result.err()),
+            }
+        }
+        self.cleaner.victim = Some(v);
+    }
+
+    fn clean_unreadable(&mut self, v: &mut Victim, at: u32, len: usize, error: Option<io::Error>) {
+        v.errors += 1;
+        if len > BLOCK_SIZE && v.errors < ERRORS_MAX {
+            // One of them is to blame: fewer at once.
+            v.step = 1;
+            return;
+        }
+        v.retries += 1;
+        if v.retries < READS_MAX {
+            return;
+        }
+        v.retries = 0;
+        v.stays = true;
+        if v.errors >= ERRORS_MAX {
+            v.at = v.end;
+            v.todo.clear();
+        }
+        let byte = self.sb.location(v.segment, at) * BLOCK_SIZE as u64;
+        tracing::error!(
+            device = self.dev.name(), segment = v.segment, byte, ?error,
+            "a block cannot be read while cleaning: its segment is kept"
+        );
+        match v.live.pop_front() {
+            Some(live) => self.found_bad(live.object, live.block, live.entry),
+            // A header: what lies behind it cannot be told.
+            None => v.at = v.end,
+        }
+    }
+
+    /// The batches whose headers are in the window.
+    fn parse(&mut self, v: &mut Victim) {
+        let Some((first, buf)) = v.window.take() else {
+            return;
+        };
+        while v.at < v.end && v.at >= first && v.todo.len() < RESOLVE_MAX {
+            let Some(bytes) = buf.get((v.at - first) as usize * BLOCK_SIZE..).filter(|b| !b.is_empty()) else {
+                break;
+            };
+            let header = Header::peek(bytes, self.sb.incarnation, v.segment, v.at);
+            let Some(header) = header.filter(|h| v.at + h.blocks() <= v.end) else {
+                return self.broken(v);
+            };
+            let Some(area) = bytes.get(..header.header_blocks as usize * BLOCK_SIZE) else {
+                // The window ends in it: a window from its beginning on, and large enough.
+                v.step = v.step.max(header.header_blocks);
+                return self.clean_read(v, v.at, header.header_blocks.max(WINDOW_BLOCKS));
+            };
+            let entries = header.verify(self.sb.incarnation, area).then(|| header.entries(area)).flatten();
+            let Some(entries) = entries else {
+                return self.broken(v);
+            };
+            let mut location = self.sb.location(v.segment, v.at + header.header_blocks);
+            for entry in &entries {
+                name_blocks(entry, location, &mut v.todo);
+                location += u64::from(entry.data_blocks());
+            }
+            v.at += header.blocks();
+        }
+        v.window = Some((first, buf));
+    }
+
+    fn broken(&self, v: &mut Victim) {
+        tracing::error!(
+            device = self.dev.name(),
+            segment = v.segment,
+            byte = self.sb.location(v.segment, v.at) * BLOCK_SIZE as u64,
+            "a batch's header is damaged: what lies behind it cannot be told, and its segment is kept"
+        );
+        v.stays = true;
+        v.at = v.end;
+    }
+
+    /// Asks the tables about some of what the headers have named.
+    fn look_up(&mut self, v: &mut Victim) {
+        while v.asked.len() < RESOLVE_MAX
+            && let Some(candidate) = v.todo.pop_front()
+        {
+            match candidate.what {
+                What::Page { object, page } => {
+                    if self.state.tables.touch(object, page, candidate.location) {
+                        v.found += 1;
+                        self.state.dirty.insert(super::state::Key::Object(object));
+                    }
+                }
+                What::Block { object, block } => {
+                    let mut entry = [BlockEntry::default()];
+                    let at = BlockRange::new(block, 1);
+                    let index = v.asked.len();
+                    let parts = self.state.tables.capture_at(object, at, CLEANER, index as u32, &mut entry);
+                    v.unknown += parts;
+                    v.asked.push((Live { object, block, entry: entry[0] }, candidate.location));
+                }
+            }
+        }
+    }
+
+    /// The tables have answered.
+    pub(super) fn clean_captured(&mut self, at: u32, entries: &[BlockEntry]) {
+        if let Some(v) = &mut self.cleaner.victim
+            && let (Some(asked), Some(entry)) = (v.asked.get_mut(at as usize), entries.first())
+        {
+            asked.0.entry = *entry;
+            v.unknown = v.unknown.saturating_sub(1);
+        }
+    }
+
+    /// Moves the live blocks at the front that are in the window.
+    fn move_some(&mut self, v: &mut Victim) {
+        let Some((first, buf)) = v.window.take() else {
+            return;
+        };
+        let blocks = (buf.len() / BLOCK_SIZE) as u32;
+        let mut some: Vec<(Live, u32)> = Vec::with_capacity(MOVE_MAX);
+        while some.len() < MOVE_MAX
+            && let Some(&live) = v.live.front()
+        {
+            let at = self.block_of(v, live.entry.location);
+            if at < first || at >= first + blocks {
+                break;
+            }
+            v.live.pop_front();
+            // Overwritten meanwhile.
+            if self.state.tables.peek(live.object, live.block).is_some_and(|e| e.location != live.entry.location)
+            {
+                continue;
+            }
+            let bytes = &buf[(at - first) as usize * BLOCK_SIZE..][..BLOCK_SIZE];
+            let group = live.object.group;
+            if block_checksum(group.volume, live.object.index, live.block, bytes) != live.entry.checksum {
+                // Kept where it is, until it has been healed from a peer.
+                v.stays = true;
+                self.found_bad(live.object, live.block, live.entry);
+                continue;
+            }
+            some.push((live, at - first));
+        }
+        some.sort_unstable_by_key(|(l, _)| (l.object, l.block));
+        for run in some.chunk_by(|a, b| a.0.object == b.0.object) {
+            let object = run[0].0.object;
+            let blocks: Vec<u32> = run.iter().map(|(l, _)| l.block).collect();
+            let sums: Vec<u64> = run.iter().map(|(l, _)| l.entry.checksum).collect();
+            self.scratch.clear();
+            if let Err(error) = codec::put_move(object, v.stamp, blocks, &sums, &mut self.scratch) {
+                return self.fail(format!("a move cannot be encoded: {error}"));
+            }
+            let location = match self.log.reserve(Stream::Cold, self.scratch.len(), run.len() as u32) {
+                Ok(location) => location,
+                Err(error) => return self.fail(error.to_string()),
+            };
+            self.log.push(&self.scratch, None);
+            self.log.stamp(v.stamp);
+            for (_, at) in run {
+                self.log.data(&buf[*at as usize * BLOCK_SIZE..][..BLOCK_SIZE]);
+            }
+            let moved: Vec<(u32, u64)> = run.iter().map(|(l, _)| (l.block, l.entry.checksum)).collect();
+            self.state.moved(object, &moved, location);
+        }
+        let n = some.len() as u32;
+        self.stats.moved_blocks += u64::from(n);
+        self.space.background_used(n);
+        self.cleaner.tokens = self.cleaner.tokens.saturating_sub(u64::from(n));
+        v.window = Some((first, buf));
+    }
+
+    /// All of the victim has been looked at.
+    fn ended(&mut self, v: &Victim) {
+        let live = self.state.segments.get(v.segment).live;
+        self.stats.segments_cleaned += 1;
+        if v.stays {
+            self.cleaner.kept.insert(v.segment, live);
+        } else if v.found == 0 && self.cleaner.recheck.remove(&v.segment) {
+            // Twice nothing: its count went astray with a page that was lost.
+            tracing::warn!(
+                device = self.dev.name(), segment = v.segment, live,
+                "nothing in this segment is live, whatever its count says: counting anew"
+            );
+            self.stats.recounts += 1;
+            self.scratch.clear();
+            let encoded = codec::put_recount(v.segment, &mut self.scratch);
+            self.put_scratch(encoded);
+            self.state.segments.recount(v.segment);
+        } else {
+            // The last of the Moves is in the open batch at the latest.
+            self.cleaner.done.insert(v.segment, self.log.last().lsn + 1);
+        }
+    }
+
+    /// A snapshot has been written: emptied segments that it has not freed are looked at again.
+    pub(super) fn clean_after_snapshot(&mut self) {
+        let covers = self.root.covers.lsn;
+        let left: Vec<u32> =
+            self.cleaner.done.iter().filter(|(_, lsn)| **lsn <= covers).map(|(segment, _)| *segment).collect();
+        for segment in left {
+            let state = self.state.segments.get(segment);
+            if state.live > 0 {
+                self.cleaner.done.remove(&segment);
+                self.cleaner.recheck.insert(segment);
+            }
+        }
+        self.space.nothing_at = None;
+    }
+
+    /// Reads some pages of deleted objects' tables, and writes down what no longer counts.
+    fn reap_step(&mut self) {
+        let reading = self.cleaner.reaping.len() - self.cleaner.reaped.len();
+        let full = self.cleaner.reaped.len() >= REAP_MAX;
+        if !self.cleaner.reaped.is_empty() && (full || reading == 0) && self.space.background_may() {
+            let mut locations = Vec::new();
+            let mut deltas = Vec::new();
+            for (location, mut counts) in self.cleaner.reaped.drain(..) {
+                self.cleaner.reaping.remove(&location);
+                // Another volume's page may lie there by now only if this one was reaped already.
+                if self.state.dead.contains_key(&location) {
+                    locations.push(location);
+                    deltas.append(&mut counts);
+                }
+            }
+            deltas.sort_unstable();
+            deltas.dedup_by(|next, kept| {
+                let same = next.0 == kept.0;
+                if same {
+                    kept.1 += next.1;
+                }
+                same
+            });
+            self.scratch.clear();
+            let encoded = codec::put_reap(locations.clone(), deltas.clone(), &mut self.scratch);
+            self.put_scratch(encoded);
+            if self.failed.is_none() {
+                self.space.background_used(1);
+                self.state.reap(&locations, &deltas);
+            }
+        }
+        if self.state.dead.is_empty() || self.cleaner.reaping.len() >= REAP_MAX {
+            return;
+        }
+        let more = REAP_MAX - self.cleaner.reaping.len();
+        let reaping = &self.cleaner.reaping;
+        let some: Vec<u64> =
+            self.state.dead.keys().filter(|l| !reaping.contains(*l)).take(more).copied().collect();
+        for location in some {
+            self.cleaner.reaping.insert(location);
+            if let Some(bytes) = self.log.find(location) {
+                let bytes = bytes.to_vec();
+                self.dead_page(location, Some(&bytes));
+                continue;
+            }
+            let Some(buf) = Pool::new(u64::MAX, 0, None).get(BLOCK_SIZE) else {
+                return;
+            };
+            let id = self.running.insert(Running::Dead { location, retries: 0 }) as u64;
+            self.dev.start(id, Op::Read { offset: location * BLOCK_SIZE as u64, buf });
+        }
+    }
+
+    /// A page of a deleted object has been read; `None`: it cannot be.
+    pub(super) fn dead_page(&mut self, location: u64, bytes: Option<&[u8]>) {
+        let Some((object, dead)) = self.state.dead.get(&location) else {
+            self.cleaner.reaped.push((location, Vec::new()));
+            return;
+        };
+        let mut deltas = vec![(self.sb.segment_of(location), -1)];
+        // A damaged one: what it named stays counted until the cleaner has looked at those segments.
+        let good = bytes.filter(|b| page_checksum(*object, dead.page, b) == dead.checksum);
+        for entry in good.into_iter().flat_map(super::table::entries_of) {
+            if entry.location != 0 {
+                deltas.push((self.sb.segment_of(entry.location), -1));
+            }
+        }
+        self.cleaner.reaped.push((location, deltas));
+    }
+}
+
+fn in_window(v: &Victim, at: u32) -> bool {
+    v.window.as_ref().is_some_and(|(first, buf)| at >= *first && at < first + (buf.len() / BLOCK_SIZE) as u32)
+}
+
+/// What the data blocks of an entry are, in order.
+fn name_blocks(entry: &Entry, mut location: u64, todo: &mut VecDeque<Candidate>) {
+    let mut block = |object, block| {
+        todo.push_back(Candidate { what: What::Block { object, block }, location });
+        location += 1;
+    };
+    fn op_blocks<P>(op: &WriteOp<P>) -> std::ops::Range<u32> {
+        match op {
+            WriteOp::Data { blocks, .. } => blocks.first..blocks.end(),
+            WriteOp::Zero { .. } => 0..0,
+        }
+    }
+    match entry {
+        Entry::Node(Record::Write { object, op, .. }) => op_blocks(op).for_each(|b| block(*object, b)),
+        Entry::Node(Record::Install { object, patches, writes, .. }) => {
+            for (b, checksum) in patches.iter().flat_map(|p| &p.blocks) {
+                if *checksum != HOLE {
+                    block(*object, *b);
+                }
+            }
+            writes.iter().flat_map(op_blocks).for_each(|b| block(*object, b));
+        }
+        Entry::Node(Record::Heal { object, block: b, .. }) => block(*object, *b),
+        Entry::Move { object, blocks, .. } => blocks.iter().for_each(|(b, _)| block(*object, *b)),
+        Entry::Page { object, page, .. } => {
+            todo.push_back(Candidate { what: What::Page { object: *object, page: *page }, location });
+        }
+        _ => {}
+    }
+}
