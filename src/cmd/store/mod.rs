@@ -4,6 +4,7 @@
 //! codes, which are these commands' own: 0 good, 1 something is wrong with the store (or is missing from
 //! what was exported), 2 it could not be done.
 
+mod check;
 mod objects;
 mod progress;
 mod store_info;
@@ -38,6 +39,17 @@ Examples:
   trefoil store info /dev/nvme1n1
   trefoil store info trefoil-data/node-0/device --json | jq .log.position")]
     Info(DeviceArgs),
+    /// Read and verify everything on a store, and say what is wrong where
+    #[command(after_help = "\
+Reads both superblocks and roots, the whole log, every table page and every live block, verifies every
+checksum, and recomputes the live counts of all segments. Nothing is written and nothing is repaired: a
+running node repairs its blocks from its peers.
+
+Examples:
+  trefoil store check /dev/nvme1n1
+  trefoil store check node-0/device --index node-0/index
+  trefoil store check /dev/nvme1n1 --json | jq '.by_kind'")]
+    Check(check::CheckArgs),
     /// List the volumes of which a store has something, or the objects of one
     #[command(after_help = "\
 Examples:
@@ -64,9 +76,18 @@ Examples:
     #[command(after_help = "\
 Examples:
   trefoil store dump /dev/nvme1n1 --json > state.jsonl
+  trefoil store dump /dev/nvme1n1 --json --log | jq -c 'select(.record == \"settle\")'
   trefoil store dump /dev/nvme1n1 --json | jq -c 'select(.type == \"group\" and .lost)'")]
     Dump(DumpArgs),
     ExportVolume(volume::ExportVolumeArgs),
+    /// Make a store's index anew from its log
+    #[command(after_help = "\
+A storage node does this by itself when its index is gone or damaged; this is for doing it beforehand.
+The device is not written.
+
+Examples:
+  trefoil store rebuild-index /dev/nvme1n1 --index /var/lib/trefoil/node-0/index")]
+    RebuildIndex(check::RebuildArgs),
 }
 
 /// What every command is about.
@@ -131,6 +152,9 @@ pub struct DumpArgs {
     /// Lines of JSON: the only form that there is
     #[arg(long, required = true)]
     json: bool,
+    /// The log too: every batch from the last snapshot on, and every record in it
+    #[arg(long)]
+    log: bool,
 }
 
 fn volume_id(text: &str) -> Result<VolumeId, String> {
@@ -142,6 +166,8 @@ fn volume_id(text: &str) -> Result<VolumeId, String> {
 pub fn run(command: &StoreCommand, out: &mut dyn Write) -> Outcome {
     let done = match command {
         StoreCommand::Info(args) => store_info::run(args, out),
+        StoreCommand::Check(args) => check::check(args, out),
+        StoreCommand::RebuildIndex(args) => check::rebuild(args, out),
         StoreCommand::List(args) => objects::list(args, out),
         StoreCommand::Show(args) => objects::show(args, out),
         StoreCommand::Export(args) => objects::export(args, out),

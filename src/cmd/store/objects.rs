@@ -178,6 +178,9 @@ pub fn dump(args: &DumpArgs, out: &mut dyn Write) -> Outcome {
     let store = open(&args.device)?;
     let mut out = BufWriter::new(out);
     store.dump(&mut out)?;
+    if args.log {
+        store.dump_log(&mut out)?;
+    }
     out.flush()?;
     verdict(!store.info().is_damaged())
 }

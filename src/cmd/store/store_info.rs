@@ -31,6 +31,14 @@ fn text(info: &Info, out: &mut dyn Write) -> Outcome {
         let state = copy.damage.as_deref().map_or("good".to_owned(), |why| format!("DAMAGED: {why}"));
         row("superblock", format!("at byte {}: {state}", copy.byte))?;
     }
+    for root in &info.roots {
+        let what = match (root.number, root.covers) {
+            (Some(number), Some(0)) => format!("number {number}, no snapshot yet"),
+            (Some(number), Some(covers)) => format!("number {number}, a snapshot of LSN {covers}"),
+            _ => "DAMAGED".to_owned(),
+        };
+        row("root", format!("at byte {}: {what}{}", root.byte, if root.used { " (used)" } else { "" }))?;
+    }
     let log = &info.log;
     let end = format!("LSN {} (segment {}, block {})", log.position, log.segment, log.block);
     row("log ends at", end)?;
@@ -49,6 +57,9 @@ fn text(info: &Info, out: &mut dyn Write) -> Outcome {
         row("amnesia", "it has lost state at some time: groups that it does not know are lost".to_owned())?;
     }
     row("holds", format!("{} PGs, {} groups, {} objects", info.pgs, info.groups, info.objects))?;
+    let space = &info.space;
+    let live = format!("{} blocks ({})", space.live_blocks, Size(space.live_bytes));
+    row("live", format!("{live}; segments: {} used, {} free", space.segments_used, space.segments_free))?;
     if !info.volumes.is_empty() {
         writeln!(out, "\n{}", volumes(&info.volumes))?;
     }

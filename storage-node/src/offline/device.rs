@@ -122,7 +122,7 @@ impl Device for ReadOnlyDevice {
     fn start(&mut self, id: u64, op: Op) {
         let (result, buf): (io::Result<()>, Option<Buf>) = match op {
             Op::Read { offset, mut buf } => (self.read_now(offset, &mut buf), Some(buf)),
-            Op::Write { .. } => (Err(read_only()), None),
+            Op::Write { .. } | Op::Discard { .. } | Op::Zero { .. } => (Err(read_only()), None),
         };
         self.ended.push(Completion { id, result, buf });
         self.waker.ring();

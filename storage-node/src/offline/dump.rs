@@ -28,7 +28,7 @@ pub fn line_json(line: Line) -> Value {
     }
 }
 
-fn promise(promise: Promise) -> Value {
+pub(crate) fn promise(promise: Promise) -> Value {
     json!({ "ballot": ballot(promise.ballot), "epoch": promise.epoch.0 })
 }
 
@@ -107,6 +107,23 @@ impl<D: ReadMany> OfflineStore<D> {
                 "type": "object", "object": object.to_string(), "volume": object.group.volume.0,
                 "pg": object.group.pg.to_string(), "index": object.index, "head": head, "behind": behind,
                 "pages": pages, "runs": self.runs(object),
+            }))?;
+        }
+        let ends = &self.recovery.ends;
+        for (segment, state) in self.recovery.state.segments.iter().filter(|(_, state)| state.last_lsn > 0) {
+            line(json!({
+                "type": "segment", "segment": segment, "byte": self.sb.location(segment, 0) * BLOCK_SIZE as u64,
+                "live": state.live, "end": state.end, "last_lsn": state.last_lsn, "stamp": state.stamp,
+                "open": ends.iter().any(|end| end.segment == segment), "free": self.is_free(segment),
+            }))?;
+        }
+        let mut dead: Vec<_> = self.recovery.state.dead.values().collect();
+        dead.sort_unstable_by_key(|(_, page)| page.location);
+        for (object, page) in dead {
+            line(json!({
+                "type": "dead-page", "object": object.to_string(), "page": page.page,
+                "byte": page.location.saturating_mul(BLOCK_SIZE as u64),
+                "checksum": format!("{:016x}", page.checksum),
             }))?;
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! names and checksums are hexadecimal texts, since not every JSON parser keeps 64 bits.
 
 use super::{OfflineStore, ReadMany};
-use crate::store::view::{COPIES, Superblock};
+use crate::store::view::{COPIES, NO_SEGMENT, Roots, SLOTS, Superblock};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::{BLOCK_SIZE, VolumeId};
@@ -16,6 +16,34 @@ pub struct CopyInfo {
     pub byte: u64,
     /// Why it cannot be used; none if it is good.
     pub damage: Option<String>,
+}
+
+/// A root, which names a snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub struct RootInfo {
+    /// Where it is.
+    pub byte: u64,
+    /// Its number; the greater one counts.
+    pub number: Option<u64>,
+    /// LSN of the last batch that its snapshot covers; 0: there is none yet.
+    pub covers: Option<u64>,
+    /// The root that was used.
+    pub used: bool,
+}
+
+/// Space, in segments and blocks.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SpaceInfo {
+    /// Blocks that tables name, and the tables' own.
+    pub live_blocks: u64,
+    /// Bytes of them.
+    pub live_bytes: u64,
+    /// Segments that hold something that is needed, or are being written.
+    pub segments_used: u64,
+    /// Segments that may be used again, or were never used.
+    pub segments_free: u64,
+    /// Table pages of deleted objects that still count.
+    pub dead_pages: u64,
 }
 
 /// The log.
@@ -75,8 +103,12 @@ pub struct Info {
     pub segments: u32,
     /// The superblock's copies.
     pub superblocks: Vec<CopyInfo>,
+    /// The roots' places.
+    pub roots: Vec<RootInfo>,
     /// The log.
     pub log: LogInfo,
+    /// Space.
+    pub space: SpaceInfo,
     /// State that was once durable is lost, in words: the node would not vote (N8).
     pub lost: Option<String>,
     /// The node has lost state at some time: a group that it does not know is a lost one.
@@ -119,6 +151,44 @@ impl<D: ReadMany> OfflineStore<D> {
         COPIES.into_iter().map(look).collect()
     }
 
+    /// The places of the roots.
+    fn roots(&self) -> Vec<RootInfo> {
+        let good = Roots::read(&self.device, self.sb.incarnation).good;
+        let look = |byte| {
+            let root = good.iter().find(|root| root.offset() == byte);
+            RootInfo {
+                byte,
+                number: root.map(|root| root.number),
+                covers: root.map(|root| root.covers.lsn),
+                used: root.is_some_and(|root| *root == self.recovery.root),
+            }
+        };
+        SLOTS.into_iter().map(look).collect()
+    }
+
+    /// Whether a segment may be used again: nothing in it is needed.
+    pub(crate) fn is_free(&self, segment: u32) -> bool {
+        let state = self.recovery.state.segments.get(segment);
+        let open = |end: &crate::store::view::StreamEnd| {
+            end.segment == segment || end.next != NO_SEGMENT && end.next == segment
+        };
+        state.live == 0
+            && (state.last_lsn == 0 || state.last_lsn < self.recovery.root.covers.lsn)
+            && !self.recovery.ends.iter().any(open)
+    }
+
+    fn space(&self) -> SpaceInfo {
+        let free = (0..self.sb.segments).filter(|segment| self.is_free(*segment)).count() as u64;
+        let live_blocks = self.recovery.state.segments.live();
+        SpaceInfo {
+            live_blocks,
+            live_bytes: live_blocks * BLOCK_SIZE as u64,
+            segments_used: u64::from(self.sb.segments) - free,
+            segments_free: free,
+            dead_pages: self.recovery.state.dead.len() as u64,
+        }
+    }
+
     /// What the store has of each volume, in order.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
         let durable = self.durable();
@@ -140,7 +210,7 @@ impl<D: ReadMany> OfflineStore<D> {
     pub fn info(&self) -> Info {
         let sb = self.superblock();
         let durable = self.durable();
-        let recovery = &self.view.recovery;
+        let recovery = &self.recovery;
         let pgs: BTreeSet<_> = durable.pgs.keys().chain(durable.groups.keys().map(|g| &g.pg)).collect();
         Info {
             device: self.name().to_owned(),
@@ -151,6 +221,8 @@ impl<D: ReadMany> OfflineStore<D> {
             segment_bytes: u64::from(sb.segment_blocks) * BLOCK_SIZE as u64,
             segments: sb.segments,
             superblocks: self.superblock_copies(),
+            roots: self.roots(),
+            space: self.space(),
             log: LogInfo {
                 position: recovery.last.lsn,
                 segment: recovery.last.segment,

@@ -3,9 +3,10 @@
 //! ```text
 //!  device (read-only, shared lock) ─► recovery from the log alone ─► OfflineStore
 //!     info      what it is and what is in it          check    everything on it, verified
-//!     dump      the whole state as JSON lines          export   an object's bytes
-//!     volume    a volume's image out of several devices, by the majority rule of the live system
-//!     rebuild   a new index (the only thing here that writes, and never to the device)
+//!     dump      the whole state as JSON lines          records  the log, record by record
+//!     export    an object's bytes                      volume   a volume's image out of several devices,
+//!     index     compared, or made anew (never the               by the majority rule of the live system
+//!               device is written)                     map      where a volume's objects should be
 //! ```
 //!
 //! The state is found by the very code that a start runs (`store::recovery`), from the log and never from
@@ -17,17 +18,22 @@
 //! What recovery needs (see [`crate::store`]), one object's table, and for a check one bit for each block
 //! of the device: 32 MiB per TiB.
 
+mod check;
 mod device;
 mod dump;
 mod export;
+mod index;
 mod info;
 mod map;
+mod records;
 mod volume;
 
+pub use check::{CheckProgress, CheckReport, FINDINGS_MAX, Finding};
 pub use device::{ReadMany, ReadOnlyDevice, ReadOnlyError};
 pub use dump::{Run, head_json, line_json};
 pub use export::{BadBlock, ExportError, ExportReport, SparseFile};
-pub use info::{CopyInfo, Info, LogInfo, VolumeInfo};
+pub use index::IndexError;
+pub use info::{CopyInfo, Info, LogInfo, RootInfo, SpaceInfo, VolumeInfo};
 pub use map::{Layout, LayoutError, Place, parse_volume, read_map};
 pub use volume::{
     BlockProblem, DeviceReport, ObjectProblem, VolumeError, VolumeOptions, VolumeReport, export_volume,
@@ -35,8 +41,8 @@ pub use volume::{
 };
 
 use crate::device::buffer::{Buf, Pool};
-use crate::store::view::{self, PAGE_BLOCKS, PageRef, PageView, View};
-use crate::store::{BlockEntry, How, Superblock, SuperblockError};
+use crate::store::view::{self, PAGE_BLOCKS, PageRef, PageView, Recovery};
+use crate::store::{BlockEntry, How, RecoverError, Superblock, SuperblockError};
 use std::path::Path;
 use trefoil_core::checksum::{HOLE, UNKNOWN, block_checksum};
 use trefoil_core::record::Durable;
@@ -63,6 +69,9 @@ pub enum OfflineError {
     /// The superblock.
     #[error(transparent)]
     Superblock(#[from] SuperblockError),
+    /// The log.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
 }
 
 /// What a block of an object is, as its table says.
@@ -121,7 +130,8 @@ impl ObjectTable {
 /// A store, opened for reading only.
 pub struct OfflineStore<D = ReadOnlyDevice> {
     device: D,
-    view: View,
+    sb: Superblock,
+    recovery: Recovery,
     pool: Pool,
 }
 
@@ -137,8 +147,10 @@ impl<D: ReadMany> OfflineStore<D> {
     /// Opens the store on any device. Nothing is written to it.
     pub fn open_on(device: D, progress: Progress<'_>) -> Result<OfflineStore<D>, OfflineError> {
         let mut tell = |segment: u32, segments: u32| progress(segment.into(), segments.into());
-        let view = view::view(&device, &mut tell)?;
-        Ok(OfflineStore { device, view, pool: Pool::new(u64::MAX, 8 << 20, None) })
+        // What is wrong with one copy of the superblock is told by `superblock_copies`.
+        let (sb, _) = Superblock::read(&device)?;
+        let recovery = view::view(&device, &sb, &mut tell)?;
+        Ok(OfflineStore { device, sb, recovery, pool: Pool::new(u64::MAX, 8 << 20, None) })
     }
 
     /// The device's path.
@@ -147,23 +159,23 @@ impl<D: ReadMany> OfflineStore<D> {
     }
     /// What the store is.
     pub fn superblock(&self) -> &Superblock {
-        &self.view.sb
+        &self.sb
     }
     /// The node's state at the end of the log.
     pub fn durable(&self) -> &Durable {
-        &self.view.recovery.state.durable
+        &self.recovery.state.durable
     }
     /// State that was once durable is lost (N8), in words: the node would not vote.
     pub fn lost(&self) -> Option<&str> {
-        self.view.recovery.lost.as_deref()
+        self.recovery.lost.as_deref()
     }
     /// What reading the log found.
     pub fn how(&self) -> &How {
-        &self.view.recovery.how
+        &self.recovery.how
     }
     /// LSN of the last batch.
     pub fn log_position(&self) -> u64 {
-        self.view.recovery.last.lsn
+        self.recovery.last.lsn
     }
 
     /// Every object that has a head, a table or a line, in order.
@@ -173,7 +185,7 @@ impl<D: ReadMany> OfflineStore<D> {
             let all = state.objects.keys().chain(state.behind.keys());
             all.map(|index| ObjectId { group: *group, index: *index })
         });
-        let mut all: Vec<ObjectId> = named.chain(self.view.recovery.state.tables.objects()).collect();
+        let mut all: Vec<ObjectId> = named.chain(self.recovery.state.tables.objects()).collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -188,24 +200,29 @@ impl<D: ReadMany> OfflineStore<D> {
 
     /// Where the pages of an object's table are; none where it has no table.
     pub(crate) fn pages(&self, object: ObjectId) -> &[PageRef] {
-        self.view.recovery.state.tables.pages(object).unwrap_or(&[])
+        self.recovery.state.tables.pages(object).unwrap_or(&[])
     }
 
-    /// The image of a page as it lies in the log; none where it was never written or cannot be read.
-    pub(crate) fn image(&self, at: &PageRef) -> Option<Buf> {
-        (at.location != 0).then(|| self.read(at.location, 1).ok()).flatten()
+    /// The images of an object's pages as they lie in the log; none where one was never written or cannot
+    /// be read.
+    pub(crate) fn images(&self, object: ObjectId) -> Vec<Option<Buf>> {
+        let at = |page: &PageRef| (0, BlockEntry { location: page.location, checksum: page.checksum });
+        let pages: Vec<[(u32, BlockEntry); 1]> = self.pages(object).iter().map(|page| [at(page)]).collect();
+        let runs: Vec<&[(u32, BlockEntry)]> = pages.iter().map(|page| &page[..]).collect();
+        let once = self.read_runs(&runs).into_iter().zip(&pages);
+        once.map(|(image, [(_, at)])| image.or_else(|| self.read(at.location, 1).ok())).collect()
     }
 
     /// A page with what has changed since its image was written.
     pub(crate) fn page(&self, object: ObjectId, page: u32, image: Option<&[u8]>) -> Option<PageView> {
-        self.view.recovery.state.tables.view(object, page, image)
+        self.recovery.state.tables.view(object, page, image)
     }
 
     /// An object's table.
     pub fn table(&self, object: ObjectId) -> ObjectTable {
         let mut table = ObjectTable::default();
-        for (page, at) in (0..).zip(self.pages(object)) {
-            let Some(view) = self.page(object, page, self.image(at).as_deref()) else {
+        for (page, image) in (0..).zip(self.images(object)) {
+            let Some(view) = self.page(object, page, image.as_deref()) else {
                 continue;
             };
             table.entries.resize((page * PAGE_BLOCKS) as usize, BlockEntry::default());
@@ -219,7 +236,7 @@ impl<D: ReadMany> OfflineStore<D> {
 
     /// True if these blocks are in segments.
     fn inside(&self, location: u64, blocks: usize) -> bool {
-        let sb = &self.view.sb;
+        let sb = &self.sb;
         let end = location.checked_add(blocks as u64);
         location >= sb.location(0, 0) && end.is_some_and(|end| end <= sb.location(sb.segments, 0))
     }

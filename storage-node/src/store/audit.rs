@@ -57,8 +57,9 @@ impl<D: Device, I: Index> Store<D, I> {
                 Some(bytes) => Some(bytes.to_vec()),
                 None => {
                     let mut buf = Pool::new(u64::MAX, 0, None).get(BLOCK_SIZE);
-                    buf.as_mut()
-                        .and_then(|b| self.dev.read_now(location * BLOCK_SIZE as u64, b).ok().map(|()| b.to_vec()))
+                    buf.as_mut().and_then(|b| {
+                        self.dev.read_now(location * BLOCK_SIZE as u64, b).ok().map(|()| b.to_vec())
+                    })
                 }
             };
             audit.pages += 1;

@@ -374,7 +374,10 @@ impl<D: Device, I: Index> Store<D, I> {
         }
         let byte = self.sb.location(v.segment, at) * BLOCK_SIZE as u64;
         tracing::error!(
-            device = self.dev.name(), segment = v.segment, byte, ?error,
+            device = self.dev.name(),
+            segment = v.segment,
+            byte,
+            ?error,
             "a block cannot be read while cleaning: its segment is kept"
         );
         match v.live.pop_front() {
@@ -390,7 +393,8 @@ impl<D: Device, I: Index> Store<D, I> {
             return;
         };
         while v.at < v.end && v.at >= first && v.todo.len() < RESOLVE_MAX {
-            let Some(bytes) = buf.get((v.at - first) as usize * BLOCK_SIZE..).filter(|b| !b.is_empty()) else {
+            let Some(bytes) = buf.get((v.at - first) as usize * BLOCK_SIZE..).filter(|b| !b.is_empty())
+            else {
                 break;
             };
             let header = Header::peek(bytes, self.sb.incarnation, v.segment, v.at);
@@ -477,7 +481,11 @@ impl<D: Device, I: Index> Store<D, I> {
             }
             v.live.pop_front();
             // Overwritten meanwhile.
-            if self.state.tables.peek(live.object, live.block).is_some_and(|e| e.location != live.entry.location)
+            if self
+                .state
+                .tables
+                .peek(live.object, live.block)
+                .is_some_and(|e| e.location != live.entry.location)
             {
                 continue;
             }
@@ -528,7 +536,9 @@ impl<D: Device, I: Index> Store<D, I> {
         } else if v.found == 0 && self.cleaner.recheck.remove(&v.segment) {
             // Twice nothing: its count went astray with a page that was lost.
             tracing::warn!(
-                device = self.dev.name(), segment = v.segment, live,
+                device = self.dev.name(),
+                segment = v.segment,
+                live,
                 "nothing in this segment is live, whatever its count says: counting anew"
             );
             self.stats.recounts += 1;
@@ -545,8 +555,13 @@ impl<D: Device, I: Index> Store<D, I> {
     /// A snapshot has been written: emptied segments that it has not freed are looked at again.
     pub(super) fn clean_after_snapshot(&mut self) {
         let covers = self.root.covers.lsn;
-        let left: Vec<u32> =
-            self.cleaner.done.iter().filter(|(_, lsn)| **lsn <= covers).map(|(segment, _)| *segment).collect();
+        let left: Vec<u32> = self
+            .cleaner
+            .done
+            .iter()
+            .filter(|(_, lsn)| **lsn <= covers)
+            .map(|(segment, _)| *segment)
+            .collect();
         for segment in left {
             let state = self.state.segments.get(segment);
             if state.live > 0 {

@@ -443,7 +443,9 @@ impl LogWriter {
         let open = self.open.as_ref().filter(|o| o.stream == stream);
         let used = open.map_or(0, |o| o.header_blocks + o.data_blocks);
         let next = if end.next == NO_SEGMENT { 0 } else { size };
-        u64::from(size.saturating_sub(end.block + used)) + u64::from(next) + self.ready.len() as u64 * u64::from(size)
+        u64::from(size.saturating_sub(end.block + used))
+            + u64::from(next)
+            + self.ready.len() as u64 * u64::from(size)
     }
     /// Blocks sealed since the log was continued.
     pub fn appended_blocks(&self) -> u64 {

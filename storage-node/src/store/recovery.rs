@@ -8,6 +8,8 @@
 //! been durable when a later header names it as its predecessor; that tells damage from a torn tail:
 //! see `docs/on-disk-format.md`.
 
+pub mod walk;
+
 use super::batch::{DataChecksum, Header, NO_SEGMENT};
 use super::codec::Entry;
 use super::index::{Index, Meta, VERSION};
@@ -448,7 +450,10 @@ fn from_snapshot<D: Device>(
         for entry in &found.entries {
             match entry {
                 Entry::Snapshot { key, value } if !state.restore(key, value) => {
-                    return Err(format!("an entry of the snapshot behind LSN {} cannot be understood", covers.lsn));
+                    return Err(format!(
+                        "an entry of the snapshot behind LSN {} cannot be understood",
+                        covers.lsn
+                    ));
                 }
                 Entry::SnapshotEnd { covers: ended, meta } if *ended == covers => {
                     if meta.version != VERSION {
@@ -613,5 +618,11 @@ fn replay(state: &mut State, sb: &Superblock, found: &Found, how: &mut How) {
             stamp = stamp.max(*age);
         }
     }
-    state.segments.batch(h.segment, h.block, h.block + h.blocks(), h.lsn, if stamp == 0 { h.lsn } else { stamp });
+    state.segments.batch(
+        h.segment,
+        h.block,
+        h.block + h.blocks(),
+        h.lsn,
+        if stamp == 0 { h.lsn } else { stamp },
+    );
 }

@@ -3,17 +3,18 @@
 //! Recovery is the very code that a start runs, on an index that has nothing and takes nothing. Nothing
 //! is written, neither to the device nor to an index. [`crate::offline`] is built on this.
 
-pub use super::batch::{DataChecksum, Header};
+pub use super::batch::{NO_SEGMENT, page_checksum};
 pub use super::codec::Entry;
-pub use super::log::BatchRef;
-pub use super::recovery::Recovery;
-pub use super::superblock::{COPIES, DATA_START, Superblock};
-pub use super::table::view::{PageView, image_entries};
-pub use super::table::{BlockEntry, OBJECT_BLOCKS_MAX, PAGE_BLOCKS, PageRef};
+pub use super::index::{Delta, Index, Meta, SledIndex, VERSION};
+pub use super::log::StreamEnd;
+pub use super::recovery::walk::{snapshot_state, walk};
+pub use super::recovery::{IndexUse, RecoverError, Recovery, recover};
+pub use super::root::{Roots, SLOTS};
+pub use super::state::State;
+pub use super::superblock::{COPIES, Superblock};
+pub use super::table::view::PageView;
+pub use super::table::{PAGE_BLOCKS, PageRef, entries_of};
 
-use super::index::{Delta, Index, Meta};
-use super::recovery::recover;
-use super::superblock::SuperblockError;
 use crate::device::Device;
 
 /// An index that has nothing and keeps nothing: everything comes from the log.
@@ -32,19 +33,11 @@ impl Index for NoIndex {
     }
 }
 
-/// A store, looked at.
-pub struct View {
-    /// What it is.
-    pub sb: Superblock,
-    /// What is wrong with one copy of the superblock.
-    pub superblock_damage: Option<String>,
-    /// Its state and the end of its log.
-    pub recovery: Recovery,
-}
-
 /// Recovers the state of the store on `device`, from its log.
-pub fn view<D: Device>(device: &D, progress: &mut dyn FnMut(u32, u32)) -> Result<View, SuperblockError> {
-    let (sb, superblock_damage) = Superblock::read(device)?;
-    let recovery = recover(device, &sb, &mut NoIndex, 0, progress);
-    Ok(View { sb, superblock_damage, recovery })
+pub fn view<D: Device>(
+    device: &D,
+    sb: &Superblock,
+    progress: &mut dyn FnMut(u32, u32),
+) -> Result<Recovery, RecoverError> {
+    recover(device, sb, &mut NoIndex, 0, progress)
 }

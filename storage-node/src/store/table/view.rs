@@ -4,7 +4,7 @@
 //! The offline tool reads the tables of a whole device this way in bounded memory. Nothing here changes
 //! anything.
 
-use super::{BlockEntry, PAGE_BLOCKS, Page, PageOp, PageRef, Tables, UNKNOWN, apply, page_checksum};
+use super::{BlockEntry, Counts, PAGE_BLOCKS, Page, PageOp, Tables, UNKNOWN, apply, page_checksum};
 use trefoil_core::ObjectId;
 use zerocopy::FromBytes;
 
@@ -37,15 +37,6 @@ impl Clone for PageOp {
     }
 }
 
-/// The entries of an image whose checksum is right; `None` for other bytes.
-pub fn image_entries(object: ObjectId, page: u32, at: &PageRef, image: &[u8]) -> Option<Vec<BlockEntry>> {
-    if page_checksum(object, page, image) != at.checksum {
-        return None;
-    }
-    let page = Page::read_from_bytes(image).ok()?;
-    Some(entries(&page))
-}
-
 fn entries(page: &Page) -> Vec<BlockEntry> {
     (0..PAGE_BLOCKS as usize).map(|block| page.get(block)).collect()
 }
@@ -68,13 +59,13 @@ impl Tables {
                 None => {
                     lost = true;
                     for block in 0..PAGE_BLOCKS as usize {
-                        base.set(block, 0, UNKNOWN);
+                        base.put(block, 0, UNKNOWN);
                     }
                 }
             }
         }
         for op in slot.iter().flat_map(|slot| &slot.queue) {
-            apply(&mut base, op.clone());
+            apply(&mut base, op.clone(), &mut Counts::default(), &self.sb);
         }
         Some(PageView { entries: entries(&base), lost })
     }

@@ -1,0 +1,134 @@
+//! The log as lines of JSON: every batch from the snapshot on, and every record in it, in order.
+
+use super::dump::{head_json, line_json, promise};
+use super::{OfflineStore, ReadMany};
+use crate::store::view::{Entry, walk};
+use serde_json::{Value, json};
+use std::io::{self, Write};
+use trefoil_core::BLOCK_SIZE;
+use trefoil_core::message::WriteOp;
+use trefoil_core::record::Record;
+
+fn sums(sums: impl IntoIterator<Item = u64>) -> Value {
+    sums.into_iter().map(|sum| json!(format!("{sum:016x}"))).collect()
+}
+
+fn op(op: &WriteOp<()>) -> Value {
+    let blocks = op.blocks();
+    let checksums = match op {
+        WriteOp::Data { checksums, .. } => sums(checksums.iter().copied()),
+        WriteOp::Zero { .. } => Value::Null,
+    };
+    json!({ "first": blocks.first, "count": blocks.count, "checksums": checksums })
+}
+
+fn node(record: &Record<()>) -> Value {
+    match record {
+        Record::Fence { volume, generation } => {
+            json!({ "record": "fence", "volume": volume.0, "generation": generation.0 })
+        }
+        Record::Open { group, promised, epoch } => json!({
+            "record": "open", "group": group.to_string(), "promised": promise(*promised), "epoch": epoch.0,
+        }),
+        Record::Settle { group, settled, add, remove } => {
+            let add: Vec<Value> =
+                add.iter().map(|(index, line)| json!({ "index": index, "line": line_json(*line) })).collect();
+            json!({
+                "record": "settle", "group": group.to_string(), "settled": promise(*settled), "behind": add,
+                "not_behind": remove,
+            })
+        }
+        Record::Write { object, head, snap, op: what } => json!({
+            "record": "write", "object": object.to_string(), "head": head_json(*head), "snap": snap,
+            "op": op(what),
+        }),
+        Record::Install { object, head, patches, writes } => {
+            let pairs = |pairs: &[(u32, u64)]| -> Value {
+                let pair =
+                    |(block, sum): &(u32, u64)| json!({ "block": block, "checksum": format!("{sum:016x}") });
+                pairs.iter().map(pair).collect()
+            };
+            let patches: Vec<Value> = patches
+                .iter()
+                .map(|patch| json!({ "blocks": pairs(&patch.blocks), "bad": pairs(&patch.bad) }))
+                .collect();
+            json!({
+                "record": "install", "object": object.to_string(), "head": head_json(*head),
+                "patches": patches, "writes": writes.iter().map(op).collect::<Vec<_>>(),
+            })
+        }
+        Record::Heal { object, block, checksum, .. } => json!({
+            "record": "heal", "object": object.to_string(), "block": block,
+            "checksum": format!("{checksum:016x}"),
+        }),
+        Record::DeleteVolume { volume } => json!({ "record": "delete-volume", "volume": volume.0 }),
+        Record::LostState { fences } => {
+            let fence = |(volume, generation): &(trefoil_core::VolumeId, trefoil_core::Generation)| json!({ "volume": volume.0, "generation": generation.0 });
+            json!({ "record": "lost-state", "fences": fences.iter().map(fence).collect::<Vec<_>>() })
+        }
+    }
+}
+
+fn deltas(deltas: &[(u32, i32)]) -> Value {
+    deltas.iter().map(|(segment, live)| json!({ "segment": segment, "live": live })).collect()
+}
+
+fn entry(entry: &Entry) -> Value {
+    match entry {
+        Entry::Start { session, lost } => json!({ "record": "start", "session": session, "lost": lost }),
+        Entry::Node(record) => node(record),
+        Entry::Page { object, page, checksum, deltas: changes } => json!({
+            "record": "page", "object": object.to_string(), "page": page,
+            "checksum": format!("{checksum:016x}"), "deltas": deltas(changes),
+        }),
+        Entry::Move { object, stamp, blocks } => {
+            let (numbers, checksums): (Vec<u32>, Vec<u64>) = blocks.iter().copied().unzip();
+            json!({
+                "record": "move", "object": object.to_string(), "stamp": stamp, "blocks": numbers,
+                "checksums": sums(checksums),
+            })
+        }
+        Entry::Reap { locations, deltas: changes } => {
+            let bytes: Vec<u64> = locations.iter().map(|at| at.saturating_mul(BLOCK_SIZE as u64)).collect();
+            json!({ "record": "reap", "bytes": bytes, "deltas": deltas(changes) })
+        }
+        Entry::Recount { segment } => json!({ "record": "recount", "segment": segment }),
+        Entry::Snapshot { key, value } => json!({
+            "record": "snapshot-entry", "key": super::info::hex(key), "value": super::info::hex(value),
+        }),
+        Entry::SnapshotEnd { covers, .. } => json!({ "record": "snapshot-end", "covers": covers.lsn }),
+    }
+}
+
+impl<D: ReadMany> OfflineStore<D> {
+    /// Writes the log, from the snapshot on. Any error is the output's.
+    pub fn dump_log(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut done = Ok(());
+        walk(&self.device, &self.sb, &self.recovery.root, self.recovery.last, &mut |step| {
+            let h = step.header;
+            let mut line = |value: Value| writeln!(out, "{value}");
+            done = line(json!({
+                "type": "batch", "lsn": h.lsn, "previous_lsn": h.previous_lsn, "segment": h.segment,
+                "block": h.block, "byte": self.sb.location(h.segment, h.block) * BLOCK_SIZE as u64,
+                "header_blocks": h.header_blocks, "data_blocks": h.data_blocks, "cold": h.cold,
+                "whole": step.whole, "behind_a_gap": step.gap,
+            }));
+            let mut at = self.sb.location(h.segment, h.block.saturating_add(h.header_blocks));
+            for record in step.entries {
+                if done.is_err() {
+                    break;
+                }
+                let mut value = entry(record);
+                value["type"] = json!("record");
+                value["lsn"] = json!(h.lsn);
+                if record.data_blocks() > 0 {
+                    value["data_byte"] = json!(at.saturating_mul(BLOCK_SIZE as u64));
+                }
+                at = at.saturating_add(record.data_blocks().into());
+                done = line(value);
+            }
+            done.is_ok()
+        });
+        done
+    }
+}
