@@ -386,3 +386,89 @@ impl<D: ReadMany> Checker<'_, D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::device::sim::{SimDevice, SimMedium};
+    use crate::store::view::NoIndex;
+    use crate::store::{Store, StoreOptions, Superblock, format_device};
+    use trefoil_core::checksum::block_checksum;
+    use trefoil_core::message::WriteOp;
+    use trefoil_core::record::Record;
+    use trefoil_core::{Ballot, BlockRange, GroupId, Head, Incarnation, NodeId};
+
+    const X: ObjectId = ObjectId {
+        group: GroupId {
+            volume: trefoil_core::VolumeId(1),
+            pg: trefoil_core::PgId { pool: trefoil_core::PoolId(1), pg: 0 },
+        },
+        index: 3,
+    };
+
+    /// A store with one object of three blocks, whose table is in the log.
+    fn store() -> OfflineStore<SimDevice> {
+        let medium = SimMedium::new((2 << 20) + (12 << 20));
+        let mut device = medium.device(1).expect("device");
+        let sb = Superblock::new(device.size(), 1 << 20, Incarnation(5), [3; 16], NodeId(1));
+        format_device(&mut device, &sb.expect("large enough")).expect("formatted");
+        let mut store =
+            Store::open_on(device, NoIndex, StoreOptions::default(), &mut |_, _| ()).expect("opens").0;
+        let data = vec![7u8; 3 * BLOCK_SIZE];
+        let sum = |block| block_checksum(X.group.volume, X.index, block, &data[..BLOCK_SIZE]);
+        store.append(
+            1,
+            Record::Write {
+                object: X,
+                head: Head { ballot: Ballot(1), seq: 1 },
+                snap: 0,
+                op: WriteOp::Data {
+                    blocks: BlockRange::new(0, 3),
+                    checksums: (0..3).map(sum).collect(),
+                    data: data.clone().into(),
+                },
+            },
+        );
+        // The pages are in the log; that there is no index is what it complains about.
+        assert!(store.shutdown().is_err());
+        OfflineStore::open_on(medium.device(1).expect("device"), &mut |_, _| ()).expect("opens")
+    }
+
+    fn kinds(store: &OfflineStore<SimDevice>) -> Vec<(&'static str, u64)> {
+        store.check(10, &mut |_, _, _| ()).by_kind.into_iter().collect()
+    }
+
+    #[test]
+    fn counts_and_places_that_cannot_be_are_found() {
+        let good = store();
+        assert_eq!(kinds(&good), []);
+        let page = good.pages(X)[0];
+        let segment = good.sb.segment_of(page.location);
+        assert_eq!(good.recovery.state.segments.get(segment).live, 4);
+
+        for delta in [1, -1] {
+            let mut wrong = store();
+            wrong.recovery.state.segments.add(segment, delta);
+            let report = wrong.check(10, &mut |_, _, _| ());
+            assert_eq!(report.by_kind, BTreeMap::from([("live-count", 1)]));
+            assert_eq!(report.findings[0].segment, Some(segment));
+        }
+        // A page that is named twice names its blocks twice.
+        let mut wrong = store();
+        let dead = crate::store::view::DeadPage { location: page.location, checksum: page.checksum, page: 0 };
+        wrong.recovery.state.dead.insert(page.location, (X, dead));
+        assert_eq!(kinds(&wrong), [("location", 4)]);
+        // The segment was not written that far.
+        let mut wrong = store();
+        wrong.recovery.state.segments.batch(segment, 0, 1, 9, 9);
+        assert!(kinds(&wrong).iter().any(|(kind, n)| *kind == "location" && *n >= 4), "{:?}", kinds(&wrong));
+        // A head without a table, and a table without a head.
+        let mut wrong = store();
+        wrong.recovery.state.durable.groups.clear();
+        assert_eq!(kinds(&wrong), [("object", 1)]);
+        let mut wrong = store();
+        wrong.recovery.state.tables.remove(X);
+        assert!(kinds(&wrong).contains(&("object", 1)), "{:?}", kinds(&wrong));
+    }
+}

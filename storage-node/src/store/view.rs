@@ -12,6 +12,8 @@ pub use super::recovery::{IndexUse, RecoverError, Recovery, recover};
 pub use super::root::{Roots, SLOTS};
 pub use super::state::State;
 pub use super::superblock::{COPIES, Superblock};
+#[cfg(test)]
+pub use super::table::DeadPage;
 pub use super::table::view::PageView;
 pub use super::table::{PAGE_BLOCKS, PageRef, entries_of};
 
