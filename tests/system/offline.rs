@@ -117,10 +117,21 @@ fn a_volume_comes_out_of_bare_devices_as_the_cluster_read_it() {
     assert_eq!(one.status.code(), Some(2), "{one:?}");
     assert!(one.err.contains("no majority") && one.err.contains("--believe-one"), "{one:?}");
 
+    // Nothing is wrong with a device whose node was killed, nor with its index.
+    for name in &names {
+        let index = cluster.dir.join(name).join("index");
+        let check = ["store", "check", text(&cluster.device(name)), "--index", text(&index), "--json"];
+        let report = json(&run_trefoil(&check, MINUTE).ok("a check"));
+        assert!(report["wrong"] == 0 && report["blocks"].as_u64() > Some(8000), "{name}: {report:#}");
+    }
+
     // Rot on one device is made good from the others; with only the stale one beside it, what is lost is
     // named block by block, and nothing else differs.
     let flipped = rot(&cluster.device(rotten), &mut random, 40);
     assert!(flipped > 50, "{flipped} blocks");
+    let check = run_trefoil(&["store", "check", text(&cluster.device(rotten)), "--json"], MINUTE);
+    assert_eq!(check.status.code(), Some(1), "{check:?}");
+    assert_eq!(json(&check)["by_kind"]["block"], flipped, "{}", check.out);
     let report = json(&export(&cluster, &[rotten, good, stale], &image).ok("an export"));
     assert_same(&reference, &image);
     assert!(report["mended"].as_u64() > Some(50) && report["bad"] == 0, "{report:#}");

@@ -76,7 +76,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   trefoil store dump /dev/nvme1n1 --json > state.jsonl
-  trefoil store dump /dev/nvme1n1 --json --log | jq -c 'select(.record == \"settle\")'
+  trefoil store dump /dev/nvme1n1 --json --records | jq -c 'select(.record == \"settle\")'
   trefoil store dump /dev/nvme1n1 --json | jq -c 'select(.type == \"group\" and .lost)'")]
     Dump(DumpArgs),
     ExportVolume(volume::ExportVolumeArgs),
@@ -154,7 +154,7 @@ pub struct DumpArgs {
     json: bool,
     /// The log too: every batch from the last snapshot on, and every record in it
     #[arg(long)]
-    log: bool,
+    records: bool,
 }
 
 fn volume_id(text: &str) -> Result<VolumeId, String> {

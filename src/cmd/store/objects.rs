@@ -178,7 +178,7 @@ pub fn dump(args: &DumpArgs, out: &mut dyn Write) -> Outcome {
     let store = open(&args.device)?;
     let mut out = BufWriter::new(out);
     store.dump(&mut out)?;
-    if args.log {
+    if args.records {
         store.dump_log(&mut out)?;
     }
     out.flush()?;

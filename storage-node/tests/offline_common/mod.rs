@@ -95,13 +95,6 @@ impl TestStore {
         let run = runs.iter().find(inside).expect("the block is there");
         run.byte.expect("it has a place") + u64::from(block - run.first) * 4096
     }
-
-    /// What the device holds at its front, where all of these tests write, as a number.
-    pub fn fingerprint(&self) -> u64 {
-        let mut bytes = vec![0; 130 << 20];
-        std::fs::File::open(self.path()).and_then(|file| file.read_exact_at(&mut bytes, 0)).expect("read");
-        crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &bytes)
-    }
 }
 
 /// Appends records and waits until they are durable.
