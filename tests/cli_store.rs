@@ -114,6 +114,27 @@ fn damage_is_exit_code_1_and_what_cannot_be_done_is_2() {
         "{said}"
     );
 
+    // The device itself is no place for an image, whatever is said.
+    for command in
+        [vec!["store", "export", path, "1/0"], vec!["store", "export-volume", "1", "--device", path]]
+    {
+        let more = match command[1] {
+            "export" => vec![],
+            _ => vec!["--size", "1M", "--believe-one"],
+        };
+        let told = bad(&[&command[..], &more, &["--out", path, "--force"]].concat(), 2);
+        assert!(told.contains("in use"), "{told}");
+    }
+    ends(&["store", "check", path], 1);
+    // Both superblocks gone: still an answer, and not a good one.
+    store.flip(20);
+    assert!(ends(&["store", "check", path], 1).0.contains("superblock"));
+    store.flip((1 << 20) + 20);
+    let (said, _) = ends(&["store", "check", path], 1);
+    assert!(said.contains("both copies of the superblock") && said.contains("1 superblock"), "{said}");
+    store.flip(20);
+    store.flip((1 << 20) + 20);
+
     let (running, _) = store.start();
     for command in ["info", "check", "list"] {
         let told = bad(&["store", command, path], 2);

@@ -158,6 +158,10 @@ fn an_export_has_holes_for_what_is_bad_and_names_it() {
     assert_eq!(bad, BTreeMap::from([(10, None), (252, Some(rotten))]));
     expected[252] = Some(0);
     assert_eq!(marks(&out), expected[..270]);
+    let other_store = TestStore::new();
+    let slip = store.offline().export(x(), &other_store.path(), None, true);
+    assert!(matches!(slip, Err(ExportError::Store(_))), "{slip:?}");
+    assert!(!other_store.offline().info().is_damaged());
     let other = object(group(1, 3), 99);
     let none = store.offline().export(other, &store.dir.path().join("none"), None, false);
     assert!(matches!(none, Err(ExportError::NoObject { .. })), "{none:?}");

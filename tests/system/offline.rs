@@ -119,8 +119,8 @@ fn a_volume_comes_out_of_bare_devices_as_the_cluster_read_it() {
 
     // Nothing is wrong with a device whose node was killed, nor with its index.
     for name in &names {
-        let index = cluster.dir.join(name).join("index");
-        let check = ["store", "check", text(&cluster.device(name)), "--index", text(&index), "--json"];
+        let (device, index) = (cluster.device(name), cluster.dir.join(name).join("index"));
+        let check = ["store", "check", text(&device), "--index", text(&index), "--json"];
         let report = json(&run_trefoil(&check, MINUTE).ok("a check"));
         assert!(report["wrong"] == 0 && report["blocks"].as_u64() > Some(8000), "{name}: {report:#}");
     }

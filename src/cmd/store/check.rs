@@ -7,7 +7,7 @@ use crate::size::Size;
 use clap::Args;
 use std::io::Write;
 use std::path::PathBuf;
-use trefoil_storage_node::offline::FINDINGS_MAX;
+use trefoil_storage_node::offline::{self, FINDINGS_MAX};
 
 /// `trefoil store check`.
 #[derive(Args, Debug)]
@@ -40,20 +40,16 @@ pub struct RebuildArgs {
 
 /// Runs `trefoil store check`.
 pub fn check(args: &CheckArgs, out: &mut dyn Write) -> Outcome {
-    let store = open(&args.device)?;
     let mut bar: Option<(&str, super::Bar)> = None;
-    let mut report = store.check(args.limit, &mut |what, done, all| {
+    let report = offline::check(&args.device, args.index.as_deref(), args.limit, &mut |what, done, all| {
         if bar.as_ref().is_none_or(|(now, _)| *now != what) {
             bar = Some((what, super::Bar::new(format!("reading {what} of {}", args.device.display()))));
         }
         if let Some((_, bar)) = &mut bar {
             bar.at(done, all);
         }
-    });
+    })?;
     drop(bar);
-    if let Some(index) = &args.index {
-        store.check_index(index, &mut report)?;
-    }
     if args.json {
         output::json(out, &report)?;
         return verdict(report.is_good());
@@ -89,6 +85,9 @@ pub fn check(args: &CheckArgs, out: &mut dyn Write) -> Outcome {
         output::count(report.blocks, "good block"),
         Size(report.blocks * trefoil_core::ids::BLOCK_SIZE as u64)
     )?;
+    for note in &report.notes {
+        writeln!(out, "note: {}", printable(note))?;
+    }
     if report.is_good() {
         writeln!(out, "nothing is wrong")?;
     } else {

@@ -7,10 +7,12 @@
 //!
 //! Not looked at: the content of segments that nothing refers to.
 
-use super::{Block, Fault, OfflineStore, ReadMany};
+use super::{Block, Fault, IndexError, OfflineError, OfflineStore, ReadMany};
+use crate::store::SuperblockError;
 use crate::store::view::{PAGE_BLOCKS, PageRef, Roots, entries_of, page_checksum, walk};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::Path;
 use trefoil_core::{BLOCK_SIZE, ObjectId};
 
 /// Findings that a report names unless told otherwise; beyond it they are only counted.
@@ -59,6 +61,8 @@ pub struct CheckReport {
     pub by_kind: BTreeMap<&'static str, u64>,
     /// The first of them.
     pub findings: Vec<Finding>,
+    /// What is not wrong and still worth knowing.
+    pub notes: Vec<String>,
     #[serde(skip)]
     limit: usize,
 }
@@ -97,6 +101,47 @@ impl Seen {
         *word |= bit;
         was
     }
+}
+
+/// Opens and checks a store. One that cannot be opened because it is damaged has a report, too: that it is.
+/// An error: it cannot be looked at, or is none.
+pub fn check(
+    path: &Path,
+    index: Option<&Path>,
+    limit: usize,
+    progress: CheckProgress<'_>,
+) -> Result<CheckReport, CheckError> {
+    let store = match OfflineStore::open(path, &mut |done, all| progress("log", done, all)) {
+        Ok(store) => store,
+        Err(error) => {
+            let kind = match &error {
+                OfflineError::Recover(_) => "log",
+                OfflineError::Superblock(
+                    SuperblockError::Damaged { .. } | SuperblockError::Nonsense { .. },
+                ) => "superblock",
+                _ => return Err(error.into()),
+            };
+            let mut report = CheckReport::new(&path.display().to_string(), limit);
+            report.add(Finding { kind, what: error.to_string(), ..Finding::default() });
+            return Ok(report);
+        }
+    };
+    let mut report = store.check(limit, progress);
+    if let Some(index) = index {
+        store.check_index(index, &mut report)?;
+    }
+    Ok(report)
+}
+
+/// Why nothing was checked.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The store.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
+    /// The index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
 }
 
 struct Checker<'a, D> {
@@ -463,6 +508,14 @@ mod tests {
         let mut wrong = store();
         wrong.recovery.state.segments.batch(segment, 0, 1, 9, 9);
         assert!(kinds(&wrong).iter().any(|(kind, n)| *kind == "location" && *n >= 4), "{:?}", kinds(&wrong));
+        // A place that no device has: found, and no trouble to anything else.
+        let mut wrong = store();
+        wrong.recovery.state.tables.set_run(X, 1, u64::MAX / 2, &[5]);
+        assert_eq!(kinds(&wrong), [("location", 1)]);
+        assert_eq!(wrong.runs(X).len(), 3);
+        let dir = tempfile::tempdir().expect("directory");
+        let report = wrong.export(X, &dir.path().join("x"), None, false).expect("exported");
+        assert_eq!((report.bad, report.bad_blocks[0].byte), (1, None));
         // A head without a table, and a table without a head.
         let mut wrong = store();
         wrong.recovery.state.durable.groups.clear();

@@ -61,7 +61,7 @@ impl<D: ReadMany> OfflineStore<D> {
             let sum = sum.map(|sum| format!("{sum:016x}"));
             if let Some(run) = runs.last_mut()
                 && run.first + run.count == block
-                && run.byte.map(|at| at + u64::from(run.count) * BLOCK_SIZE as u64) == byte
+                && run.byte.map(|at| at.saturating_add(u64::from(run.count) * BLOCK_SIZE as u64)) == byte
             {
                 run.count += 1;
                 run.checksums.push(sum);

@@ -4,6 +4,8 @@
 //! Whether this copy of the object is the one that counts is not decided here (`volume.rs` does that).
 
 use super::{Block, Fault, OfflineStore, ReadMany};
+use crate::store::view::MAGIC;
+use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,6 +22,9 @@ pub enum ExportError {
     /// The file is there.
     #[error("{0} exists: choose another file, or overwrite it with --force")]
     Exists(String),
+    /// The file is a device.
+    #[error("{0} holds a Trefoil store, which is not overwritten, force or not: choose another file")]
+    Store(String),
     /// The system.
     #[error("{path}: {what}: {source}")]
     Io {
@@ -42,7 +47,7 @@ pub enum ExportError {
 
 /// A new file that is zeros where nothing is written, and takes no room there.
 pub struct SparseFile {
-    file: File,
+    file: Flock<File>,
     path: PathBuf,
     kept: bool,
     made: bool,
@@ -67,11 +72,20 @@ impl SparseFile {
             return Err(failed("cannot be written to")(source));
         }
         let mut options = OpenOptions::new();
-        options.write(true).mode(0o600).create_new(!force).create(force).truncate(force);
+        options.read(true).write(true).mode(0o600).create_new(!force).create(force).truncate(false);
         let file = options.open(path).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => ExportError::Exists(path.display().to_string()),
             _ => failed("cannot make it")(source),
         })?;
+        // A store's device is locked, by us or by its node: it must not become an image by a slip of the hand.
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| failed("it is in use: is it a storage node's device?")(errno.into()))?;
+        let mut start = [0; MAGIC.len()];
+        // What is shorter is no store.
+        if file.read_exact_at(&mut start, 0).is_ok() && start == MAGIC {
+            return Err(ExportError::Store(path.display().to_string()));
+        }
+        file.set_len(0).map_err(failed("cannot empty it"))?;
         let file = SparseFile { file, path: path.to_owned(), kept: false, made: !there, written: 0 };
         file.file.set_len(size).map_err(failed("cannot set its length"))?;
         Ok(file)
@@ -186,7 +200,7 @@ impl<D: ReadMany> OfflineStore<D> {
                 file.put(u64::from(block) * BLOCK_SIZE as u64, bytes)
             }
             Err(fault) => {
-                let byte = (fault != Fault::Outside).then_some(entry.location * BLOCK_SIZE as u64);
+                let byte = (fault != Fault::Outside).then(|| entry.location * BLOCK_SIZE as u64);
                 report.bad(block, Some(entry.checksum), byte, fault.to_string());
                 Ok(())
             }

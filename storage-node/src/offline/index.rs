@@ -145,10 +145,11 @@ impl<D: ReadMany> OfflineStore<D> {
                 return Ok(());
             }
         };
+        let mut empty = false;
         match &theirs.how.index {
             IndexUse::Used => {}
-            // The next start makes a new one: no loss, but not what was left behind.
-            IndexUse::Missing => wrong("there is nothing in it".to_owned()),
+            // So it is before the first checkpoint.
+            IndexUse::Missing => empty = true,
             IndexUse::Discarded(why) => wrong(format!("the next start will discard it: {why}")),
         }
         if theirs.last != self.recovery.last {
@@ -159,6 +160,9 @@ impl<D: ReadMany> OfflineStore<D> {
         }
         for what in differences(&self.recovery.state, &theirs.state) {
             wrong(what);
+        }
+        if empty {
+            report.notes.push(format!("{} is empty: the next start reads the log instead", dir.display()));
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ mod map;
 mod records;
 mod volume;
 
-pub use check::{CheckProgress, CheckReport, FINDINGS_MAX, Finding};
+pub use check::{CheckError, CheckProgress, CheckReport, FINDINGS_MAX, Finding, check};
 pub use device::{ReadMany, ReadOnlyDevice, ReadOnlyError};
 pub use dump::{Run, head_json, line_json};
 pub use export::{BadBlock, ExportError, ExportReport, SparseFile};
@@ -302,8 +302,10 @@ impl<D: ReadMany> OfflineStore<D> {
         }
         let start = |run: &&[(u32, BlockEntry)]| run.first().map_or(0, |(_, entry)| entry.location);
         let places = runs.iter().zip(&mut bufs);
-        let places =
-            places.filter_map(|(run, buf)| Some((start(run) * BLOCK_SIZE as u64, &mut buf.as_mut()?[..])));
+        let places = places.filter_map(|(run, buf)| {
+            let buf = buf.as_mut()?;
+            Some((start(run) * BLOCK_SIZE as u64, &mut buf[..]))
+        });
         let mut outcomes = self.device.read_many(places.collect()).into_iter();
         for buf in bufs.iter_mut().filter(|buf| buf.is_some()) {
             if !matches!(outcomes.next(), Some(Ok(()))) {

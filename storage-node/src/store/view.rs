@@ -11,7 +11,7 @@ pub use super::recovery::walk::{snapshot_state, walk};
 pub use super::recovery::{IndexUse, RecoverError, Recovery, recover};
 pub use super::root::{Roots, SLOTS};
 pub use super::state::State;
-pub use super::superblock::{COPIES, Superblock};
+pub use super::superblock::{COPIES, MAGIC, Superblock};
 #[cfg(test)]
 pub use super::table::DeadPage;
 pub use super::table::view::PageView;
