@@ -9,15 +9,23 @@
 
 pub mod blocking;
 pub mod buffer;
+mod engine;
+pub mod error;
 pub mod file;
+pub mod info;
+pub mod latency;
 mod prepare;
+pub mod signature;
 pub mod sim;
 pub mod uring;
 pub mod wake;
 
 use buffer::Buf;
 use bytes::Bytes;
+use info::DeviceInfo;
+use latency::DeviceStats;
 use std::io;
+use std::time::Duration;
 use wake::Waker;
 
 /// An operation. Offsets and lengths are multiples of 4096.
@@ -108,5 +116,17 @@ pub trait Device {
     /// What is worth doing to a segment before it is used.
     fn prepare(&self) -> Prepare {
         Prepare::Nothing
+    }
+    /// What the kernel knows of it; `None` of one that is simulated.
+    fn info(&self) -> Option<&DeviceInfo> {
+        None
+    }
+    /// How it is doing. Costs a look at each operation that is under way: for once a second.
+    fn stats(&self) -> DeviceStats {
+        DeviceStats::default()
+    }
+    /// How long the oldest read or write has been under way, where that is [`latency::STALLED`] or longer.
+    fn stalled(&self) -> Option<Duration> {
+        None
     }
 }

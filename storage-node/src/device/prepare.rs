@@ -1,11 +1,12 @@
 //! The thread that prepares segments: discards and zeroes, one at a time, slowly.
 //!
 //! It exists so that neither the store's thread nor the ring waits for what can take a second and what
-//! nobody is waiting for. Zeroing goes in pieces, with a pause after each that is as long as the piece
-//! took: the log keeps at least half of the device. It never touches a range that it was not given.
+//! nobody is waiting for. Zeroing goes in pieces; after each, and after each discard, comes a pause that is
+//! as long as it took: the log keeps at least half of the device. It never touches a range that it was not given.
 
 use super::buffer::Pool;
 use super::file::RawDevice;
+use super::latency::{Kind, Meter};
 use super::wake::Waker;
 use super::{Completion, PREPARE_QUEUE_MAX, Prepare};
 use std::io;
@@ -20,6 +21,11 @@ const PIECE: u64 = 1 << 20;
 /// Longest pause after a piece: a device that is slow for other reasons is not waited for longer.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
+/// A discard of a segment that takes longer than this is slow: the log may be waiting for the segment ...
+const DISCARD_SLOW: Duration = Duration::from_secs(1);
+/// ... and after so many in a row the device is sent no more of them.
+const DISCARDS_SLOW_MAX: u32 = 3;
+
 /// What to do with a range.
 pub(super) struct Job {
     pub id: u64,
@@ -28,13 +34,19 @@ pub(super) struct Job {
     pub len: u64,
 }
 
+struct Ended {
+    completion: Completion,
+    bytes: u64,
+    took: Duration,
+}
+
 /// See the module. The thread starts with the first job.
 pub(super) struct Preparer {
     raw: Arc<RawDevice>,
     waker: Waker,
     jobs: Option<SyncSender<Job>>,
-    finished: Sender<Completion>,
-    done: Receiver<Completion>,
+    finished: Sender<Ended>,
+    done: Receiver<Ended>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     in_flight: usize,
@@ -67,7 +79,8 @@ impl Preparer {
         });
         if let Err(error) = queued {
             // We hold the receiver, so this arrives.
-            let _ = self.finished.send(Completion { id, result: Err(error), buf: None });
+            let completion = Completion { id, result: Err(error), buf: None };
+            let _ = self.finished.send(Ended { completion, bytes: 0, took: Duration::ZERO });
             self.waker.ring();
         }
     }
@@ -86,9 +99,10 @@ impl Preparer {
         self.jobs.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into())
     }
 
-    pub fn completions(&mut self, out: &mut Vec<Completion>) {
-        while let Ok(completion) = self.done.try_recv() {
+    pub fn completions(&mut self, out: &mut Vec<Completion>, meter: &mut Meter) {
+        while let Ok(Ended { completion, bytes, took }) = self.done.try_recv() {
             self.in_flight -= 1;
+            meter.ended(Instant::now(), Kind::Prepare, took, bytes, completion.result.is_ok());
             out.push(completion);
         }
     }
@@ -110,24 +124,47 @@ impl Drop for Preparer {
     }
 }
 
+/// Slow discards in a row.
+#[derive(Default)]
+struct Slow(u32);
+
+impl Slow {
+    /// One has taken this long.
+    fn too_many(&mut self, took: Duration) -> bool {
+        self.0 = if took > DISCARD_SLOW { self.0 + 1 } else { 0 };
+        self.0 >= DISCARDS_SLOW_MAX
+    }
+}
+
 struct Worker {
     raw: Arc<RawDevice>,
     stop: Arc<AtomicBool>,
 }
 
 impl Worker {
-    fn run(&self, queue: &Receiver<Job>, finished: &Sender<Completion>, waker: &Waker) {
+    fn run(&self, queue: &Receiver<Job>, finished: &Sender<Ended>, waker: &Waker) {
+        let mut slow = Slow::default();
         while let Ok(job) = queue.recv() {
+            let begun = Instant::now();
             let result = match job.what {
                 _ if self.stopped() => Err(io::ErrorKind::Interrupted.into()),
                 Prepare::Nothing => Ok(()),
                 Prepare::Zero => self.zero(job.offset, job.len),
                 Prepare::Discard => self.raw.discard(job.offset, job.len),
             };
-            if finished.send(Completion { id: job.id, result, buf: None }).is_err() {
+            let completion = Completion { id: job.id, result, buf: None };
+            let took = begun.elapsed();
+            if finished.send(Ended { completion, bytes: job.len, took }).is_err() {
                 return;
             }
             waker.ring();
+            if job.what == Prepare::Discard && !self.stopped() {
+                if slow.too_many(took) {
+                    self.raw.no_more_discards("they take too long");
+                }
+                // Many segments may be freed at once.
+                std::thread::sleep(took.min(PAUSE_MAX));
+            }
         }
     }
 
@@ -152,6 +189,20 @@ impl Worker {
             at += n;
             std::thread::sleep(begun.elapsed().min(PAUSE_MAX));
         }
-        self.raw.file.sync_data()
+        self.raw.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discards_are_given_up_when_they_stay_slow_and_not_for_a_moment_of_it() {
+        let mut slow = Slow::default();
+        let long = 2 * DISCARD_SLOW;
+        assert!(!slow.too_many(long) && !slow.too_many(long));
+        assert!(!slow.too_many(DISCARD_SLOW), "that is still well");
+        assert!(!slow.too_many(long) && !slow.too_many(long) && slow.too_many(long));
     }
 }

@@ -8,7 +8,9 @@
 //! been seen. Dropping the device waits for all of them.
 
 use super::buffer::Buf;
-use super::file::{RawDevice, ended, whole};
+use super::file::RawDevice;
+use super::info::DeviceInfo;
+use super::latency::{DeviceStats, Kind, Meter, stalled};
 use super::prepare::{Job, Preparer};
 use super::wake::Waker;
 use super::{Completion, Device, Op, Prepare};
@@ -19,6 +21,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Entries of the submission queue; as many operations are under way at once, the rest waits here.
 const DEPTH: u32 = 256;
@@ -30,6 +33,7 @@ struct Slot {
     write: Vec<Bytes>,
     iovecs: Vec<libc::iovec>,
     len: usize,
+    begun: Instant,
 }
 
 /// See the module.
@@ -40,15 +44,21 @@ pub struct UringDevice {
     waker: Waker,
     slots: Slab<Slot>,
     waiting: VecDeque<usize>,
+    /// Entries given to the kernel or in the submission queue, less those that have ended.
     started: usize,
+    /// There may be entries in the submission queue.
     unsubmitted: bool,
+    meter: Meter,
 }
 
 impl UringDevice {
     /// Makes a ring and tries it with a no-op: io_uring may be compiled in and still be refused.
     pub fn probe(waker: &Waker) -> io::Result<IoUring> {
-        let mut ring =
-            IoUring::builder().setup_coop_taskrun().build(DEPTH).or_else(|_| IoUring::new(DEPTH))?;
+        let mut ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_submit_all()
+            .build(DEPTH)
+            .or_else(|_| IoUring::new(DEPTH))?;
         let nop = opcode::Nop::new().build();
         // SAFETY: a no-op refers to no memory.
         #[allow(unsafe_code)]
@@ -75,6 +85,7 @@ impl UringDevice {
             waiting: VecDeque::new(),
             started: 0,
             unsubmitted: false,
+            meter: Meter::new(Instant::now()),
         }
     }
 
@@ -115,18 +126,58 @@ impl UringDevice {
     fn reap(&mut self, out: &mut Vec<Completion>) {
         let mut completion = self.ring.completion();
         completion.sync();
+        if completion.is_empty() {
+            return;
+        }
+        let now = Instant::now();
         for cqe in completion {
             let key = cqe.user_data() as usize;
             let Some(slot) = self.slots.try_remove(key) else {
                 continue;
             };
             self.started -= 1;
-            let result = match cqe.result() {
-                n if n < 0 => Err(io::Error::from_raw_os_error(-n)),
-                n => whole(n as usize, slot.len),
-            };
-            out.push(ended(slot.id, result, slot.read));
+            let (what, kind) =
+                if slot.read.is_some() { ("read", Kind::Read) } else { ("write", Kind::Write) };
+            let got = usize::try_from(cqe.result()).map_err(|_| io::Error::from_raw_os_error(-cqe.result()));
+            let result = self.raw.ended(what, slot.offset, slot.len, got);
+            let took = now.saturating_duration_since(slot.begun);
+            self.meter.ended(now, kind, took, slot.len as u64, result.is_ok());
+            out.push(Completion { id: slot.id, result, buf: slot.read });
         }
+    }
+
+    /// Gives the kernel what is in the submission queue. It may take fewer than there are: it is asked
+    /// again as long as it takes any; and when it takes none (out of memory for the moment, completions
+    /// to be fetched first) the waker is rung, so that [`Device::completions`], which calls this, is
+    /// called even if nothing else ever ends.
+    fn enter(&mut self) -> io::Result<()> {
+        while self.unsubmitted {
+            match self.ring.submit() {
+                Ok(taken) => {
+                    let left = {
+                        let mut queue = self.ring.submission();
+                        queue.sync();
+                        queue.len()
+                    };
+                    self.unsubmitted = left > 0;
+                    if left > 0 && taken == 0 {
+                        self.waker.ring();
+                        return Ok(());
+                    }
+                }
+                Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {
+                    self.waker.ring();
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn begun(&self) -> impl Iterator<Item = Instant> {
+        self.slots.iter().map(|(_, slot)| slot.begun)
     }
 }
 
@@ -138,14 +189,17 @@ impl Device for UringDevice {
         &self.raw.name
     }
     fn start(&mut self, id: u64, op: Op) {
+        let begun = Instant::now();
         let slot = match op {
             Op::Read { offset, buf } => {
-                Slot { id, offset, len: buf.len(), read: Some(buf), write: Vec::new(), iovecs: Vec::new() }
+                let len = buf.len();
+                Slot { id, offset, len, begun, read: Some(buf), write: Vec::new(), iovecs: Vec::new() }
             }
             Op::Write { offset, bufs } => Slot {
                 id,
                 offset,
                 len: bufs.iter().map(Bytes::len).sum(),
+                begun,
                 read: None,
                 iovecs: bufs
                     .iter()
@@ -166,27 +220,17 @@ impl Device for UringDevice {
     }
     fn submit(&mut self) -> io::Result<()> {
         self.push();
-        if !self.unsubmitted {
-            return Ok(());
-        }
-        match self.ring.submit() {
-            Ok(_) => {
-                self.unsubmitted = false;
-                Ok(())
-            }
-            // Out of resources for the moment, or interrupted: tried again at the next call, which
-            // the ring of the eventfd brings about.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::EINTR)) => {
-                self.waker.ring();
-                Ok(())
-            }
-            Err(e) => Err(e),
-        }
+        self.enter()
     }
     fn completions(&mut self, out: &mut Vec<Completion>) {
         self.reap(out);
-        self.preparer.completions(out);
+        self.preparer.completions(out, &mut self.meter);
+        // What did not fit before fits now.
         self.push();
+        if let Err(error) = self.enter() {
+            // `submit` will meet it too, and says so.
+            tracing::error!(device = %self.raw.name, %error, "io_uring takes no more operations");
+        }
     }
     fn in_flight(&self) -> usize {
         self.slots.len() + self.preparer.in_flight()
@@ -202,6 +246,15 @@ impl Device for UringDevice {
     }
     fn prepare(&self) -> Prepare {
         self.raw.prepare()
+    }
+    fn info(&self) -> Option<&DeviceInfo> {
+        Some(&self.raw.info)
+    }
+    fn stats(&self) -> DeviceStats {
+        self.meter.stats(Instant::now(), self.begun())
+    }
+    fn stalled(&self) -> Option<Duration> {
+        stalled(Instant::now(), self.begun())
     }
 }
 
@@ -223,5 +276,69 @@ impl Drop for UringDevice {
             self.reap(&mut out);
             out.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::buffer::Pool;
+
+    fn device(ring: impl FnOnce(&Waker) -> IoUring) -> (tempfile::NamedTempFile, UringDevice) {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        file.as_file().set_len(4 << 20).expect("extended");
+        let raw = RawDevice::open(file.path(), false).expect("opens");
+        let waker = Waker::new().expect("eventfd");
+        let ring = ring(&waker);
+        (file, UringDevice::new(ring, raw, waker))
+    }
+
+    /// Without SUBMIT_ALL the kernel stops at an entry that it refuses: the ones behind it stay in the
+    /// queue, and nothing but us brings them to its attention.
+    #[test]
+    fn what_the_kernel_has_left_in_the_queue_is_given_again_without_another_operation() {
+        let (_file, mut device) = device(|waker| {
+            let ring = IoUring::new(DEPTH).expect("a ring");
+            ring.submitter().register_eventfd(waker.as_raw_fd()).expect("registered");
+            ring
+        });
+        let bad = opcode::Writev::new(types::Fd(-1), std::ptr::null(), u32::MAX).build().user_data(u64::MAX);
+        // SAFETY: the entry is refused before the kernel looks at memory.
+        #[allow(unsafe_code)]
+        unsafe {
+            device.ring.submission().push(&bad).expect("room");
+        }
+        let pool = Pool::new(1 << 20, 0, None);
+        for id in 0..3 {
+            let buf = pool.get(4096).expect("room");
+            device.start(id, Op::Read { offset: id * 4096, buf });
+        }
+        device.submit().expect("submitted");
+        assert_eq!(device.ring.submission().len(), 0, "the kernel has all of them");
+        let mut out = Vec::new();
+        while out.len() < 3 {
+            device.completions(&mut out);
+        }
+        assert!(out.iter().all(|c| c.result.is_ok()));
+        assert_eq!(device.in_flight(), 0);
+    }
+
+    #[test]
+    fn more_than_fits_into_the_ring_ends_without_another_submit() {
+        let (_file, mut device) = device(|waker| UringDevice::probe(waker).expect("io_uring"));
+        let pool = Pool::new(u64::MAX, 0, None);
+        let all = u64::from(DEPTH) * 2 + 10;
+        for id in 0..all {
+            let buf = pool.get(4096).expect("room");
+            device.start(id, Op::Read { offset: id % 1024 * 4096, buf });
+        }
+        device.submit().expect("submitted");
+        assert_eq!(device.stats().in_flight as u64, all);
+        let mut out = Vec::new();
+        while (out.len() as u64) < all {
+            device.completions(&mut out);
+        }
+        let stats = device.stats();
+        assert_eq!((stats.reads.ended, stats.reads.bytes, stats.in_flight), (all, all * 4096, 0));
     }
 }

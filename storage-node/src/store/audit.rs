@@ -5,6 +5,7 @@
 use super::batch::page_checksum;
 use super::engine::Store;
 use super::index::Index;
+use super::superblock::{byte_of, place_of};
 use super::table::entries_of;
 use crate::device::Device;
 use crate::device::buffer::Pool;
@@ -57,14 +58,18 @@ impl<D: Device, I: Index> Store<D, I> {
                 Some(bytes) => Some(bytes.to_vec()),
                 None => {
                     let mut buf = Pool::new(u64::MAX, 0, None).get(BLOCK_SIZE);
-                    buf.as_mut().and_then(|b| {
-                        self.dev.read_now(location * BLOCK_SIZE as u64, b).ok().map(|()| b.to_vec())
-                    })
+                    buf.as_mut()
+                        .and_then(|b| self.dev.read_now(byte_of(location), b).ok().map(|()| b.to_vec()))
                 }
             };
             audit.pages += 1;
             let mut count = |at: u64| {
-                let new = (at.checked_sub(first)).and_then(|n| seen.get_mut(n as usize));
+                let (segment, turn) = self.sb.tag_of(at);
+                if self.state.segments.get(segment).turn != turn {
+                    // Replaced by a change that is not in an image yet; its segment was freed since.
+                    return;
+                }
+                let new = (place_of(at).checked_sub(first)).and_then(|n| seen.get_mut(n as usize));
                 match new {
                     Some(seen) if !*seen => {
                         *seen = true;

@@ -48,6 +48,8 @@ struct Disk {
     other_segment: U32,
     other_block: U32,
     other_next: U32,
+    turn: U32,
+    reserved: U32,
 }
 
 /// The header of a batch, decoded.
@@ -83,6 +85,8 @@ pub struct Header {
     pub other_next: u32,
     /// Of the cold stream.
     pub cold: bool,
+    /// How often the segment has been taken, in its lowest 16 bits: the turn of its blocks' locations.
+    pub turn: u16,
 }
 
 impl Header {
@@ -123,6 +127,8 @@ impl Header {
             other_segment: U32::new(self.other_segment),
             other_block: U32::new(self.other_block),
             other_next: U32::new(self.other_next),
+            turn: U32::new(u32::from(self.turn)),
+            reserved: U32::new(0),
         };
         area[..FIXED].copy_from_slice(disk.as_bytes());
         area[FIXED..FIXED + records.len()].copy_from_slice(records);
@@ -153,6 +159,7 @@ impl Header {
             other_block: disk.other_block.get(),
             other_next: disk.other_next.get(),
             cold: disk.flags.get() & COLD != 0,
+            turn: disk.turn.get() as u16,
         };
         (disk.magic == MAGIC
             && disk.version.get() == VERSION
@@ -249,6 +256,7 @@ mod tests {
             other_block: 8,
             other_next: 9,
             cold: true,
+            turn: 6,
         };
         let mut area = vec![0xffu8; BLOCK_SIZE];
         let checksum = header.seal(inc, &records, &mut area);
@@ -258,10 +266,10 @@ mod tests {
             hex,
             "02000100 01000000 00000000 03000000 08070605 04030201 0a000000 00000000 08000000 \
              00000000 99000000 00000000 00000000 00000000 02000000 05000000 03000000 07000000 \
-             08000000 09000000 00030000"
+             08000000 09000000 06000000 00000000 00030000"
                 .replace(' ', "")
         );
-        assert_eq!(checksum, 207432364254266997);
+        assert_eq!(checksum, 4387464559517700822);
         let seen = Header::peek(&area, inc, 2, 5).expect("is one");
         assert_eq!(seen, Header { checksum, ..header });
         assert!(seen.verify(inc, &area));

@@ -213,7 +213,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 self.commit(delta);
                 // Durable: the root that makes what is before its snapshot unnecessary.
                 self.free_segments();
-                self.clean_after_snapshot();
+                self.clean_after_snapshot(self.space.checkpoint_from);
             }
             // Not trusted: perhaps it is there, so nothing that it needs may be used again; perhaps not,
             // so nothing that the root before needs either. No segment becomes free any more.
@@ -282,6 +282,7 @@ impl<D: Device, I: Index> Store<D, I> {
             lost: self.state.lost,
             amnesia: self.state.durable.amnesia,
             session: self.state.session,
+            leaked: g.segments.leaked,
         };
         if g.full {
             self.scratch.clear();

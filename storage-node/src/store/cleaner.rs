@@ -17,7 +17,10 @@ use super::codec::{self, Entry};
 use super::engine::{CLEANER, Running, Store};
 use super::index::Index;
 use super::log::Stream;
-use super::table::BlockEntry;
+use super::segments::{Delta, LEAKED};
+use super::state::Key;
+use super::superblock::{byte_of, place_of};
+use super::table::{BlockEntry, merge};
 use crate::device::buffer::{Buf, Pool};
 use crate::device::{Device, Op};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -42,6 +45,8 @@ const TOKENS_MAX: u64 = 1024;
 const READS_MAX: u32 = 3;
 /// Errors of one segment after which it is left alone.
 const ERRORS_MAX: u32 = 256;
+/// Objects in a block of a snapshot, at least.
+const OBJECTS_PER_BLOCK: u64 = 16;
 /// Pages of deleted objects read at once, and in one record.
 const REAP_MAX: usize = 64;
 /// A segment with fewer dead blocks than one in so many is not worth it.
@@ -70,6 +75,8 @@ struct Live {
 
 struct Victim {
     segment: u32,
+    /// Live blocks when it was chosen.
+    live_at_start: u32,
     end: u32,
     stamp: u64,
     /// The next header.
@@ -93,28 +100,47 @@ struct Victim {
     stays: bool,
 }
 
+impl Victim {
+    /// Nothing of it is left to be looked at or moved.
+    fn is_through(&self) -> bool {
+        self.at >= self.end && self.todo.is_empty() && self.asked.is_empty() && self.live.is_empty()
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Cleaner {
     victim: Option<Box<Victim>>,
-    /// Emptied, with the LSN at which that was so.
+    /// Emptied, with `appended_blocks` of when that was so.
     done: FxHashMap<u32, u64>,
+    /// Nothing in them is live, whatever their counts say.
+    pub empty: FxHashSet<u32>,
     /// Those that something keeps, with what was live in them then: looked at again when that changes.
     kept: FxHashMap<u32, u32>,
     /// To be looked at again: nothing live was left, yet the count says otherwise.
     recheck: FxHashSet<u32>,
+    /// A segment has been gone through since anybody asked.
+    ended: bool,
     tokens: u64,
     hot_seen: u64,
     /// Pages of deleted objects being read.
     reaping: FxHashSet<u64>,
     /// Read, to be written down together.
-    reaped: Vec<(u64, Vec<(u32, i32)>)>,
+    reaped: Vec<(u64, Vec<Delta>)>,
 }
 
 impl Cleaner {
     /// Segments that are free after the next snapshot.
     pub fn done_count(&self) -> u64 {
         self.done.len() as u64
+    }
+    /// True once after a segment has been gone through.
+    pub fn take_ended(&mut self) -> bool {
+        std::mem::take(&mut self.ended)
+    }
+    /// True for one that has been emptied.
+    pub fn is_done(&self, segment: u32) -> bool {
+        self.done.contains_key(&segment)
     }
     /// True for the segment that is being cleaned.
     pub fn is_victim(&self, segment: u32) -> bool {
@@ -156,7 +182,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 continue;
             };
             let goes_on = self.clean(&mut victim);
-            if victim.at >= victim.end && victim.todo.is_empty() && victim.live.is_empty() && goes_on {
+            if goes_on && victim.is_through() {
                 self.ended(&victim);
             } else {
                 self.cleaner.victim = Some(victim);
@@ -176,7 +202,7 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     fn wants_cleaning(&self) -> bool {
-        self.supply() < self.supply_wanted()
+        self.supply() < self.supply_wanted().0
     }
 
     fn worth_choosing(&self) -> bool {
@@ -188,43 +214,59 @@ impl<D: Device, I: Index> Store<D, I> {
     /// would free anything. The reserve is there so that this does not happen; if it does, what needs room
     /// is refused instead of waited for.
     pub(super) fn is_stuck(&self) -> bool {
-        self.cleaner.victim.is_none()
+        !self.clean_can_go_on()
             && matches!(self.phase, super::checkpoint::Phase::Idle)
-            && self.space.nothing_at == Some(self.log.appended_blocks())
             && self.space.snapshot_from == self.log.appended_blocks()
             && self.state.dead.is_empty()
             && !self.log.busy()
             && self.is_behind()
     }
 
-    /// Enough for what is written between two snapshots.
-    fn supply_wanted(&self) -> u64 {
-        self.space.limits.low + self.space.limits.interval / u64::from(self.sb.segment_blocks)
+    /// What the supply of free segments is to be, and the range below that in which the budget grows.
+    fn supply_wanted(&self) -> (u64, u64) {
+        let range = self.space.limits.low;
+        (self.space.limits.low + range, range)
     }
 
-    /// Budget for what has been appended since the last call: at the middle of the range as much as keeps
+    /// Budget for what has been appended since the last call: in the middle of the range as much as keeps
     /// the supply level, above it less, below it up to four times as much.
     fn earn(&mut self) {
         let hot = self.log.appended_by(Stream::Hot);
         let appended = hot - std::mem::replace(&mut self.cleaner.hot_seen, hot);
-        let (supply, wanted) = (self.supply(), self.supply_wanted());
+        let (supply, (wanted, range)) = (self.supply(), self.supply_wanted());
         if appended == 0 || supply >= wanted {
             return;
         }
         let size = u64::from(self.sb.segment_blocks);
         let live = match &self.cleaner.victim {
-            Some(v) => u64::from(self.state.segments.get(v.segment).live).min(size - 1),
+            Some(v) => u64::from(v.live_at_start).min(size - 1),
             None => size / 2,
         };
-        let interval = (self.space.limits.interval / size).max(1);
         let level = appended * live / (size - live);
-        let tokens = (level * 2 * (wanted - supply) / interval).min(level * 4) + 1;
+        let tokens = (level * 2 * (wanted - supply) / range).min(level * 4) + 1;
         self.cleaner.tokens = (self.cleaner.tokens + tokens).min(TOKENS_MAX);
+    }
+
+    /// Moving leaves room for the table pages and the snapshot without which it gives nothing back.
+    fn has_room_to_clean(&self) -> bool {
+        let dirty = self.state.tables.dirty() as u64;
+        let snapshot = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
+        let size = u64::from(self.sb.segment_blocks);
+        // One that is ready may become the cold stream's.
+        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + 4 * MOVE_MAX as u64
+    }
+
+    /// False where a snapshot has to come first.
+    pub(super) fn clean_can_go_on(&self) -> bool {
+        self.has_room_to_clean() && (self.cleaner.victim.is_some() || self.worth_choosing())
     }
 
     /// True where moving may go on: budget, or nobody to disturb, or no choice.
     fn may_move(&self) -> bool {
-        if !self.space.background_may() || self.log.pending_bytes() >= self.options.pending_bytes_max {
+        if !self.space.background_may()
+            || self.log.pending_bytes() >= self.options.pending_bytes_max
+            || !self.has_room_to_clean()
+        {
             return false;
         }
         let idle = !self.log.busy() && self.reads.is_empty();
@@ -239,31 +281,47 @@ impl<D: Device, I: Index> Store<D, I> {
         let size = self.sb.segment_blocks;
         let now = self.log.last().lsn;
         let ends = self.log.ends();
-        let mut best: Option<(f64, u32)> = None;
+        let covers = self.root.covers.lsn;
+        let mut best: Option<(f64, u32, u32)> = None;
+        let mut emptiest_young = u32::MAX;
         for (segment, state) in self.state.segments.iter() {
-            if state.live == 0
-                || state.live > size - size / WORTH_PART
+            let live = self.live_in(segment);
+            if live > size - size / WORTH_PART
+                || state.last_lsn == 0
                 || self.space.is_free(segment)
                 || self.cleaner.done.contains_key(&segment)
-                || self.cleaner.kept.get(&segment) == Some(&state.live)
+                || self.cleaner.empty.contains(&segment)
+                || self.cleaner.kept.get(&segment) == Some(&live)
                 || ends.iter().any(|e| e.segment == segment || e.next == segment)
             {
                 continue;
             }
-            let (live, all) = (f64::from(state.live), f64::from(size));
+            if state.last_lsn >= covers {
+                // Its records are needed until the next snapshot.
+                emptiest_young = emptiest_young.min(live);
+                continue;
+            }
+            if live == 0 {
+                continue;
+            }
+            let (used, all) = (f64::from(live), f64::from(size));
             let age = now.saturating_sub(state.stamp) as f64 + 1.0;
-            let score = (all - live) * age / (all + live);
+            let score = (all - used) * age / (all + used);
             if best.is_none_or(|b| b.0 < score) {
-                best = Some((score, segment));
+                best = Some((score, segment, live));
             }
         }
-        let Some((_, segment)) = best else {
+        let best_live = best.map_or(size, |b| b.2);
+        self.space.snapshot_wanted =
+            emptiest_young < best_live / 2 || best.is_none() && emptiest_young < size;
+        let Some((_, segment, _)) = best else {
             self.space.nothing_at = Some(self.log.appended_blocks());
             return None;
         };
         let state = self.state.segments.get(segment);
         Some(Victim {
             segment,
+            live_at_start: best_live,
             end: state.end.min(size),
             stamp: state.stamp,
             at: 0,
@@ -321,7 +379,7 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     fn block_of(&self, v: &Victim, location: u64) -> u32 {
-        location.saturating_sub(self.sb.location(v.segment, 0)) as u32
+        place_of(location).saturating_sub(self.sb.location(v.segment, 0)) as u32
     }
 
     /// Reads blocks of the victim into its window.
@@ -410,7 +468,7 @@ impl<D: Device, I: Index> Store<D, I> {
             let Some(entries) = entries else {
                 return self.broken(v);
             };
-            let mut location = self.sb.location(v.segment, v.at + header.header_blocks);
+            let mut location = self.sb.in_turn(v.segment, header.turn, v.at + header.header_blocks);
             for entry in &entries {
                 name_blocks(entry, location, &mut v.todo);
                 location += u64::from(entry.data_blocks());
@@ -438,9 +496,13 @@ impl<D: Device, I: Index> Store<D, I> {
         {
             match candidate.what {
                 What::Page { object, page } => {
-                    if self.state.tables.touch(object, page, candidate.location) {
+                    if let Some(slot) = self.state.tables.touch(object, page, candidate.location) {
                         v.found += 1;
-                        self.state.dirty.insert(super::state::Key::Object(object));
+                        self.state.dirty.insert(Key::Object(object));
+                        // Written now, or when it has been loaded.
+                        if self.state.tables.prepare_flush(slot, object, page) == Some(true) {
+                            self.flush_page(slot);
+                        }
                     }
                 }
                 What::Block { object, block } => {
@@ -529,42 +591,49 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// All of the victim has been looked at.
     fn ended(&mut self, v: &Victim) {
-        let live = self.state.segments.get(v.segment).live;
+        let live = self.live_in(v.segment);
         self.stats.segments_cleaned += 1;
+        self.cleaner.ended = true;
         if v.stays {
             self.cleaner.kept.insert(v.segment, live);
-        } else if v.found == 0 && self.cleaner.recheck.remove(&v.segment) {
-            // Twice nothing: its count went astray with a page that was lost.
-            tracing::warn!(
-                device = self.dev.name(),
-                segment = v.segment,
-                live,
-                "nothing in this segment is live, whatever its count says: counting anew"
-            );
-            self.stats.recounts += 1;
-            self.scratch.clear();
-            let encoded = codec::put_recount(v.segment, &mut self.scratch);
-            self.put_scratch(encoded);
-            self.state.segments.recount(v.segment);
+        } else if v.found == 0 && live > 0 && self.cleaner.recheck.remove(&v.segment) {
+            // Twice nothing. A count goes astray with a table page that was lost, and with nothing else.
+            if u64::from(live) <= self.state.segments.leaked {
+                tracing::warn!(
+                    device = self.dev.name(),
+                    segment = v.segment,
+                    live,
+                    "what counts as live in this segment was named by a lost table page: it is freed"
+                );
+                self.stats.recounts += 1;
+                self.cleaner.empty.insert(v.segment);
+            } else {
+                tracing::error!(
+                    device = self.dev.name(),
+                    segment = v.segment,
+                    live,
+                    "nothing live was found in this segment, but its count says otherwise: it is kept. \
+                     This is a bug; please report it"
+                );
+                self.cleaner.kept.insert(v.segment, live);
+            }
         } else {
-            // The last of the Moves is in the open batch at the latest.
-            self.cleaner.done.insert(v.segment, self.log.last().lsn + 1);
+            self.cleaner.done.insert(v.segment, self.log.appended_blocks());
         }
     }
 
-    /// A snapshot has been written: emptied segments that it has not freed are looked at again.
-    pub(super) fn clean_after_snapshot(&mut self) {
-        let covers = self.root.covers.lsn;
-        let left: Vec<u32> = self
-            .cleaner
-            .done
-            .iter()
-            .filter(|(_, lsn)| **lsn <= covers)
-            .map(|(segment, _)| *segment)
-            .collect();
+    /// Live blocks of a segment, as far as is known: pages that are not in memory may have queued changes.
+    pub(super) fn live_in(&self, segment: u32) -> u32 {
+        self.state.segments.get(segment).live.saturating_add_signed(self.state.tables.pending(segment))
+    }
+
+    /// A full checkpoint has ended: all pages have been in memory, so segments that were emptied before it
+    /// and are not free are looked at again.
+    pub(super) fn clean_after_snapshot(&mut self, began: u64) {
+        let left: Vec<u32> =
+            self.cleaner.done.iter().filter(|(_, at)| **at < began).map(|(segment, _)| *segment).collect();
         for segment in left {
-            let state = self.state.segments.get(segment);
-            if state.live > 0 {
+            if self.live_in(segment) > 0 {
                 self.cleaner.done.remove(&segment);
                 self.cleaner.recheck.insert(segment);
             }
@@ -587,14 +656,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     deltas.append(&mut counts);
                 }
             }
-            deltas.sort_unstable();
-            deltas.dedup_by(|next, kept| {
-                let same = next.0 == kept.0;
-                if same {
-                    kept.1 += next.1;
-                }
-                same
-            });
+            merge(&mut deltas);
             self.scratch.clear();
             let encoded = codec::put_reap(locations.clone(), deltas.clone(), &mut self.scratch);
             self.put_scratch(encoded);
@@ -621,7 +683,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 return;
             };
             let id = self.running.insert(Running::Dead { location, retries: 0 }) as u64;
-            self.dev.start(id, Op::Read { offset: location * BLOCK_SIZE as u64, buf });
+            self.dev.start(id, Op::Read { offset: byte_of(location), buf });
         }
     }
 
@@ -631,12 +693,19 @@ impl<D: Device, I: Index> Store<D, I> {
             self.cleaner.reaped.push((location, Vec::new()));
             return;
         };
-        let mut deltas = vec![(self.sb.segment_of(location), -1)];
+        let minus = |location| {
+            let (segment, turn) = self.sb.tag_of(location);
+            (segment, turn, -1)
+        };
+        let mut deltas = vec![minus(location)];
         // A damaged one: what it named stays counted until the cleaner has looked at those segments.
         let good = bytes.filter(|b| page_checksum(*object, dead.page, b) == dead.checksum);
+        if good.is_none() {
+            deltas.push(LEAKED);
+        }
         for entry in good.into_iter().flat_map(super::table::entries_of) {
             if entry.location != 0 {
-                deltas.push((self.sb.segment_of(entry.location), -1));
+                deltas.push(minus(entry.location));
             }
         }
         self.cleaner.reaped.push((location, deltas));

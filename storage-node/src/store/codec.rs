@@ -6,6 +6,7 @@
 
 use super::index::Meta;
 use super::log::BatchRef;
+use super::segments::Delta;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -77,10 +78,10 @@ enum DiskRecord<S> {
     Heal { object: ObjectId, block: u32, checksums: S },
     DeleteVolume { volume: VolumeId },
     LostState { fences: Vec<(VolumeId, Generation)> },
-    Page { object: ObjectId, page: u32, checksums: S, deltas: Vec<(u32, i32)> },
+    Page { object: ObjectId, page: u32, checksums: S, deltas: Vec<Delta> },
     Move { object: ObjectId, stamp: u64, blocks: Vec<u32>, checksums: S },
-    Reap { locations: Vec<u64>, deltas: Vec<(u32, i32)> },
-    Recount { segment: u32 },
+    Reap { locations: Vec<u64>, deltas: Vec<Delta> },
+    Free { segments: Vec<u32> },
     Entry { key: Bytes, value: Bytes },
     SnapshotEnd { covers: BatchRef, meta: Meta },
 }
@@ -131,7 +132,7 @@ pub enum Entry {
         /// Of the page's 4 KiB.
         checksum: u64,
         /// What it changes in the live counts besides adding its own block.
-        deltas: Vec<(u32, i32)>,
+        deltas: Vec<Delta>,
     },
     /// Blocks that cleaning has copied: each counts if the table still has this checksum for it.
     Move {
@@ -147,12 +148,12 @@ pub enum Entry {
         /// Where they are.
         locations: Vec<u64>,
         /// What that changes in the live counts.
-        deltas: Vec<(u32, i32)>,
+        deltas: Vec<Delta>,
     },
-    /// Nothing in this segment is live.
-    Recount {
-        /// The segment.
-        segment: u32,
+    /// Nothing in these segments is needed.
+    Free {
+        /// The segments.
+        segments: Vec<u32>,
     },
     /// A part of a snapshot.
     Snapshot {
@@ -197,7 +198,7 @@ pub fn put_page(
     object: ObjectId,
     page: u32,
     checksum: u64,
-    deltas: Vec<(u32, i32)>,
+    deltas: Vec<Delta>,
     out: &mut Vec<u8>,
 ) -> Result<(), postcard::Error> {
     let checksums = SumsOut(&[checksum]);
@@ -216,17 +217,13 @@ pub fn put_move(
 }
 
 /// Appends a Reap.
-pub fn put_reap(
-    locations: Vec<u64>,
-    deltas: Vec<(u32, i32)>,
-    out: &mut Vec<u8>,
-) -> Result<(), postcard::Error> {
+pub fn put_reap(locations: Vec<u64>, deltas: Vec<Delta>, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
     put(&DiskRecord::Reap { locations, deltas }, out)
 }
 
-/// Appends a Recount.
-pub fn put_recount(segment: u32, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
-    put(&DiskRecord::Recount { segment }, out)
+/// Appends a Free.
+pub fn put_free(segments: Vec<u32>, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
+    put(&DiskRecord::Free { segments }, out)
 }
 
 /// Appends a part of a snapshot.
@@ -335,7 +332,7 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
             return Ok((Entry::Move { object, stamp, blocks }, rest));
         }
         DiskRecord::Reap { locations, deltas } => return Ok((Entry::Reap { locations, deltas }, rest)),
-        DiskRecord::Recount { segment } => return Ok((Entry::Recount { segment }, rest)),
+        DiskRecord::Free { segments } => return Ok((Entry::Free { segments }, rest)),
         DiskRecord::Entry { key, value } => {
             return Ok((Entry::Snapshot { key: key.0, value: value.0 }, rest));
         }

@@ -11,7 +11,7 @@ use super::recovery::recover;
 use super::root::Root;
 use super::space::SpaceState;
 use super::state::{Key, State, in_bounds};
-use super::superblock::Superblock;
+use super::superblock::{Superblock, byte_of};
 use super::table::Captured;
 use super::{FormatError, FormatOptions, OpenError, Recovered, Stats, StoreEvent, StoreOptions};
 use crate::device::buffer::Pool;
@@ -345,6 +345,7 @@ impl<D: Device, I: Index> Store<D, I> {
         self.be_exact();
         self.checkpoint_step();
         self.clean_step();
+        self.look_for_dead();
         self.release_waiting();
         self.prepare_segments();
         while self.loads < LOADS_MAX {
@@ -362,7 +363,7 @@ impl<D: Device, I: Index> Store<D, I> {
             };
             self.loads += 1;
             let id = self.running.insert(Running::Page { slot, location, retries: 0 }) as u64;
-            let offset = location * BLOCK_SIZE as u64;
+            let offset = byte_of(location);
             self.dev.start(id, Op::Read { offset, buf });
         }
         for _ in 0..self.starved.len() {
@@ -403,7 +404,7 @@ impl<D: Device, I: Index> Store<D, I> {
                         tracing::warn!(device = self.dev.name(), %error, "a table page cannot be read: trying again");
                         let again = Running::Page { slot, location, retries: retries + 1 };
                         let id = self.running.insert(again) as u64;
-                        self.dev.start(id, Op::Read { offset: location * BLOCK_SIZE as u64, buf });
+                        self.dev.start(id, Op::Read { offset: byte_of(location), buf });
                     }
                     (result, buf) => {
                         self.loads -= 1;
@@ -420,7 +421,7 @@ impl<D: Device, I: Index> Store<D, I> {
                     (Err(_), Some(buf)) if retries < PAGE_RETRIES_MAX => {
                         let again = Running::Dead { location, retries: retries + 1 };
                         let id = self.running.insert(again) as u64;
-                        self.dev.start(id, Op::Read { offset: location * BLOCK_SIZE as u64, buf });
+                        self.dev.start(id, Op::Read { offset: byte_of(location), buf });
                     }
                     (result, buf) => {
                         let bytes = result.is_ok().then_some(buf).flatten();
@@ -526,7 +527,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 }
                 self.state.tables.flushed(slot, location, checksum);
                 self.state.segments.add_all(&deltas);
-                self.state.segments.add(self.sb.segment_of(location), 1);
+                self.state.segments.add(self.sb.tag_of(location), 1);
                 self.space.background_used(1);
                 self.stats.page_blocks += 1;
                 true

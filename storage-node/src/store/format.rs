@@ -2,15 +2,22 @@
 
 use super::root::Root;
 use super::superblock::{
-    COPIES, DATA_START, LARGE_DEVICE_BYTES, MAGIC, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
+    COPIES, DATA_START, LARGE_DEVICE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
     Superblock,
 };
-use crate::device::Device;
 use crate::device::buffer::Pool;
 use crate::device::file::{Engine, FileDevice, OpenDeviceError, RawDevice};
+use crate::device::info::DeviceInfo;
+use crate::device::signature::{Found, signatures};
+use crate::device::{Device, Prepare};
 use std::io;
 use std::path::Path;
 use trefoil_core::{BLOCK_SIZE, Incarnation, NodeId};
+
+/// Bytes discarded at once.
+const DISCARD_STEP: u64 = 1 << 30;
+/// Bytes overwritten at each end where something was: more than any format keeps there.
+const WIPE_BYTES: u64 = 4 << 20;
 
 /// How to format.
 #[derive(Clone, Debug)]
@@ -21,7 +28,8 @@ pub struct FormatOptions {
     pub cluster_id: [u8; 16],
     /// The node.
     pub node_id: NodeId,
-    /// Bytes of a segment: a power of two, at least 32 MiB. `None`: 64 MiB.
+    /// Bytes of a segment: a power of two, at least 32 MiB. `None`:
+    /// [`default_segment_bytes`].
     pub segment_bytes: Option<u64>,
     /// Allocate a regular file's space now, so that it cannot run out later; else it is sparse.
     pub preallocate: bool,
@@ -48,7 +56,7 @@ pub enum FormatError {
     /// It holds something.
     #[error(
         "{device} is not empty: it holds {what}. Nothing was written. If it may be overwritten, \
-         format with force"
+         format with --force"
     )]
     NotEmpty {
         /// The device.
@@ -58,8 +66,8 @@ pub enum FormatError {
     },
     /// Too small.
     #[error(
-        "{device}: {size} bytes are too few: a store needs at least {least} bytes (four segments of \
-         {segment})"
+        "{device}: {size} bytes are too few: a store needs at least {least} bytes ({min} segments of \
+         {segment})", min = SEGMENTS_MIN
     )]
     TooSmall {
         /// The device.
@@ -86,49 +94,87 @@ pub enum FormatError {
     },
 }
 
+/// How the device is gone about, beyond what [`FormatOptions`] says.
+pub struct FormatHow<'a> {
+    /// Tell a block device that nothing on it is needed.
+    pub discard: bool,
+    /// Asked where something is on the device and no force is used: may it be overwritten? The device is
+    /// locked meanwhile, so that what was seen is what is overwritten.
+    pub overwrite: &'a mut dyn FnMut(&DeviceInfo, &[Found]) -> bool,
+    /// Told how many bytes have been discarded, of how many.
+    pub progress: &'a mut dyn FnMut(u64, u64),
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct Formatted {
+    /// The store.
+    pub superblock: Superblock,
+    /// On what.
+    pub device: DeviceInfo,
+    /// What was there before, and is lost.
+    pub replaced: Vec<Found>,
+    /// Bytes discarded.
+    pub discarded: u64,
+    /// Why not all of the device was discarded, if it was tried. That costs speed at most.
+    pub discard_error: Option<String>,
+}
+
 /// Makes a store on a file or block device. What is there is looked at first; see [`FormatOptions`].
 pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, FormatError> {
-    let default = match options.size {
-        Some(size) if size < LARGE_DEVICE_BYTES => SEGMENT_BYTES_MIN,
-        _ => SEGMENT_BYTES_DEFAULT,
-    };
-    let segment = options.segment_bytes.unwrap_or(default);
-    if !segment.is_power_of_two() || !(SEGMENT_BYTES_MIN..=1 << 32).contains(&segment) {
+    let how = FormatHow { discard: true, overwrite: &mut |_, _| false, progress: &mut |_, _| () };
+    Ok(format_with(path, options, how)?.superblock)
+}
+
+/// The size of segments of a store of `size` bytes where none is named: small ones on a small device, so
+/// that cleaning has enough of them to choose from.
+pub fn default_segment_bytes(size: u64) -> u64 {
+    if size < LARGE_DEVICE_BYTES { SEGMENT_BYTES_MIN } else { SEGMENT_BYTES_DEFAULT }
+}
+
+/// [`format()`], by somebody who can be asked and told.
+pub fn format_with(path: &Path, options: &FormatOptions, how: FormatHow) -> Result<Formatted, FormatError> {
+    if let Some(segment) = options.segment_bytes
+        && (!segment.is_power_of_two() || !(SEGMENT_BYTES_MIN..=1 << 32).contains(&segment))
+    {
         return Err(FormatError::Segment(segment));
     }
-    let create = options.size.is_some() && !path.exists();
-    let mut raw = RawDevice::open(path, create)?;
-    let name = raw.name.clone();
+    let name = path.display().to_string();
     let io = |what| {
         let device = name.clone();
         move |source| FormatError::Io { device, what, source }
     };
-    let size = options.size.unwrap_or(raw.size) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
-    let too_small = || FormatError::TooSmall {
-        device: name.clone(),
-        size,
-        least: DATA_START + SEGMENTS_MIN * segment,
-        segment,
-    };
     let incarnation = random_incarnation().map_err(io("cannot read random numbers"))?;
-    let Some(sb) = Superblock::new(size, segment, incarnation, options.cluster_id, options.node_id) else {
-        return Err(too_small());
+    let plan = |size: u64| {
+        let size = size / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
+        let segment = options.segment_bytes.unwrap_or_else(|| default_segment_bytes(size));
+        Superblock::new(size, segment, incarnation, options.cluster_id, options.node_id).ok_or_else(|| {
+            let least = DATA_START + SEGMENTS_MIN * segment;
+            FormatError::TooSmall { device: name.clone(), size, least, segment }
+        })
     };
-    if !options.force
-        && let Some(what) = holds(&raw).map_err(io("cannot read"))?
-    {
-        return Err(FormatError::NotEmpty { device: name, what });
+    // Before a file is made that cannot be used.
+    if let Some(size) = options.size {
+        plan(size)?;
     }
-    let regular = raw.file.metadata().map_err(io("cannot look"))?.is_file();
-    if regular && raw.size < size {
-        raw.file.set_len(size).map_err(io("cannot extend the file"))?;
-        raw.size = size;
+    let create = options.size.is_some() && !path.exists();
+    let mut raw = RawDevice::open(path, create)?;
+    let sb = plan(options.size.unwrap_or(raw.size))?;
+    let regular = !raw.is_block();
+    if raw.size < sb.size && !regular {
+        return Err(FormatError::Smaller { device: name, have: raw.size, want: sb.size });
     }
-    if raw.size < size {
-        return Err(FormatError::Smaller { device: name, have: raw.size, want: size });
+    let replaced = signatures(&raw).map_err(io("cannot read what is on it"))?;
+    if !replaced.is_empty() && !options.force && !(how.overwrite)(&raw.info, &replaced) {
+        return Err(FormatError::NotEmpty { device: name, what: list(&replaced) });
+    }
+    if regular && raw.size < sb.size {
+        raw.file.set_len(sb.size).map_err(io("cannot extend the file"))?;
+        raw.size = sb.size;
+        raw.info.size = sb.size;
     }
     if regular && options.preallocate {
-        nix::fcntl::posix_fallocate(&*raw.file, 0, size as i64)
+        nix::fcntl::posix_fallocate(&*raw.file, 0, sb.size as i64)
             .map_err(|e| io("cannot allocate the file's space")(e.into()))?;
     }
     raw.file.sync_all().map_err(io("cannot make it durable"))?;
@@ -138,9 +184,58 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, Format
     {
         dir.sync_all().map_err(io("cannot make its directory durable"))?;
     }
+    let (discarded, discard_error) = match how.discard && raw.prepare() == Prepare::Discard {
+        true => discard_all(&raw, how.progress),
+        false => (0, None),
+    };
+    if !replaced.is_empty() {
+        wipe(&raw).map_err(io("cannot overwrite what is there"))?;
+    }
+    let info = raw.info.clone();
     let mut device = FileDevice::new(raw, Engine::Blocking).map_err(io("cannot start"))?;
     format_device(&mut device, &sb).map_err(io("cannot write the superblock"))?;
-    Ok(sb)
+    Ok(Formatted { superblock: sb, device: info, replaced, discarded, discard_error })
+}
+
+fn list(found: &[Found]) -> String {
+    let each = found.iter().map(|f| format!("{} (at byte {})", f.what, f.offset));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// Discards everything, in steps that a person can watch. Returns how much, and what stopped it.
+fn discard_all(raw: &RawDevice, progress: &mut dyn FnMut(u64, u64)) -> (u64, Option<String>) {
+    let end = raw.size / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
+    let mut done = 0;
+    while done < end {
+        progress(done, end);
+        let step = DISCARD_STEP.min(end - done);
+        if let Err(error) = raw.discard(done, step) {
+            return (done, Some(error.to_string()));
+        }
+        done += step;
+    }
+    progress(end, end);
+    (done, None)
+}
+
+/// Overwrites both ends, where others keep what they know a device by: whoever looks for it at the next
+/// boot (a RAID, a volume manager) must not find it and take the device. A discard does not do that: what
+/// is read after it is anything.
+fn wipe(raw: &RawDevice) -> io::Result<()> {
+    // To the last sector, which is where a GPT has its second header.
+    let sector = u64::from(raw.info.logical_block.unwrap_or(BLOCK_SIZE as u32));
+    let end = raw.size / sector * sector;
+    let tail_at = end.saturating_sub(WIPE_BYTES) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
+    let pool = Pool::new(u64::MAX, 0, None);
+    let Some(mut zeros) = pool.get(WIPE_BYTES as usize + BLOCK_SIZE) else {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    };
+    zeros.fill(0);
+    // The start last: a crash in between leaves a device that still says that something was there.
+    for (at, to) in [(tail_at, end), (0, WIPE_BYTES.min(end))] {
+        raw.write_at(at, &zeros[..(to - at) as usize])?;
+    }
+    raw.sync()
 }
 
 /// Writes the superblock's copies, and an empty block where the log begins.
@@ -175,46 +270,4 @@ fn random_incarnation() -> io::Result<Incarnation> {
             n => return Ok(Incarnation(n)),
         }
     }
-}
-
-/// What the start and the end of a device hold; `None` if they are all zeros.
-fn holds(raw: &RawDevice) -> io::Result<Option<String>> {
-    let pool = Pool::new(u64::MAX, 0, None);
-    let mut at = 0;
-    let end = raw.size / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
-    const STEP: u64 = 1 << 20;
-    while at < end {
-        let n = STEP.min(end - at);
-        let Some(mut buf) = pool.get(n as usize) else {
-            break;
-        };
-        raw.read_now(at, &mut buf)?;
-        let sign = |offset: usize, magic: &[u8]| buf.get(offset..offset + magic.len()) == Some(magic);
-        let known = [
-            (0, &MAGIC[..], "a Trefoil store"),
-            (0x438, &[0x53, 0xef], "an ext2/3/4 file system"),
-            (0, b"XFSB", "an XFS file system"),
-            (0x10040, b"_BHRfS_M", "a btrfs file system"),
-            (0, b"LUKS\xba\xbe", "a LUKS volume"),
-            (512, b"LABELONE", "an LVM physical volume"),
-            (512, b"EFI PART", "a GPT partition table"),
-            (510, &[0x55, 0xaa], "a boot sector or partition table"),
-        ];
-        let seen = known.iter().find(|(o, m, _)| at == 0 && sign(*o, m));
-        if let Some((_, _, what)) = seen {
-            return Ok(Some((*what).to_owned()));
-        }
-        if let Some(first) = buf.iter().position(|b| *b != 0) {
-            return Ok(Some(format!("data (first at byte {})", at + first as u64)));
-        }
-        // The first 4 MiB, then the last one.
-        at = if at + n < (4 << 20).min(end) {
-            at + n
-        } else if at + n < end.saturating_sub(STEP) {
-            end - STEP
-        } else {
-            at + n
-        };
-    }
-    Ok(None)
 }

@@ -37,6 +37,8 @@ pub struct Meta {
     pub amnesia: bool,
     /// How often the store has been opened.
     pub session: u64,
+    /// Blocks that may be counted as live although nothing names them.
+    pub leaked: u64,
 }
 
 /// A checkpoint's changes; owned, so that they can be written on another thread.

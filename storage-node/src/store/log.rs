@@ -11,7 +11,7 @@
 //! appends is the order of LSNs.
 
 use super::batch::{DataChecksum, FIXED, HEADER_BLOCKS_MAX, Header, NO_SEGMENT};
-use super::superblock::Superblock;
+use super::superblock::{Superblock, byte_of};
 use crate::device::buffer::{Buf, Pool};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -24,9 +24,10 @@ const CHUNK_BLOCKS: u32 = 64;
 const LARGE_RECORD_BYTES: usize = 1000;
 /// Blocks of that larger header.
 const LARGE_HEADER_BLOCKS: u32 = 4;
-/// Blocks of data in the largest record that any batch takes (an Install of a whole object with all
-/// that was kept on top).
-pub const RECORD_BLOCKS_MAX: u32 = 4096;
+/// Blocks of data in the largest record that any batch takes: an Install of a whole object with all
+/// that was kept on top. It fits into the smallest segment.
+pub const RECORD_BLOCKS_MAX: u32 = trefoil_core::limits::OBJECT_BLOCKS_MAX
+    + (trefoil_core::limits::REPAIR_OVERLAY_BYTES_MAX / BLOCK_SIZE) as u32;
 
 /// Who writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +52,14 @@ impl Stream {
 pub struct StreamEnd {
     /// Its segment.
     pub segment: u32,
+    /// That segment's turn.
+    pub turn: u16,
     /// Where the next batch begins, if it fits.
     pub block: u32,
-    /// The segment behind that one, or [`NO_SEGMENT`] while there is none free.
+    /// The segment behind that one, named when the first is nearly full; [`NO_SEGMENT`]: none yet.
     pub next: u32,
+    /// That segment's turn.
+    pub next_turn: u16,
 }
 
 /// Both streams, hot first.
@@ -62,8 +67,8 @@ pub type Ends = [StreamEnd; 2];
 
 /// Where the streams of a new store begin.
 pub const FIRST_ENDS: Ends = [
-    StreamEnd { segment: 0, block: 0, next: NO_SEGMENT },
-    StreamEnd { segment: 1, block: 0, next: NO_SEGMENT },
+    StreamEnd { segment: 0, turn: 0, block: 0, next: NO_SEGMENT, next_turn: 0 },
+    StreamEnd { segment: 1, turn: 0, block: 0, next: NO_SEGMENT, next_turn: 0 },
 ];
 
 /// What a sealed batch does to the counts of its segment: see `Segments::batch`.
@@ -118,6 +123,7 @@ struct OpenBatch {
     /// The greatest age of moved data in it.
     stamp: u64,
     segment: u32,
+    turn: u16,
     block: u32,
     header_blocks: u32,
     data_blocks: u32,
@@ -130,7 +136,7 @@ struct OpenBatch {
 pub struct SealedBatch {
     /// Its name.
     pub at: BatchRef,
-    /// Absolute number of its first block on the device.
+    /// Of its first block.
     pub location: u64,
     /// Blocks, header included.
     pub blocks: u32,
@@ -149,7 +155,7 @@ pub struct LogWriter {
     batch_blocks_max: u32,
     ends: Ends,
     /// Free segments that may be written at once.
-    ready: VecDeque<u32>,
+    ready: VecDeque<(u32, u16)>,
     notes: Vec<Note>,
     /// By stream.
     appended: [u64; 2],
@@ -187,8 +193,8 @@ impl LogWriter {
     }
 
     /// A segment may be written from now on; nothing in it is needed.
-    pub fn give(&mut self, segment: u32) {
-        self.ready.push_back(segment);
+    pub fn give(&mut self, segment: u32, turn: u16) {
+        self.ready.push_back((segment, turn));
     }
 
     /// Segments that were given and not taken yet.
@@ -214,7 +220,7 @@ impl LogWriter {
                 && open.block + used + blocks <= size
                 && open.data_blocks + blocks <= self.batch_blocks_max
             {
-                return Ok(self.sb.location(open.segment, open.block + used));
+                return Ok(self.sb.in_turn(open.segment, open.turn, open.block + used));
             }
         }
         let mut header_blocks = (FIXED + bytes).div_ceil(BLOCK_SIZE) as u32;
@@ -225,20 +231,28 @@ impl LogWriter {
             header_blocks = header_blocks.max(LARGE_HEADER_BLOCKS);
         }
         self.seal();
-        let end = &mut self.ends[stream as usize];
-        if end.block + header_blocks + blocks > size {
-            // Only the segment that the last header has named: readers find no other.
-            if end.next == NO_SEGMENT {
-                return Err(LogError::Full);
+        if self.ends[stream as usize].block + header_blocks + blocks > size {
+            // Only to a segment that a header has named: readers find no other.
+            if self.ends[stream as usize].next == NO_SEGMENT {
+                self.name_next(stream)?;
             }
-            *end = StreamEnd { segment: end.next, block: 0, next: NO_SEGMENT };
+            let end = &mut self.ends[stream as usize];
+            *end = StreamEnd {
+                segment: end.next,
+                turn: end.next_turn,
+                block: 0,
+                next: NO_SEGMENT,
+                next_turn: 0,
+            };
         }
+        let end = self.ends[stream as usize];
         let mut records = std::mem::take(&mut self.spare_records);
         records.clear();
         self.open = Some(OpenBatch {
             stream,
             stamp: 0,
             segment: end.segment,
+            turn: end.turn,
             block: end.block,
             header_blocks,
             data_blocks: 0,
@@ -246,7 +260,33 @@ impl LogWriter {
             chunks: Vec::new(),
             ticket: None,
         });
-        Ok(self.sb.location(end.segment, end.block + header_blocks))
+        Ok(self.sb.in_turn(end.segment, end.turn, end.block + header_blocks))
+    }
+
+    /// A batch without records that says where the stream goes on.
+    fn name_next(&mut self, stream: Stream) -> Result<(), LogError> {
+        let end = self.ends[stream as usize];
+        if self.ready.is_empty() || end.block >= self.sb.segment_blocks {
+            return Err(LogError::Full);
+        }
+        self.open = Some(OpenBatch {
+            stream,
+            stamp: 0,
+            segment: end.segment,
+            turn: end.turn,
+            block: end.block,
+            header_blocks: 1,
+            data_blocks: 0,
+            records: Vec::new(),
+            chunks: Vec::new(),
+            ticket: None,
+        });
+        if let Some((segment, turn)) = self.ready.pop_front() {
+            let end = &mut self.ends[stream as usize];
+            (end.next, end.next_turn) = (segment, turn);
+        }
+        self.seal();
+        Ok(())
     }
 
     /// The age of moved data in the open batch.
@@ -301,15 +341,14 @@ impl LogWriter {
             sum.update(&chunk[skipped..]);
             skip -= skipped;
         }
-        for end in &mut self.ends {
-            if end.next == NO_SEGMENT
-                && let Some(segment) = self.ready.pop_front()
-            {
-                end.next = segment;
-            }
-        }
         let own = &mut self.ends[open.stream as usize];
         own.block = open.block + blocks;
+        if own.next == NO_SEGMENT
+            && own.block >= self.sb.segment_blocks / 4 * 3
+            && let Some((segment, turn)) = self.ready.pop_front()
+        {
+            (own.next, own.next_turn) = (segment, turn);
+        }
         let next_segment = own.next;
         let other = self.ends[open.stream.other() as usize];
         let mut header = Header {
@@ -328,6 +367,7 @@ impl LogWriter {
             other_block: other.block,
             other_next: other.next,
             cold: open.stream == Stream::Cold,
+            turn: open.turn,
         };
         let header_bytes = open.header_blocks as usize * BLOCK_SIZE;
         if open.header_blocks <= CHUNK_BLOCKS {
@@ -356,7 +396,7 @@ impl LogWriter {
         });
         self.sealed.push_back(SealedBatch {
             at,
-            location: self.sb.location(open.segment, open.block),
+            location: self.sb.in_turn(open.segment, open.turn, open.block),
             blocks,
             data_blocks: open.data_blocks,
             bufs: open.chunks.into_iter().map(Buf::freeze).collect(),
@@ -374,7 +414,7 @@ impl LogWriter {
             self.seal();
         }
         let batch = self.sealed.pop_front()?;
-        let write = (batch.location * BLOCK_SIZE as u64, batch.bufs.clone());
+        let write = (byte_of(batch.location), batch.bufs.clone());
         self.in_flight = Some(batch);
         Some(write)
     }
@@ -417,7 +457,7 @@ impl LogWriter {
             }
         }
         let open = self.open.as_ref()?;
-        let start = self.sb.location(open.segment, open.block);
+        let start = self.sb.in_turn(open.segment, open.turn, open.block);
         let (chunk, at) = inside(start, open.header_blocks + open.data_blocks)?;
         open.chunks.get(chunk)?.get(at..at + BLOCK_SIZE)
     }

@@ -51,7 +51,10 @@ pub(crate) mod view;
 
 pub use audit::Audit;
 pub use engine::Store;
-pub use format::{FormatError, FormatOptions, format, format_device};
+pub use format::{
+    FormatError, FormatHow, FormatOptions, Formatted, default_segment_bytes, format, format_device,
+    format_with,
+};
 pub use log::LogError;
 pub use recovery::{How, IndexUse, RecoverError};
 pub use superblock::{Superblock, SuperblockError};

@@ -2,6 +2,7 @@
 
 use super::engine::{Running, Store};
 use super::index::Index;
+use super::superblock::byte_of;
 use super::table::{BlockEntry, OBJECT_BLOCKS_MAX, UNKNOWN};
 use super::{ReadMode, StoreEvent};
 use crate::device::buffer::Buf;
@@ -197,7 +198,7 @@ impl<D: Device, I: Index> Store<D, I> {
             let id = self.running.insert(Running::Piece { read: key, first: first as u32 });
             read.waiting += 1;
             self.stats.blocks_read += n as u64;
-            self.dev.start(id as u64, Op::Read { offset: location * BLOCK_SIZE as u64, buf: piece });
+            self.dev.start(id as u64, Op::Read { offset: byte_of(location), buf: piece });
             first += n;
         }
         if read.waiting == 0 {
@@ -231,7 +232,7 @@ impl<D: Device, I: Index> Store<D, I> {
         self.stats.bad_blocks += 1;
         tracing::error!(
             device = self.dev.name(), %object, block,
-            byte = entry.location * BLOCK_SIZE as u64,
+            byte = byte_of(entry.location),
             "a block does not match its checksum; it will be fetched from another copy"
         );
         if self.bad.len() < BAD_MAX {
@@ -263,7 +264,7 @@ impl<D: Device, I: Index> Store<D, I> {
                         let location = read.entries.get(at as usize).map_or(0, |e| e.location);
                         let id = self.running.insert(Running::Piece { read: key, first: n });
                         read.waiting += 1;
-                        let offset = location * BLOCK_SIZE as u64;
+                        let offset = byte_of(location);
                         self.dev.start(id as u64, Op::Read { offset, buf });
                         buf = rest;
                         n += 1;

@@ -270,8 +270,10 @@ struct From {
 
 /// Where the streams go on behind this batch.
 fn ends_behind(h: &Header) -> Ends {
-    let own = StreamEnd { segment: h.segment, block: h.block + h.blocks(), next: h.next_segment };
-    let other = StreamEnd { segment: h.other_segment, block: h.other_block, next: h.other_next };
+    // The turns are known when the log has been replayed.
+    let end = |segment, block, next| StreamEnd { segment, turn: 0, block, next, next_turn: 0 };
+    let own = end(h.segment, h.block + h.blocks(), h.next_segment);
+    let other = end(h.other_segment, h.other_block, h.other_next);
     if h.cold { [other, own] } else { [own, other] }
 }
 
@@ -380,6 +382,7 @@ fn take_meta(state: &mut State, meta: &Meta) {
     state.lost = meta.lost;
     state.lost_before = meta.lost;
     state.session = meta.session;
+    state.segments.leaked = meta.leaked;
     state.durable.amnesia = meta.amnesia;
 }
 
@@ -579,6 +582,11 @@ fn follow<D: Device>(
             last.lsn, root.end.lsn
         ));
     }
+    state.tables.take_turns(&state.segments);
+    for end in &mut ends {
+        end.turn = state.segments.get(end.segment).turn;
+        end.next_turn = state.segments.get(end.next).turn;
+    }
     state.lost |= lost.is_some();
     if state.lost && lost.is_none() {
         lost = Some("the loss was found when the store was opened before".to_owned());
@@ -608,7 +616,7 @@ fn replay(state: &mut State, sb: &Superblock, found: &Found, how: &mut How) {
     let h = &found.header;
     how.batches += 1;
     how.blocks += u64::from(h.blocks());
-    let mut location = sb.location(h.segment, h.block + h.header_blocks);
+    let mut location = sb.in_turn(h.segment, h.turn, h.block + h.header_blocks);
     let mut stamp = 0;
     for entry in &found.entries {
         state.replay(entry, location, sb);

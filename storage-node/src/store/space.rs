@@ -9,6 +9,7 @@
 //! blocks worth several segments outside of those that are free or being written, so the emptiest segment
 //! gives more than its cleaning costs.
 
+use super::codec;
 use super::engine::{NEARLY_FULL_BLOCKS, Running, Store};
 use super::index::Index;
 use super::log::Stream;
@@ -18,17 +19,23 @@ use crate::device::{Device, Op, Prepare};
 use std::collections::VecDeque;
 use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 
-/// The part of the segments that is kept: one in so many.
+/// The part of the segments that is kept: one in so many, and a few for the ends of the streams.
 const RESERVE_PART: u32 = 9;
+const RESERVE_MORE: u32 = 4;
 /// At least so many.
 const RESERVE_MIN: u32 = 8;
-/// Segments that stay free for cleaning, table pages and snapshots: below it clients wait.
-const HARD_SEGMENTS: u64 = 2;
-/// Free segments that cleaning keeps: one in so many, and at least [`LOW_MIN`].
-const LOW_PART: u32 = 64;
-const LOW_MIN: u64 = 3;
+/// Segments that stay free for table pages and snapshots, besides what clients may have pending: below it
+/// they wait.
+const HARD_SEGMENTS: u64 = 1;
+/// Clients may have pending at once one in so many blocks.
+const BURST_PART: u64 = 128;
+/// Free segments that cleaning keeps: one in so many and some more.
+const LOW_PART: u32 = 128;
+const LOW_MORE: u64 = 2;
 /// A snapshot is written when this part of the device has been written since the last.
-const INTERVAL_PART: u64 = 32;
+const INTERVAL_PART: u64 = 8;
+/// And at the latest after so many blocks (8 GiB): a start without an index replays that much.
+const INTERVAL_MAX: u64 = 2 << 20;
 /// Segments that are zeroed or discarded ahead.
 const AHEAD: usize = 2;
 /// Blocks of background work (table pages, snapshots, moves) that may join the log for each batch that has
@@ -61,13 +68,14 @@ impl Limits {
     pub fn new(sb: &Superblock, options: &StoreOptions) -> Limits {
         let size = u64::from(sb.segment_blocks);
         let total = sb.blocks();
-        let reserve = u64::from((sb.segments / RESERVE_PART).max(RESERVE_MIN)) * size;
-        let interval = (total / INTERVAL_PART).max(size);
+        let reserve = u64::from((sb.segments / RESERVE_PART + RESERVE_MORE).max(RESERVE_MIN)) * size;
+        let interval = (total / INTERVAL_PART).clamp(size, INTERVAL_MAX.max(size));
         Limits {
             capacity: total.saturating_sub(reserve),
             reserve: reserve.min(total),
-            hard: HARD_SEGMENTS * size + (options.pending_bytes_max / BLOCK_SIZE as u64).min(total / 32),
-            low: u64::from(sb.segments / LOW_PART).max(LOW_MIN),
+            hard: HARD_SEGMENTS * size
+                + (options.pending_bytes_max / BLOCK_SIZE as u64).min(total / BURST_PART),
+            low: u64::from(sb.segments / LOW_PART) + LOW_MORE,
             interval,
             checkpoint: (options.checkpoint_bytes / BLOCK_SIZE as u64).min(interval).max(1),
             dirty_pages: (reserve / 8) as usize,
@@ -91,6 +99,8 @@ pub struct SpaceState {
     fresh: VecDeque<u32>,
     /// Being zeroed or discarded.
     preparing: usize,
+    /// Freed by a batch with this LSN, which is not durable yet.
+    freeing: VecDeque<(u64, u32)>,
     /// Free but for reads that began before.
     waiting: Vec<u32>,
     next_waiting: Vec<u32>,
@@ -102,6 +112,8 @@ pub struct SpaceState {
     counted_at: u64,
     /// `appended_blocks` when nothing was found worth cleaning.
     pub nothing_at: Option<u64>,
+    /// Segments that the next snapshot makes cleanable are much better than those that are.
+    pub snapshot_wanted: bool,
 }
 
 impl SpaceState {
@@ -115,6 +127,7 @@ impl SpaceState {
             free: vec![false; sb.segments as usize],
             fresh: VecDeque::new(),
             preparing: 0,
+            freeing: VecDeque::new(),
             waiting: Vec::new(),
             next_waiting: Vec::new(),
             old_reads: 0,
@@ -122,6 +135,7 @@ impl SpaceState {
             reclaimable: 0,
             counted_at: 0,
             nothing_at: None,
+            snapshot_wanted: false,
         }
     }
 
@@ -153,7 +167,8 @@ impl SpaceState {
     }
     /// Segments that the log can be given, now or soon.
     fn coming(&self) -> u64 {
-        (self.fresh.len() + self.preparing + self.waiting.len() + self.next_waiting.len()) as u64
+        let waiting = self.freeing.len() + self.waiting.len() + self.next_waiting.len();
+        (self.fresh.len() + self.preparing + waiting) as u64
     }
 }
 
@@ -187,7 +202,7 @@ impl<D: Device, I: Index> Store<D, I> {
     /// Room if all queued changes add what they bring.
     fn upper_room(&self) -> u64 {
         let t = &self.state.tables;
-        let live = self.state.segments.live().saturating_add_signed(t.net()) + t.unplaced() as u64;
+        let live = self.state.segments.live().saturating_add_signed(t.pending_total()) + t.unplaced() as u64;
         self.space.limits.capacity.saturating_sub(live + t.queued_blocks())
     }
 
@@ -222,44 +237,69 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// At the start: all segments that nothing needs.
     pub(super) fn find_free_at_start(&mut self) {
-        self.free_segments();
+        let ends = self.log.ends();
+        for (segment, state) in self.state.segments.iter() {
+            if !(state.free || state.last_lsn == 0)
+                || ends.iter().any(|e| e.segment == segment || e.next == segment)
+            {
+                continue;
+            }
+            self.space.free[segment as usize] = true;
+            if state.last_lsn == 0 && self.dev.prepare() == Prepare::Zero {
+                self.space.fresh.push_back(segment);
+            } else {
+                self.log.give(segment, state.turn);
+            }
+        }
+        self.count_reclaimable();
         self.prepare_segments();
     }
 
-    /// After a root has become durable: segments whose blocks are all dead and whose records are all in the
-    /// snapshot.
+    /// Frees segments whose blocks are all dead and whose records are all in the snapshot. Pages that named
+    /// their blocks need not have been written since: what replaced those is in the log behind the snapshot,
+    /// and before the Free.
     pub(super) fn free_segments(&mut self) {
-        self.take_notes();
         let ends = self.log.ends();
         let mut freed = Vec::new();
         for (segment, state) in self.state.segments.iter() {
-            if state.live == 0
-                && (state.last_lsn == 0 || state.last_lsn < self.root.covers.lsn)
+            if state.last_lsn != 0
+                && state.last_lsn < self.root.covers.lsn
+                && (self.live_in(segment) == 0 || self.cleaner.empty.contains(&segment))
                 && !self.space.is_free(segment)
                 && !self.cleaner.is_victim(segment)
                 && !ends.iter().any(|e| e.segment == segment || e.next == segment)
             {
-                freed.push((segment, state.last_lsn == 0));
+                freed.push(segment);
             }
         }
-        for (segment, fresh) in freed {
+        if freed.is_empty() || self.failed.is_some() {
+            return;
+        }
+        self.scratch.clear();
+        let encoded = codec::put_free(freed.clone(), &mut self.scratch);
+        self.put_scratch(encoded);
+        if self.failed.is_some() {
+            return;
+        }
+        self.state.free(&freed);
+        // Used again when the batch with the Free is durable.
+        let lsn = self.log.last().lsn + 1;
+        for segment in freed {
             self.space.free[segment as usize] = true;
             self.cleaner.freed(segment);
-            if fresh && self.dev.prepare() == Prepare::Zero {
-                self.space.fresh.push_back(segment);
-            } else if fresh {
-                self.log.give(segment);
-            } else {
-                self.stats.segments_freed += 1;
-                self.space.next_waiting.push(segment);
-            }
+            self.stats.segments_freed += 1;
+            self.space.freeing.push_back((lsn, segment));
         }
-        self.count_reclaimable();
-        self.release_waiting();
     }
 
     /// Segments whose last reader is gone go on.
     pub(super) fn release_waiting(&mut self) {
+        while let Some((lsn, segment)) = self.space.freeing.front().copied()
+            && lsn <= self.durable_lsn
+        {
+            self.space.freeing.pop_front();
+            self.space.next_waiting.push(segment);
+        }
         loop {
             if self.space.old_reads > 0 {
                 return;
@@ -268,7 +308,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 if self.dev.prepare() == Prepare::Discard {
                     self.prepare(segment);
                 } else {
-                    self.log.give(segment);
+                    self.give(segment);
                 }
             }
             if self.space.next_waiting.is_empty() {
@@ -290,7 +330,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if next && self.log.ready() == 0 {
             // No time to zero it.
             if let Some(segment) = self.space.fresh.pop_front() {
-                self.log.give(segment);
+                self.give(segment);
             }
         }
         if self.space.preparing == 0
@@ -306,7 +346,7 @@ impl<D: Device, I: Index> Store<D, I> {
         let op = match self.dev.prepare() {
             Prepare::Zero => Op::Zero { offset, len },
             Prepare::Discard => Op::Discard { offset, len },
-            Prepare::Nothing => return self.log.give(segment),
+            Prepare::Nothing => return self.give(segment),
         };
         self.space.preparing += 1;
         let id = self.running.insert(Running::Prepare { segment }) as u64;
@@ -316,7 +356,11 @@ impl<D: Device, I: Index> Store<D, I> {
     /// A segment has been zeroed or discarded, or not: it can be written.
     pub(super) fn prepared(&mut self, segment: u32) {
         self.space.preparing -= 1;
-        self.log.give(segment);
+        self.give(segment);
+    }
+
+    fn give(&mut self, segment: u32) {
+        self.log.give(segment, self.state.segments.get(segment).turn);
     }
 
     /// Brings the counts up to what has been sealed.
@@ -333,7 +377,13 @@ impl<D: Device, I: Index> Store<D, I> {
                 }
             }
         }
-        if log.appended_blocks() - space.counted_at >= u64::from(self.sb.segment_blocks) / 8 {
+    }
+
+    /// From time to time: frees what is dead, and counts what will be.
+    pub(super) fn look_for_dead(&mut self) {
+        let every = u64::from(self.sb.segment_blocks) / 8;
+        if self.log.appended_blocks() - self.space.counted_at >= every || self.cleaner.take_ended() {
+            self.free_segments();
             self.count_reclaimable();
         }
     }
@@ -341,8 +391,10 @@ impl<D: Device, I: Index> Store<D, I> {
     fn count_reclaimable(&mut self) {
         let ends = self.log.ends();
         let waits = |(segment, state): &(u32, &super::segments::SegState)| {
-            state.live == 0
+            state.last_lsn != 0
+                && self.live_in(*segment) == 0
                 && !self.space.is_free(*segment)
+                && !self.cleaner.is_done(*segment)
                 && !ends.iter().any(|e| e.segment == *segment || e.next == *segment)
         };
         let dead = self.state.segments.iter().filter(waits).count() as u64;
@@ -352,7 +404,7 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// Segments that are free or become free at the next snapshot.
     pub(super) fn supply(&self) -> u64 {
-        self.free_count() + self.space.reclaimable + self.cleaner.done_count()
+        self.free_count() + self.cleaner.done_count()
     }
 
     /// Segments that are free.
@@ -365,12 +417,16 @@ impl<D: Device, I: Index> Store<D, I> {
         let limits = &self.space.limits;
         let appended = self.log.appended_blocks();
         let waiting = self.space.reclaimable + self.cleaner.done_count();
-        if appended - self.space.snapshot_from >= limits.interval
-            || waiting > 0
-                && self.free_count() < limits.low
-                && appended - self.space.snapshot_from >= u64::from(self.sb.segment_blocks) / 2
-            || self.is_behind() && appended > self.space.snapshot_from
+        let since = appended - self.space.snapshot_from;
+        let size = u64::from(self.sb.segment_blocks);
+        let short = self.supply() < limits.low * 2;
+        if since >= limits.interval
+            || short && since >= size && (self.space.snapshot_wanted || self.space.reclaimable > limits.low)
         {
+            return Some(true);
+        }
+        // What has been emptied is needed now: not for a few, as long as cleaning can go on.
+        if self.is_behind() && since > 0 && (waiting >= limits.low || !self.clean_can_go_on()) {
             return Some(true);
         }
         let due = appended + self.replayed - self.space.checkpoint_from >= limits.checkpoint

@@ -8,7 +8,7 @@
 //! what was there (a Heal looks at a checksum that the same replay has set).
 
 use super::codec::Entry;
-use super::segments::{SegState, Segments};
+use super::segments::{Delta, SegState, Segments};
 use super::superblock::Superblock;
 use super::table::{DeadPage, OBJECT_BLOCKS_MAX, PAGE_BLOCKS, Tables};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -149,12 +149,20 @@ impl State {
     }
 
     /// Pages of deleted objects do not count any more.
-    pub fn reap(&mut self, locations: &[u64], deltas: &[(u32, i32)]) {
+    pub fn reap(&mut self, locations: &[u64], deltas: &[Delta]) {
         for location in locations {
             self.dead.remove(location);
             self.dirty.insert(Key::Dead(*location));
         }
         self.segments.add_all(deltas);
+    }
+
+    /// Nothing in these segments is needed.
+    pub fn free(&mut self, segments: &[u32]) {
+        for segment in segments {
+            self.segments.free(*segment);
+            self.tables.freed(*segment, self.segments.get(*segment).turn);
+        }
     }
 
     /// Blocks have been copied to `location ..`: each counts if its checksum is still the table's.
@@ -190,7 +198,7 @@ impl State {
                 self.dirty.insert(Key::Object(*object));
                 self.tables.replay_page(*object, *page, location, *checksum);
                 self.segments.add_all(deltas);
-                self.segments.add(sb.segment_of(location), 1);
+                self.segments.add(sb.tag_of(location), 1);
                 // What died here died in an earlier use of this place.
                 if self.dead.remove(&location).is_some() {
                     self.dirty.insert(Key::Dead(location));
@@ -198,7 +206,7 @@ impl State {
             }
             Entry::Move { object, blocks, .. } => self.moved(*object, blocks, location),
             Entry::Reap { locations, deltas } => self.reap(locations, deltas),
-            Entry::Recount { segment } => self.segments.recount(*segment),
+            Entry::Free { segments } => self.free(segments),
             Entry::Snapshot { .. } | Entry::SnapshotEnd { .. } => {}
         }
     }

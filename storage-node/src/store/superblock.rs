@@ -19,13 +19,26 @@ pub const COPIES: [u64; 2] = [0, 1 << 20];
 /// Where segment 0 begins.
 pub const DATA_START: u64 = 2 << 20;
 /// Smallest segment that `Store::format` makes: the largest record must fit into one.
-pub const SEGMENT_BYTES_MIN: u64 = 32 << 20;
+pub const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 /// Segment size of a device of [`LARGE_DEVICE_BYTES`] or more, where none is named; below: the smallest.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// See [`SEGMENT_BYTES_DEFAULT`].
 pub const LARGE_DEVICE_BYTES: u64 = 64 << 30;
 /// Least number of segments; below it the reserve would leave nothing for data.
 pub const SEGMENTS_MIN: u64 = 12;
+
+/// The lower bits of a location are the block's number, the upper ones the turn of its segment.
+const TURN_SHIFT: u32 = 48;
+
+/// The number of a location's block, counted from the start of the device.
+pub fn place_of(location: u64) -> u64 {
+    location & ((1 << TURN_SHIFT) - 1)
+}
+
+/// The byte of the device that a location begins at.
+pub fn byte_of(location: u64) -> u64 {
+    place_of(location) * BLOCK_SIZE as u64
+}
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
@@ -176,15 +189,20 @@ impl Superblock {
         })
     }
 
+    /// The location of a block of a segment in this turn of it.
+    pub fn in_turn(&self, segment: u32, turn: u16, block: u32) -> u64 {
+        self.location(segment, block) | u64::from(turn) << TURN_SHIFT
+    }
+
     /// The segment that a location lies in.
     pub fn segment_of(&self, location: u64) -> u32 {
-        let behind = location.saturating_sub(DATA_START / BLOCK_SIZE as u64);
+        let behind = place_of(location).saturating_sub(DATA_START / BLOCK_SIZE as u64);
         u32::try_from(behind / u64::from(self.segment_blocks.max(1))).unwrap_or(u32::MAX)
     }
 
-    /// True where a location is one of a segment's blocks.
-    pub fn is_data(&self, location: u64) -> bool {
-        location >= self.location(0, 0) && location < self.location(self.segments, 0)
+    /// The segment and its turn.
+    pub fn tag_of(&self, location: u64) -> (u32, u16) {
+        (self.segment_of(location), (location >> TURN_SHIFT) as u16)
     }
 
     /// Blocks of all segments.

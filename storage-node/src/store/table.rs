@@ -11,6 +11,7 @@
 pub mod view;
 
 use super::batch::page_checksum;
+use super::segments::{Delta, LEAKED, Segments};
 use super::superblock::Superblock;
 use rustc_hash::FxHashMap;
 use slab::Slab;
@@ -100,6 +101,8 @@ struct Slot {
     referenced: bool,
     /// Write it to the log once it is in memory: the checkpoint waits for it.
     flush: bool,
+    /// Its image was damaged: what that counted is not known.
+    lost: bool,
     /// What has changed since the newest image, when `page` is there.
     counts: Counts,
 }
@@ -107,10 +110,8 @@ struct Slot {
 /// How changes of a page change the live counts of segments.
 #[derive(Default)]
 struct Counts {
-    /// `(segment, change)`, in the order of the changes or merged.
-    deltas: Vec<(u32, i32)>,
-    /// Their sum.
-    net: i64,
+    /// In the order of the changes, or merged.
+    deltas: Vec<Delta>,
     /// Length at which they are merged.
     merge_at: usize,
 }
@@ -119,35 +120,68 @@ struct Counts {
 const MERGE_AT: usize = 64;
 
 impl Counts {
-    fn add(&mut self, sb: &Superblock, location: u64, delta: i32) {
-        if location == 0 {
-            return;
-        }
-        let segment = sb.segment_of(location);
-        self.net += i64::from(delta);
+    fn add(&mut self, (segment, turn): (u32, u16), delta: i32) {
         if let Some(last) = self.deltas.last_mut()
-            && last.0 == segment
+            && (last.0, last.1) == (segment, turn)
         {
-            last.1 += delta;
+            last.2 += delta;
             return;
         }
-        self.deltas.push((segment, delta));
+        self.deltas.push((segment, turn, delta));
         if self.deltas.len() >= self.merge_at.max(MERGE_AT) {
-            self.merge();
+            merge(&mut self.deltas);
             // At most 512 segments differ, so this ends.
             self.merge_at = self.deltas.len() * 2;
         }
     }
-    fn merge(&mut self) {
-        self.deltas.sort_unstable_by_key(|d| d.0);
-        self.deltas.dedup_by(|next, kept| {
-            let same = next.0 == kept.0;
-            if same {
-                kept.1 += next.1;
+}
+
+/// Adds up what is of the same segment and turn.
+pub fn merge(deltas: &mut Vec<Delta>) {
+    deltas.sort_unstable();
+    deltas.dedup_by(|next, kept| {
+        let same = (next.0, next.1) == (kept.0, kept.1);
+        if same {
+            kept.2 += next.2;
+        }
+        same
+    });
+    deltas.retain(|d| d.2 != 0);
+}
+
+/// What all pages' changes add to the counts, beyond what their newest images in the log say.
+struct Pending {
+    sb: Superblock,
+    /// By segment: its turn, and the sum.
+    segments: Vec<(u16, i32)>,
+    total: i64,
+}
+
+impl Pending {
+    fn add(&mut self, (segment, turn): (u32, u16), delta: i32) -> bool {
+        match self.segments.get_mut(segment as usize) {
+            Some(pending) if pending.0 == turn => {
+                pending.1 += delta;
+                self.total += i64::from(delta);
+                true
             }
-            same
-        });
-        self.deltas.retain(|d| d.1 != 0);
+            _ => false,
+        }
+    }
+    /// An entry of a page changes.
+    fn change(&mut self, counts: &mut Counts, location: u64, delta: i32) {
+        if location != 0 {
+            let tag = self.sb.tag_of(location);
+            if self.add(tag, delta) {
+                counts.add(tag, delta);
+            }
+        }
+    }
+    /// A page's changes are in an image, or are no more.
+    fn undo(&mut self, counts: &[Delta]) {
+        for &(segment, turn, delta) in counts {
+            self.add((segment, turn), -delta);
+        }
     }
 }
 
@@ -190,7 +224,6 @@ pub struct Loaded {
 
 /// See the module.
 pub struct Tables {
-    sb: Superblock,
     objects: FxHashMap<ObjectId, Vec<PageRef>>,
     slots: Slab<Slot>,
     resident: usize,
@@ -199,8 +232,7 @@ pub struct Tables {
     /// Data blocks in queued changes: whether they replace others is not known yet.
     queued_blocks: u64,
     dirty: usize,
-    /// What the dirty pages add to the live blocks.
-    net: i64,
+    pending: Pending,
     /// Pages that have never been written to the log.
     unplaced: usize,
     hand: usize,
@@ -217,7 +249,6 @@ impl Tables {
     /// No objects; keeps at most `cache_bytes` of pages, and at least four.
     pub fn new(cache_bytes: u64, sb: Superblock) -> Tables {
         Tables {
-            sb,
             objects: FxHashMap::default(),
             slots: Slab::new(),
             resident: 0,
@@ -225,7 +256,7 @@ impl Tables {
             queued: 0,
             queued_blocks: 0,
             dirty: 0,
-            net: 0,
+            pending: Pending { sb, segments: vec![(0, 0); sb.segments as usize], total: 0 },
             unplaced: 0,
             hand: 0,
             loads: VecDeque::new(),
@@ -331,9 +362,7 @@ impl Tables {
         }
         slot.referenced = true;
         if let Some(page) = &mut slot.page {
-            let before = slot.counts.net;
-            apply(page, op, &mut slot.counts, &self.sb);
-            self.net += slot.counts.net - before;
+            apply(page, op, &mut slot.counts, &mut self.pending);
             return;
         }
         self.queued_blocks += op.data_blocks();
@@ -379,6 +408,7 @@ impl Tables {
                 dirty: false,
                 referenced: true,
                 flush: false,
+                lost: false,
                 counts: Counts::default(),
             }) as u32;
         }
@@ -403,12 +433,10 @@ impl Tables {
             let mut page = Page::empty();
             // No read waits on such a page: reads materialize it at once.
             self.queued -= slot.queue.len();
-            let before = slot.counts.net;
             for op in slot.queue.drain(..) {
                 self.queued_blocks -= op.data_blocks();
-                apply(&mut page, op, &mut slot.counts, &self.sb);
+                apply(&mut page, op, &mut slot.counts, &mut self.pending);
             }
-            self.net += slot.counts.net - before;
             slot.page = Some(page);
             self.resident += 1;
         }
@@ -449,21 +477,19 @@ impl Tables {
         known.then_some(grows)
     }
 
-    /// Has an image of a page that is still the newest written anew by the next checkpoint. False: it is
-    /// not the newest.
-    pub fn touch(&mut self, object: ObjectId, page: u32, location: u64) -> bool {
+    /// Marks a page to be written anew, if its newest image is this one; returns its slot.
+    pub fn touch(&mut self, object: ObjectId, page: u32, location: u64) -> Option<u32> {
         let newest = self.objects.get(&object).and_then(|p| p.get(page as usize));
         if location == 0 || newest.is_none_or(|p| p.location != location) {
-            return false;
+            return None;
         }
-        if let Some(key) = self.slot(object, page, false)
-            && let Some(slot) = self.slots.get_mut(key as usize)
-            && !slot.dirty
-        {
+        let key = self.slot(object, page, false)?;
+        let slot = self.slots.get_mut(key as usize)?;
+        if !slot.dirty {
             slot.dirty = true;
             self.dirty += 1;
         }
-        true
+        Some(key)
     }
 
     /// Orders the pages that queued changes wait for, so that it becomes known what they add.
@@ -563,6 +589,7 @@ impl Tables {
                 if !slot.gone {
                     let blocks = BlockRange::new(page * PAGE_BLOCKS, PAGE_BLOCKS);
                     loaded.lost = Some((object, blocks));
+                    slot.lost = true;
                 }
                 let mut page = Page::empty();
                 for block in 0..PAGE_BLOCKS as usize {
@@ -573,7 +600,6 @@ impl Tables {
             }
         };
         self.queued -= slot.queue.len();
-        let before = slot.counts.net;
         for op in slot.queue.drain(..) {
             self.queued_blocks -= op.data_blocks();
             if let PageOp::Capture { read, at, first, count } = op {
@@ -584,10 +610,9 @@ impl Tables {
                     entries: (first..first + usize::from(count)).map(|b| page.get(b)).collect(),
                 });
             } else {
-                apply(&mut page, op, &mut slot.counts, &self.sb);
+                apply(&mut page, op, &mut slot.counts, &mut self.pending);
             }
         }
-        self.net += slot.counts.net - before;
         slot.loading = false;
         loaded.flush = std::mem::take(&mut slot.flush) && slot.dirty;
         if !slot.gone {
@@ -642,7 +667,7 @@ impl Tables {
             self.queued -= slot.queue.len();
             self.queued_blocks -= slot.queue.iter().map(PageOp::data_blocks).sum::<u64>();
             self.dirty -= usize::from(slot.dirty);
-            self.net -= slot.counts.net;
+            self.pending.undo(&slot.counts.deltas);
             self.unplaced -= usize::from(slot.location == 0);
             self.resident -= usize::from(slot.page.is_some());
         }
@@ -657,15 +682,41 @@ impl Tables {
 
     /// How the next image changes the live counts besides adding its own block; it counts as carried out
     /// hereby.
-    pub fn take_deltas(&mut self, key: u32) -> Vec<(u32, i32)> {
+    pub fn take_deltas(&mut self, key: u32) -> Vec<Delta> {
         let Some(slot) = self.slots.get_mut(key as usize) else {
             return Vec::new();
         };
-        self.net -= slot.counts.net;
-        let mut counts = std::mem::take(&mut slot.counts);
-        counts.add(&self.sb, slot.location, -1);
-        counts.merge();
-        counts.deltas
+        let mut deltas = std::mem::take(&mut slot.counts).deltas;
+        self.pending.undo(&deltas);
+        if std::mem::take(&mut slot.lost) {
+            deltas.push(LEAKED);
+        }
+        if slot.location != 0 {
+            let (segment, turn) = self.pending.sb.tag_of(slot.location);
+            deltas.push((segment, turn, -1));
+        }
+        merge(&mut deltas);
+        deltas
+    }
+
+    /// A segment begins another turn: what was pending about it is settled.
+    pub fn freed(&mut self, segment: u32, turn: u16) {
+        if let Some(pending) = self.pending.segments.get_mut(segment as usize) {
+            self.pending.total -= i64::from(pending.1);
+            *pending = (turn, 0);
+        }
+    }
+
+    /// After a replay: the turns as the log has left them.
+    pub fn take_turns(&mut self, segments: &Segments) {
+        for (segment, state) in segments.iter() {
+            self.freed(segment, state.turn);
+        }
+    }
+
+    /// What the pages in memory add to a segment's live count.
+    pub fn pending(&self, segment: u32) -> i32 {
+        self.pending.segments.get(segment as usize).map_or(0, |p| p.1)
     }
 
     /// The image has joined the log at `location`: the page is clean.
@@ -759,8 +810,8 @@ impl Tables {
         self.queued_blocks
     }
     /// What the changes that no image holds yet add to the live blocks.
-    pub fn net(&self) -> i64 {
-        self.net
+    pub fn pending_total(&self) -> i64 {
+        self.pending.total
     }
     /// Pages that have no place in the log yet.
     pub fn unplaced(&self) -> usize {
@@ -786,10 +837,10 @@ impl PageOp {
     }
 }
 
-fn apply(page: &mut Page, op: PageOp, counts: &mut Counts, sb: &Superblock) {
+fn apply(page: &mut Page, op: PageOp, counts: &mut Counts, pending: &mut Pending) {
     let mut set = |page: &mut Page, block: usize, location, checksum| {
-        counts.add(sb, page.get(block).location, -1);
-        counts.add(sb, location, 1);
+        pending.change(counts, page.get(block).location, -1);
+        pending.change(counts, location, 1);
         page.put(block, location, checksum);
     };
     match op {
