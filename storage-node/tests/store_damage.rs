@@ -135,7 +135,7 @@ fn headers(medium: &SimMedium, segments: u64) -> Vec<u64> {
 
 #[test]
 fn a_flipped_bit_is_bad_and_is_healed() {
-    let m = medium(8);
+    let m = medium(16);
     let (mut store, _) = open(&m);
     store.append(1, write(object(1), 1, 10, &[1, 2, 3, 4]));
     settle(&mut store);
@@ -176,7 +176,7 @@ fn a_flipped_bit_is_bad_and_is_healed() {
 
 #[test]
 fn a_torn_tail_is_dropped_and_never_comes_back() {
-    let m = medium(8);
+    let m = medium(16);
     let (mut store, _) = open(&m);
     store.append(1, write(object(1), 1, 0, &[1]));
     settle(&mut store);
@@ -201,7 +201,7 @@ fn a_torn_tail_is_dropped_and_never_comes_back() {
 
 #[test]
 fn an_end_of_the_log_that_cannot_be_read_is_not_a_torn_tail() {
-    let m = medium(8);
+    let m = medium(16);
     let (mut store, _) = open(&m);
     store.append(1, write(object(1), 1, 0, &[1]));
     settle(&mut store);
@@ -228,7 +228,7 @@ fn an_end_of_the_log_that_cannot_be_read_is_not_a_torn_tail() {
 
 #[test]
 fn damage_in_the_middle_is_not_a_torn_tail() {
-    let m = medium(8);
+    let m = medium(16);
     let (mut store, _) = open(&m);
     for n in 1..=6u8 {
         store.append(n.into(), write(object(n.into()), n.into(), 0, &[n]));
@@ -270,7 +270,7 @@ fn damage_in_the_middle_is_not_a_torn_tail() {
 
 #[test]
 fn a_lost_table_page_is_bad_not_zeros() {
-    let m = medium(8);
+    let m = medium(16);
     let options = StoreOptions { table_cache_bytes: 4 * 4096, ..StoreOptions::default() };
     let (mut store, _) = open_with(&m, options.clone());
     for n in 1..=8u8 {
@@ -315,7 +315,7 @@ fn a_lost_table_page_is_bad_not_zeros() {
 
 #[test]
 fn a_table_page_that_cannot_be_read_once_is_not_lost() {
-    let m = medium(8);
+    let m = medium(16);
     let options = StoreOptions { table_cache_bytes: 4 * 4096, ..StoreOptions::default() };
     let (mut store, _) = open_with(&m, options);
     for n in 1..=8u8 {
@@ -382,7 +382,7 @@ fn a_checkpoint_does_not_gather_faster_than_the_log_is_written() {
 
 #[test]
 fn the_second_superblock_serves_and_none_is_an_error() {
-    let m = medium(4);
+    let m = medium(12);
     m.flip(20);
     let (store, recovered) = open(&m);
     assert!(recovered.superblock_damage.is_some());
@@ -401,7 +401,7 @@ fn the_second_superblock_serves_and_none_is_an_error() {
 
 #[test]
 fn a_full_store_keeps_a_reserve_and_loses_nothing() {
-    let m = medium(8);
+    let m = medium(16);
     let options =
         StoreOptions { table_cache_bytes: 4 * 4096, checkpoint_bytes: 256 << 10, ..StoreOptions::default() };
     let (mut store, _) = open_with(&m, options);
@@ -471,7 +471,7 @@ fn a_full_store_keeps_a_reserve_and_loses_nothing() {
 
 #[test]
 fn a_write_error_ends_acknowledgement_and_not_reading() {
-    let m = medium(8);
+    let m = medium(16);
     let (mut store, _) = open(&m);
     store.append(1, write(object(1), 1, 0, &[1]));
     settle(&mut store);
@@ -493,7 +493,7 @@ fn a_write_error_ends_acknowledgement_and_not_reading() {
 
 #[test]
 fn reads_take_effect_where_they_are_called() {
-    let m = medium(8);
+    let m = medium(16);
     let options = StoreOptions { table_cache_bytes: 4 * 4096, ..StoreOptions::default() };
     let (mut store, _) = open_with(&m, options.clone());
     for n in 1..=8u8 {
@@ -599,7 +599,7 @@ fn changes_that_wait_for_pages_are_bounded_and_drain() {
 
 #[test]
 fn a_crash_while_the_first_record_of_a_session_is_written() {
-    let before = medium(8);
+    let before = medium(16);
     let (mut store, _) = open(&before);
     store.append(1, write(object(1), 1, 0, &[1]));
     settle(&mut store);
@@ -632,7 +632,7 @@ fn a_crash_while_the_first_record_of_a_session_is_written() {
 
 #[test]
 fn reads_wait_for_memory_that_the_caller_still_holds() {
-    let m = medium(8);
+    let m = medium(16);
     let (mut store, _) = open_with(&m, StoreOptions { read_bytes_max: 8192, ..StoreOptions::default() });
     store.append(1, write(object(1), 1, 0, &[1, 2, 3, 4]));
     settle(&mut store);
@@ -654,7 +654,7 @@ fn reads_wait_for_memory_that_the_caller_still_holds() {
 
 #[test]
 fn modes_of_reading() {
-    let m = medium(8);
+    let m = medium(16);
     let (mut store, _) = open(&m);
     let o = object(1);
     store.append(1, write(o, 1, 0, &[1, 2, 3]));
@@ -669,7 +669,7 @@ fn modes_of_reading() {
 
 #[test]
 fn an_install_is_one_step_and_its_bad_blocks_stay_bad() {
-    let m = medium(8);
+    let m = medium(16);
     let (mut store, _) = open(&m);
     let o = object(3);
     let before = headers(&m, 8).len();
