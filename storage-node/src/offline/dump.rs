@@ -4,6 +4,7 @@
 //! and names of 64 bits are hexadecimal texts.
 
 use super::{Block, OfflineStore, ReadMany};
+use crate::store::view::byte_of;
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use trefoil_core::message::Line;
@@ -53,9 +54,7 @@ impl<D: ReadMany> OfflineStore<D> {
         for (block, entry) in (0u32..).zip(&table.entries) {
             let (byte, sum) = match Block::from(*entry) {
                 Block::Hole => continue,
-                Block::There(entry) => {
-                    (Some(entry.location.saturating_mul(BLOCK_SIZE as u64)), Some(entry.checksum))
-                }
+                Block::There(entry) => (Some(byte_of(entry.location)), Some(entry.checksum)),
                 Block::Bad(sum) => (None, sum),
             };
             let sum = sum.map(|sum| format!("{sum:016x}"));
@@ -98,7 +97,7 @@ impl<D: ReadMany> OfflineStore<D> {
             let page = |at: &crate::store::view::PageRef| match at.location {
                 0 => Value::Null,
                 at_block => json!({
-                    "byte": at_block.saturating_mul(BLOCK_SIZE as u64),
+                    "byte": byte_of(at_block),
                     "checksum": format!("{:016x}", at.checksum),
                 }),
             };
@@ -112,8 +111,9 @@ impl<D: ReadMany> OfflineStore<D> {
         let ends = &self.recovery.ends;
         for (segment, state) in self.recovery.state.segments.iter().filter(|(_, state)| state.last_lsn > 0) {
             line(json!({
-                "type": "segment", "segment": segment, "byte": self.sb.location(segment, 0) * BLOCK_SIZE as u64,
+                "type": "segment", "segment": segment, "byte": self.bare.sb.location(segment, 0) * BLOCK_SIZE as u64,
                 "live": state.live, "end": state.end, "last_lsn": state.last_lsn, "stamp": state.stamp,
+                "turn": state.turn,
                 "open": ends.iter().any(|end| end.segment == segment), "free": self.is_free(segment),
             }))?;
         }
@@ -122,7 +122,7 @@ impl<D: ReadMany> OfflineStore<D> {
         for (object, page) in dead {
             line(json!({
                 "type": "dead-page", "object": object.to_string(), "page": page.page,
-                "byte": page.location.saturating_mul(BLOCK_SIZE as u64),
+                "byte": byte_of(page.location),
                 "checksum": format!("{:016x}", page.checksum),
             }))?;
         }

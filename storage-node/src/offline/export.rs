@@ -4,7 +4,7 @@
 //! Whether this copy of the object is the one that counts is not decided here (`volume.rs` does that).
 
 use super::{Block, Fault, OfflineStore, ReadMany};
-use crate::store::view::MAGIC;
+use crate::store::view::{MAGIC, byte_of};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -200,7 +200,7 @@ impl<D: ReadMany> OfflineStore<D> {
                 file.put(u64::from(block) * BLOCK_SIZE as u64, bytes)
             }
             Err(fault) => {
-                let byte = (fault != Fault::Outside).then(|| entry.location * BLOCK_SIZE as u64);
+                let byte = (fault != Fault::Outside).then(|| byte_of(entry.location));
                 report.bad(block, Some(entry.checksum), byte, fault.to_string());
                 Ok(())
             }

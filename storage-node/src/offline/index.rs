@@ -138,7 +138,7 @@ impl<D: ReadMany> OfflineStore<D> {
             });
         };
         let mut index = Kept(SledIndex::open(&scratch.0, waker()?));
-        let theirs = match recover(&self.device, &self.sb, &mut index, 0, &mut |_, _| ()) {
+        let theirs = match recover(&self.bare.device, &self.bare.sb, &mut index, 0, &mut |_, _| ()) {
             Ok(recovery) => recovery,
             Err(error) => {
                 wrong(error.to_string());
@@ -177,8 +177,8 @@ impl<D: ReadMany> OfflineStore<D> {
         let (state, covers) = if recovery.state.tables.queued() == 0 && recovery.last.lsn > 0 {
             (&recovery.state, recovery.last)
         } else if recovery.root.covers.lsn > 0 {
-            snapshot =
-                snapshot_state(&self.device, &self.sb, &recovery.root).map_err(IndexError::Snapshot)?;
+            snapshot = snapshot_state(&self.bare.device, &self.bare.sb, &recovery.root)
+                .map_err(IndexError::Snapshot)?;
             (&snapshot, recovery.root.covers)
         } else {
             return Err(IndexError::NoSnapshot(self.name().to_owned()));
@@ -188,11 +188,12 @@ impl<D: ReadMany> OfflineStore<D> {
         entries.extend(chunks.map(|(key, value)| (key, Some(value))));
         let meta = Meta {
             version: VERSION,
-            incarnation: self.sb.incarnation,
+            incarnation: self.bare.sb.incarnation,
             covers,
             lost: state.lost,
             amnesia: state.durable.amnesia,
             session: state.session,
+            leaked: state.segments.leaked,
         };
         let aside = self.make_way(dir, force)?;
         let mut index = SledIndex::open(dir, waker()?);
@@ -274,7 +275,7 @@ fn differences(log: &State, index: &State) -> Vec<String> {
         }
     }
     for ((segment, ours), (_, theirs)) in log.segments.iter().zip(index.segments.iter()) {
-        if ours.live != theirs.live || ours.end != theirs.end {
+        if (ours.live, ours.end, ours.turn) != (theirs.live, theirs.end, theirs.turn) {
             out.push(format!(
                 "it leads to {} live blocks of {} in segment {segment}, the log to {} of {}",
                 theirs.live, theirs.end, ours.live, ours.end

@@ -3,7 +3,7 @@
 //! Plain data with the field names of `--json`: a field is never renamed or given another meaning. 64-bit
 //! names and checksums are hexadecimal texts, since not every JSON parser keeps 64 bits.
 
-use super::{OfflineStore, ReadMany};
+use super::{BareStore, OfflineStore, ReadMany};
 use crate::store::view::{COPIES, NO_SEGMENT, Roots, SLOTS, Superblock};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +27,7 @@ pub struct RootInfo {
     pub number: Option<u64>,
     /// LSN of the last batch that its snapshot covers; 0: there is none yet.
     pub covers: Option<u64>,
-    /// The root that was used.
+    /// The newer good one, which counts.
     pub used: bool,
 }
 
@@ -44,6 +44,8 @@ pub struct SpaceInfo {
     pub segments_free: u64,
     /// Table pages of deleted objects that still count.
     pub dead_pages: u64,
+    /// Blocks that damaged table pages may have left counted as live for good.
+    pub leaked_blocks: u64,
 }
 
 /// The log.
@@ -137,7 +139,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl<D: ReadMany> OfflineStore<D> {
+impl<D: ReadMany> BareStore<D> {
     /// The superblock's copies, each looked at by itself.
     pub fn superblock_copies(&self) -> Vec<CopyInfo> {
         let look = |byte| {
@@ -152,7 +154,7 @@ impl<D: ReadMany> OfflineStore<D> {
     }
 
     /// The places of the roots.
-    fn roots(&self) -> Vec<RootInfo> {
+    pub fn roots(&self) -> Vec<RootInfo> {
         let good = Roots::read(&self.device, self.sb.incarnation).good;
         let look = |byte| {
             let root = good.iter().find(|root| root.offset() == byte);
@@ -160,32 +162,33 @@ impl<D: ReadMany> OfflineStore<D> {
                 byte,
                 number: root.map(|root| root.number),
                 covers: root.map(|root| root.covers.lsn),
-                used: root.is_some_and(|root| *root == self.recovery.root),
+                used: root.is_some() && root == good.first(),
             }
         };
         SLOTS.into_iter().map(look).collect()
     }
+}
 
-    /// Whether a segment may be used again: nothing in it is needed.
+impl<D: ReadMany> OfflineStore<D> {
+    /// Whether a segment may be used by the log: it was never used, or has been freed.
     pub(crate) fn is_free(&self, segment: u32) -> bool {
         let state = self.recovery.state.segments.get(segment);
         let open = |end: &crate::store::view::StreamEnd| {
             end.segment == segment || end.next != NO_SEGMENT && end.next == segment
         };
-        state.live == 0
-            && (state.last_lsn == 0 || state.last_lsn < self.recovery.root.covers.lsn)
-            && !self.recovery.ends.iter().any(open)
+        (state.free || state.last_lsn == 0) && !self.recovery.ends.iter().any(open)
     }
 
     fn space(&self) -> SpaceInfo {
-        let free = (0..self.sb.segments).filter(|segment| self.is_free(*segment)).count() as u64;
+        let free = (0..self.bare.sb.segments).filter(|segment| self.is_free(*segment)).count() as u64;
         let live_blocks = self.recovery.state.segments.live();
         SpaceInfo {
             live_blocks,
             live_bytes: live_blocks * BLOCK_SIZE as u64,
-            segments_used: u64::from(self.sb.segments) - free,
+            segments_used: u64::from(self.bare.sb.segments) - free,
             segments_free: free,
             dead_pages: self.recovery.state.dead.len() as u64,
+            leaked_blocks: self.recovery.state.segments.leaked,
         }
     }
 
@@ -220,8 +223,8 @@ impl<D: ReadMany> OfflineStore<D> {
             incarnation: format!("{:016x}", sb.incarnation.0),
             segment_bytes: u64::from(sb.segment_blocks) * BLOCK_SIZE as u64,
             segments: sb.segments,
-            superblocks: self.superblock_copies(),
-            roots: self.roots(),
+            superblocks: self.bare.superblock_copies(),
+            roots: self.bare.roots(),
             space: self.space(),
             log: LogInfo {
                 position: recovery.last.lsn,

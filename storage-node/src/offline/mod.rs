@@ -41,7 +41,7 @@ pub use volume::{
 };
 
 use crate::device::buffer::{Buf, Pool};
-use crate::store::view::{self, PAGE_BLOCKS, PageRef, PageView, Recovery};
+use crate::store::view::{self, PAGE_BLOCKS, PageRef, PageView, Recovery, byte_of, place_of};
 use crate::store::{BlockEntry, How, RecoverError, Superblock, SuperblockError};
 use std::path::Path;
 use trefoil_core::checksum::{HOLE, UNKNOWN, block_checksum};
@@ -127,30 +127,27 @@ impl ObjectTable {
     }
 }
 
-/// A store, opened for reading only.
-pub struct OfflineStore<D = ReadOnlyDevice> {
+/// A device with a superblock, opened for reading only; whether its log can be read is not known yet.
+pub struct BareStore<D = ReadOnlyDevice> {
     device: D,
     sb: Superblock,
-    recovery: Recovery,
     pool: Pool,
 }
 
-impl OfflineStore {
+impl BareStore {
     /// Opens the store on a file or block device. The device is locked against its storage node and is
-    /// not written. `progress` is told about the reading of the log.
-    pub fn open(path: &Path, progress: Progress<'_>) -> Result<OfflineStore, OfflineError> {
-        OfflineStore::open_on(ReadOnlyDevice::open(path)?, progress)
+    /// not written.
+    pub fn open(path: &Path) -> Result<BareStore, OfflineError> {
+        BareStore::open_on(ReadOnlyDevice::open(path)?)
     }
 }
 
-impl<D: ReadMany> OfflineStore<D> {
+impl<D: ReadMany> BareStore<D> {
     /// Opens the store on any device. Nothing is written to it.
-    pub fn open_on(device: D, progress: Progress<'_>) -> Result<OfflineStore<D>, OfflineError> {
-        let mut tell = |segment: u32, segments: u32| progress(segment.into(), segments.into());
+    pub fn open_on(device: D) -> Result<BareStore<D>, OfflineError> {
         // What is wrong with one copy of the superblock is told by `superblock_copies`.
         let (sb, _) = Superblock::read(&device)?;
-        let recovery = view::view(&device, &sb, &mut tell)?;
-        Ok(OfflineStore { device, sb, recovery, pool: Pool::new(u64::MAX, 8 << 20, None) })
+        Ok(BareStore { device, sb, pool: Pool::new(u64::MAX, 8 << 20, None) })
     }
 
     /// The device's path.
@@ -160,6 +157,79 @@ impl<D: ReadMany> OfflineStore<D> {
     /// What the store is.
     pub fn superblock(&self) -> &Superblock {
         &self.sb
+    }
+
+    /// Finds the state of the store: reads its log. Gives the store back, with why, where that cannot be.
+    pub fn recover(self, progress: Progress<'_>) -> Result<OfflineStore<D>, (BareStore<D>, RecoverError)> {
+        let mut tell = |segment: u32, segments: u32| progress(segment.into(), segments.into());
+        match view::view(&self.device, &self.sb, &mut tell) {
+            Ok(recovery) => Ok(OfflineStore { bare: self, recovery }),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    /// True if these blocks are in segments.
+    pub(crate) fn inside(&self, location: u64, blocks: usize) -> bool {
+        // A place has 48 bits: no overflow.
+        let place = place_of(location);
+        place >= self.sb.location(0, 0) && place + blocks as u64 <= self.sb.location(self.sb.segments, 0)
+    }
+
+    /// Reads blocks of the device, asking more than once.
+    pub(crate) fn read(&self, location: u64, blocks: usize) -> Result<Buf, Fault> {
+        if !self.inside(location, blocks) {
+            return Err(Fault::Outside);
+        }
+        self.read_raw(byte_of(location), blocks)
+    }
+
+    /// The same anywhere on the device, at a byte.
+    pub(crate) fn read_raw(&self, offset: u64, blocks: usize) -> Result<Buf, Fault> {
+        let Some(mut buf) = self.pool.get(blocks * BLOCK_SIZE) else {
+            return Err(Fault::Unreadable("no memory".to_owned()));
+        };
+        let mut why = String::new();
+        for _ in 0..READS_MAX {
+            match self.device.read_now(offset, &mut buf) {
+                Ok(()) => return Ok(buf),
+                Err(error) => why = error.to_string(),
+            }
+        }
+        Err(Fault::Unreadable(why))
+    }
+}
+
+/// A store with its state, opened for reading only.
+pub struct OfflineStore<D = ReadOnlyDevice> {
+    bare: BareStore<D>,
+    recovery: Recovery,
+}
+
+impl OfflineStore {
+    /// Opens the store on a file or block device and finds its state. The device is locked against its
+    /// storage node and is not written. `progress` is told about the reading of the log.
+    pub fn open(path: &Path, progress: Progress<'_>) -> Result<OfflineStore, OfflineError> {
+        OfflineStore::open_on(ReadOnlyDevice::open(path)?, progress)
+    }
+}
+
+impl<D: ReadMany> OfflineStore<D> {
+    /// Opens the store on any device. Nothing is written to it.
+    pub fn open_on(device: D, progress: Progress<'_>) -> Result<OfflineStore<D>, OfflineError> {
+        BareStore::open_on(device)?.recover(progress).map_err(|(_, error)| error.into())
+    }
+
+    /// The device and its superblock.
+    pub fn bare(&self) -> &BareStore<D> {
+        &self.bare
+    }
+    /// The device's path.
+    pub fn name(&self) -> &str {
+        self.bare.name()
+    }
+    /// What the store is.
+    pub fn superblock(&self) -> &Superblock {
+        &self.bare.sb
     }
     /// The node's state at the end of the log.
     pub fn durable(&self) -> &Durable {
@@ -210,7 +280,7 @@ impl<D: ReadMany> OfflineStore<D> {
         let pages: Vec<[(u32, BlockEntry); 1]> = self.pages(object).iter().map(|page| [at(page)]).collect();
         let runs: Vec<&[(u32, BlockEntry)]> = pages.iter().map(|page| &page[..]).collect();
         let once = self.read_runs(&runs).into_iter().zip(&pages);
-        once.map(|(image, [(_, at)])| image.or_else(|| self.read(at.location, 1).ok())).collect()
+        once.map(|(image, [(_, at)])| image.or_else(|| self.bare.read(at.location, 1).ok())).collect()
     }
 
     /// A page with what has changed since its image was written.
@@ -232,36 +302,6 @@ impl<D: ReadMany> OfflineStore<D> {
             }
         }
         table
-    }
-
-    /// True if these blocks are in segments.
-    fn inside(&self, location: u64, blocks: usize) -> bool {
-        let sb = &self.sb;
-        let end = location.checked_add(blocks as u64);
-        location >= sb.location(0, 0) && end.is_some_and(|end| end <= sb.location(sb.segments, 0))
-    }
-
-    /// Reads blocks of the device, asking more than once.
-    pub(crate) fn read(&self, location: u64, blocks: usize) -> Result<Buf, Fault> {
-        if !self.inside(location, blocks) {
-            return Err(Fault::Outside);
-        }
-        self.read_raw(location * BLOCK_SIZE as u64, blocks)
-    }
-
-    /// The same anywhere on the device, at a byte.
-    pub(crate) fn read_raw(&self, offset: u64, blocks: usize) -> Result<Buf, Fault> {
-        let Some(mut buf) = self.pool.get(blocks * BLOCK_SIZE) else {
-            return Err(Fault::Unreadable("no memory".to_owned()));
-        };
-        let mut why = String::new();
-        for _ in 0..READS_MAX {
-            match self.device.read_now(offset, &mut buf) {
-                Ok(()) => return Ok(buf),
-                Err(error) => why = error.to_string(),
-            }
-        }
-        Err(Fault::Unreadable(why))
     }
 
     /// Reads blocks of an object and verifies them. `each` is told of every one, in order.
@@ -297,16 +337,16 @@ impl<D: ReadMany> OfflineStore<D> {
     fn read_runs(&self, runs: &[&[(u32, BlockEntry)]]) -> Vec<Option<Buf>> {
         let mut bufs: Vec<Option<Buf>> = Vec::with_capacity(runs.len());
         for run in runs {
-            let inside = run.first().is_some_and(|(_, entry)| self.inside(entry.location, run.len()));
-            bufs.push(if inside { self.pool.get(run.len() * BLOCK_SIZE) } else { None });
+            let inside = run.first().is_some_and(|(_, entry)| self.bare.inside(entry.location, run.len()));
+            bufs.push(if inside { self.bare.pool.get(run.len() * BLOCK_SIZE) } else { None });
         }
         let start = |run: &&[(u32, BlockEntry)]| run.first().map_or(0, |(_, entry)| entry.location);
         let places = runs.iter().zip(&mut bufs);
         let places = places.filter_map(|(run, buf)| {
             let buf = buf.as_mut()?;
-            Some((start(run) * BLOCK_SIZE as u64, &mut buf[..]))
+            Some((byte_of(start(run)), &mut buf[..]))
         });
-        let mut outcomes = self.device.read_many(places.collect()).into_iter();
+        let mut outcomes = self.bare.device.read_many(places.collect()).into_iter();
         for buf in bufs.iter_mut().filter(|buf| buf.is_some()) {
             if !matches!(outcomes.next(), Some(Ok(()))) {
                 *buf = None;
@@ -325,7 +365,7 @@ impl<D: ReadMany> OfflineStore<D> {
     ) -> Result<(), E> {
         for (i, (block, entry)) in run.iter().enumerate() {
             // Where a run cannot be read, perhaps most of its blocks can.
-            let alone = if whole.is_none() { Some(self.read(entry.location, 1)) } else { None };
+            let alone = if whole.is_none() { Some(self.bare.read(entry.location, 1)) } else { None };
             let bytes = match (&whole, &alone) {
                 (Some(buf), _) => buf.get(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE).ok_or(Fault::Mismatch),
                 (None, Some(read)) => read.as_deref().map_err(Clone::clone),

@@ -2,7 +2,7 @@
 
 use super::dump::{head_json, line_json, promise};
 use super::{OfflineStore, ReadMany};
-use crate::store::view::{Entry, walk};
+use crate::store::view::{CountDelta, Entry, byte_of, walk};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use trefoil_core::BLOCK_SIZE;
@@ -69,8 +69,10 @@ fn node(record: &Record<()>) -> Value {
     }
 }
 
-fn deltas(deltas: &[(u32, i32)]) -> Value {
-    deltas.iter().map(|(segment, live)| json!({ "segment": segment, "live": live })).collect()
+fn deltas(deltas: &[CountDelta]) -> Value {
+    let delta =
+        |(segment, turn, live): &CountDelta| json!({ "segment": segment, "turn": turn, "live": live });
+    deltas.iter().map(delta).collect()
 }
 
 fn entry(entry: &Entry) -> Value {
@@ -89,10 +91,10 @@ fn entry(entry: &Entry) -> Value {
             })
         }
         Entry::Reap { locations, deltas: changes } => {
-            let bytes: Vec<u64> = locations.iter().map(|at| at.saturating_mul(BLOCK_SIZE as u64)).collect();
+            let bytes: Vec<u64> = locations.iter().map(|at| byte_of(*at)).collect();
             json!({ "record": "reap", "bytes": bytes, "deltas": deltas(changes) })
         }
-        Entry::Recount { segment } => json!({ "record": "recount", "segment": segment }),
+        Entry::Free { segments } => json!({ "record": "free", "segments": segments }),
         Entry::Snapshot { key, value } => json!({
             "record": "snapshot-entry", "key": super::info::hex(key), "value": super::info::hex(value),
         }),
@@ -104,16 +106,16 @@ impl<D: ReadMany> OfflineStore<D> {
     /// Writes the log, from the snapshot on. Any error is the output's.
     pub fn dump_log(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut done = Ok(());
-        walk(&self.device, &self.sb, &self.recovery.root, self.recovery.last, &mut |step| {
+        walk(&self.bare.device, &self.bare.sb, &self.recovery.root, self.recovery.last, &mut |step| {
             let h = step.header;
             let mut line = |value: Value| writeln!(out, "{value}");
             done = line(json!({
                 "type": "batch", "lsn": h.lsn, "previous_lsn": h.previous_lsn, "segment": h.segment,
-                "block": h.block, "byte": self.sb.location(h.segment, h.block) * BLOCK_SIZE as u64,
-                "header_blocks": h.header_blocks, "data_blocks": h.data_blocks, "cold": h.cold,
+                "block": h.block, "byte": self.bare.sb.location(h.segment, h.block) * BLOCK_SIZE as u64,
+                "header_blocks": h.header_blocks, "data_blocks": h.data_blocks, "cold": h.cold, "turn": h.turn,
                 "whole": step.whole, "behind_a_gap": step.gap,
             }));
-            let mut at = self.sb.location(h.segment, h.block.saturating_add(h.header_blocks));
+            let mut at = self.bare.sb.location(h.segment, h.block.saturating_add(h.header_blocks));
             for record in step.entries {
                 if done.is_err() {
                     break;
@@ -122,7 +124,7 @@ impl<D: ReadMany> OfflineStore<D> {
                 value["type"] = json!("record");
                 value["lsn"] = json!(h.lsn);
                 if record.data_blocks() > 0 {
-                    value["data_byte"] = json!(at.saturating_mul(BLOCK_SIZE as u64));
+                    value["data_byte"] = json!(byte_of(at));
                 }
                 at = at.saturating_add(record.data_blocks().into());
                 done = line(value);

@@ -10,8 +10,9 @@ pub use super::log::StreamEnd;
 pub use super::recovery::walk::{snapshot_state, walk};
 pub use super::recovery::{IndexUse, RecoverError, Recovery, recover};
 pub use super::root::{Roots, SLOTS};
+pub use super::segments::Delta as CountDelta;
 pub use super::state::State;
-pub use super::superblock::{COPIES, MAGIC, Superblock};
+pub use super::superblock::{COPIES, MAGIC, Superblock, byte_of, place_of};
 #[cfg(test)]
 pub use super::table::DeadPage;
 pub use super::table::view::PageView;

@@ -4,7 +4,7 @@
 //! The offline tool reads the tables of a whole device this way in bounded memory. Nothing here changes
 //! anything.
 
-use super::{BlockEntry, Counts, PAGE_BLOCKS, Page, PageOp, Tables, UNKNOWN, apply, page_checksum};
+use super::{BlockEntry, Counts, PAGE_BLOCKS, Page, PageOp, Pending, Tables, UNKNOWN, apply, page_checksum};
 use trefoil_core::ObjectId;
 use zerocopy::FromBytes;
 
@@ -64,8 +64,11 @@ impl Tables {
                 }
             }
         }
+        // What the changes would count is nobody's business here.
+        let mut pending = Pending { sb: self.pending.sb, segments: Vec::new(), total: 0 };
+        let mut counts = Counts::default();
         for op in slot.iter().flat_map(|slot| &slot.queue) {
-            apply(&mut base, op.clone(), &mut Counts::default(), &self.sb);
+            apply(&mut base, op.clone(), &mut counts, &mut pending);
         }
         Some(PageView { entries: entries(&base), lost })
     }
