@@ -37,6 +37,8 @@ const WINDOW_BLOCKS: u32 = 256;
 const RESOLVE_MAX: usize = 256;
 /// Blocks moved in one batch.
 const MOVE_MAX: usize = 128;
+/// Blocks that the cold stream has at least when something is moved.
+const COLD_MIN: u64 = 4 * MOVE_MAX as u64;
 /// Blocks that are worth a batch of their own, where there are so many.
 const MOVE_MIN: u64 = 64;
 /// Budget that is kept for later, in blocks.
@@ -207,7 +209,8 @@ impl<D: Device, I: Index> Store<D, I> {
 
     fn worth_choosing(&self) -> bool {
         // Choosing looks at all segments: not again and again where nothing is worth it.
-        self.space.nothing_at != Some(self.log.appended_blocks())
+        let again = u64::from(self.sb.segment_blocks) / 16;
+        self.space.nothing_at.is_none_or(|at| self.log.appended_blocks() - at >= again)
     }
 
     /// Free segments are short, and nothing can be done about it: nothing is worth cleaning, and no snapshot
@@ -253,7 +256,7 @@ impl<D: Device, I: Index> Store<D, I> {
         let snapshot = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
         let size = u64::from(self.sb.segment_blocks);
         // One that is ready may become the cold stream's.
-        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + 4 * MOVE_MAX as u64
+        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + COLD_MIN
     }
 
     /// False where a snapshot has to come first.
@@ -266,6 +269,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if !self.space.background_may()
             || self.log.pending_bytes() >= self.options.pending_bytes_max
             || !self.has_room_to_clean()
+            || self.log.stream_free(Stream::Cold) < COLD_MIN
         {
             return false;
         }

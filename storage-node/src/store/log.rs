@@ -210,7 +210,10 @@ impl LogWriter {
     /// Makes room for a record of `bytes` in the header and `blocks` of data; opens or changes the
     /// batch if need be. Returns the place of its first data block. Nothing is lost on an error.
     pub fn reserve(&mut self, stream: Stream, bytes: usize, blocks: u32) -> Result<u64, LogError> {
-        let size = self.sb.segment_blocks;
+        let end = self.ends[stream as usize];
+        // While it is not known where the stream goes on, a block is kept for the header that will say so.
+        let unnamed = end.next == NO_SEGMENT && self.ready.is_empty();
+        let size = self.sb.segment_blocks - u32::from(unnamed);
         if let Some(open) = &self.open
             && open.stream == stream
         {

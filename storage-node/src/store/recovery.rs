@@ -491,6 +491,8 @@ fn follow<D: Device>(
     // The batch found last: not replayed before it is known to have been durable.
     let mut pending: Option<Found> = None;
     let mut reported = None;
+    // How much there is is not known before the end: at most what lies between two snapshots, about.
+    let (mut done, expected) = (0, sb.segments / 8);
     let mut behind_last = first_places;
     loop {
         let (from, places) = match &pending {
@@ -557,7 +559,8 @@ fn follow<D: Device>(
                 replay(&mut state, sb, &p, &mut how);
                 if reported != Some(p.header.segment) {
                     reported = Some(p.header.segment);
-                    progress(p.header.segment, sb.segments);
+                    done += 1;
+                    progress(done, expected.max(done));
                 }
             } else {
                 how.torn_tail = Some((p.header.lsn, p.header.segment, p.header.block));
