@@ -158,6 +158,33 @@ fn damage_is_exit_code_1_and_what_cannot_be_done_is_2() {
 }
 
 #[test]
+fn a_device_whose_log_cannot_be_followed_still_shows_what_is_on_it() {
+    let store = filled();
+    let path = store.path();
+    let path = path.to_str().expect("UTF-8");
+    let batches = |text: &str| text.lines().filter(|line| line.contains(r#""type":"batch""#)).count();
+    let whole = batches(&good(&["store", "dump", path, "--json", "--records"]));
+    assert!(whole > 2);
+    assert_eq!(batches(&good(&["store", "dump", path, "--json", "--scan"])), whole);
+    // Both roots, and the first batch: nothing says where to begin.
+    for byte in [(64 << 10) + 30, (1 << 20) + (64 << 10) + 30, (2 << 20) + 100] {
+        store.flip(byte);
+    }
+    let (said, _) = ends(&["store", "info", path], 1);
+    assert!(said.contains("superblock    at byte 0: good") && said.contains("LOG DAMAGE"), "{said}");
+    assert_eq!(said.matches("DAMAGED").count(), 2, "the roots: {said}");
+    let (said, _) = ends(&["store", "info", path, "--json"], 1);
+    let info: Value = serde_json::from_str(&said).expect("JSON");
+    assert!(info["trouble"].as_str().is_some_and(|text| text.contains("no snapshot")), "{said}");
+    let (said, _) = ends(&["store", "check", path], 1);
+    assert!(said.contains("no snapshot in the log can be read whole"), "{said}");
+    let scan = good(&["store", "dump", path, "--json", "--scan"]);
+    assert_eq!(batches(&scan), whole - 1);
+    assert!(scan.contains(r#""record":"write""#), "{scan}");
+    bad(&["store", "list", path], 2);
+}
+
+#[test]
 fn a_volume_comes_out_of_two_of_three_devices() {
     let stores = [filled(), filled()];
     let paths = stores.each_ref().map(|store| store.path().to_str().expect("UTF-8").to_owned());

@@ -33,8 +33,8 @@ impl Index for NoIndex {
     }
 }
 
-const SEGMENT: u64 = 1 << 20;
-const SEGMENTS: u64 = 40;
+const SEGMENT: u64 = 4 << 20;
+const SEGMENTS: u64 = 16;
 const DATA: u64 = 2 << 20;
 
 fn medium() -> SimMedium {
@@ -175,7 +175,7 @@ fn the_log_is_dumped_from_the_snapshot_on() {
         "{log:#?}"
     );
     let info = offline(&medium).info();
-    let used = info.roots.iter().find(|root| root.used).expect("a root");
+    let used = info.bare.roots.iter().find(|root| root.used).expect("a root");
     assert_eq!(batches[0]["lsn"].as_u64(), used.covers);
     assert!(info.space.live_blocks > 2000 && info.space.segments_free > 0, "{:?}", info.space);
     let live: u64 = dump(&medium)
@@ -217,7 +217,7 @@ fn damage_is_found_where_it_is() {
     assert_eq!((kinds(&report), report.wrong, report.findings[0].byte), (vec!["superblock"], 1, Some(0)));
     medium.flip(20);
 
-    let roots = offline(&medium).info().roots;
+    let roots = offline(&medium).info().bare.roots;
     let idle = roots.iter().find(|root| !root.used).expect("two roots").byte;
     medium.flip(idle + 50);
     let report = check(&medium);

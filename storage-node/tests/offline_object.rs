@@ -74,7 +74,7 @@ fn it_shows_what_a_running_store_has_and_writes_nothing() {
     assert_eq!((info.volumes.len(), info.groups, info.objects), (2, 2, 2));
     assert_eq!((info.volumes[0].volume, info.volumes[0].fence, info.volumes[0].objects), (1, Some(2), 2));
     assert_eq!((info.volumes[1].volume, info.volumes[1].behind), (5, 2));
-    assert_eq!(info.node, None);
+    assert_eq!(info.bare.node, None);
     let objects: Vec<String> = offline.objects().iter().map(ObjectId::to_string).collect();
     assert_eq!(objects, ["vol1/1.3/7", "vol1/1.3/8", "vol5/1.1/3", "vol5/1.1/4"]);
     let table = offline.table(x());
@@ -123,8 +123,8 @@ fn a_store_in_use_or_of_others_is_refused_in_clear_words() {
     // One copy of the superblock is enough, and the other one is told.
     store.flip(20);
     let info = store.offline().info();
-    assert!(info.is_damaged() && info.superblocks[0].damage.is_some(), "{info:?}");
-    assert!(info.superblocks[1].damage.is_none());
+    assert!(info.is_damaged() && info.bare.superblocks[0].damage.is_some(), "{info:?}");
+    assert!(info.bare.superblocks[1].damage.is_none());
     store.flip((1 << 20) + 20);
     let refused = store.try_offline().err().expect("refused");
     assert!(matches!(refused, OfflineError::Superblock(SuperblockError::Damaged { .. })), "{refused}");

@@ -155,6 +155,10 @@ pub struct DumpArgs {
     /// The log too: every batch from the last snapshot on, and every record in it
     #[arg(long)]
     records: bool,
+    /// Instead of the state: every batch that lies anywhere on the device, what was overwritten since too. It
+    /// needs no log that can be followed
+    #[arg(long, conflicts_with = "records")]
+    scan: bool,
 }
 
 fn volume_id(text: &str) -> Result<VolumeId, String> {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::io::{BufWriter, Write};
 use trefoil_core::ids::ObjectId;
 use trefoil_core::message::Line;
-use trefoil_storage_node::offline::{Block, OfflineStore, Run, head_json, line_json};
+use trefoil_storage_node::offline::{BareStore, Block, OfflineStore, Run, head_json, line_json};
 
 /// An entry of `trefoil store list --volume`.
 #[derive(Serialize)]
@@ -175,8 +175,14 @@ pub fn export(args: &ExportArgs, out: &mut dyn Write) -> Outcome {
 
 /// Runs `trefoil store dump`.
 pub fn dump(args: &DumpArgs, out: &mut dyn Write) -> Outcome {
-    let store = open(&args.device)?;
     let mut out = BufWriter::new(out);
+    if args.scan {
+        let store = BareStore::open(&args.device)?;
+        let mut bar = super::Bar::new(format!("reading {}", args.device.display()));
+        store.dump_scan(&mut out, &mut |done, all| bar.at(done, all))?;
+        return Ok(out.flush()?);
+    }
+    let store = open(&args.device)?;
     store.dump(&mut out)?;
     if args.records {
         store.dump_log(&mut out)?;

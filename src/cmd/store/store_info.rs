@@ -1,15 +1,31 @@
 //! `trefoil store info`.
 
-use super::{DeviceArgs, open, verdict};
+use super::{DeviceArgs, verdict};
 use crate::failure::Outcome;
 use crate::output::{self, printable};
 use crate::size::Size;
 use std::io::Write;
-use trefoil_storage_node::offline::{Info, VolumeInfo};
+use trefoil_storage_node::offline::{BareInfo, BareStore, Info, VolumeInfo};
 
 /// Runs the command.
 pub fn run(args: &DeviceArgs, out: &mut dyn Write) -> Outcome {
-    let info = open(&args.device)?.info();
+    let bare = BareStore::open(&args.device)?;
+    let mut bar = super::Bar::new(format!("reading the log of {}", args.device.display()));
+    let recovered = bare.recover(&mut |done, all| bar.at(done, all));
+    drop(bar);
+    let store = match recovered {
+        Ok(store) => store,
+        Err((bare, error)) => {
+            let info = BareInfo { trouble: Some(error.to_string()), ..bare.info() };
+            if args.json {
+                output::json(out, &info)?;
+            } else {
+                bare_text(&info, out)?;
+            }
+            return verdict(false);
+        }
+    };
+    let info = store.info();
     if args.json {
         output::json(out, &info)?;
     } else {
@@ -18,8 +34,12 @@ pub fn run(args: &DeviceArgs, out: &mut dyn Write) -> Outcome {
     verdict(!info.is_damaged())
 }
 
-fn text(info: &Info, out: &mut dyn Write) -> Outcome {
-    let mut row = |name: &str, value: String| writeln!(out, "{name:<14}{}", printable(&value));
+fn row(out: &mut dyn Write, name: &str, value: String) -> Outcome {
+    Ok(writeln!(out, "{name:<14}{}", printable(&value))?)
+}
+
+fn bare_text(info: &BareInfo, out: &mut dyn Write) -> Outcome {
+    let mut row = |name: &str, value: String| row(out, name, value);
     row("device", format!("{} ({})", info.device, Size(info.size_bytes)))?;
     row("cluster", info.cluster.clone())?;
     row("incarnation", info.incarnation.clone())?;
@@ -39,6 +59,15 @@ fn text(info: &Info, out: &mut dyn Write) -> Outcome {
         };
         row("root", format!("at byte {}: {what}{}", root.byte, if root.used { " (used)" } else { "" }))?;
     }
+    if let Some(trouble) = &info.trouble {
+        row("LOG DAMAGE", trouble.clone())?;
+    }
+    Ok(())
+}
+
+fn text(info: &Info, out: &mut dyn Write) -> Outcome {
+    bare_text(&info.bare, out)?;
+    let mut row = |name: &str, value: String| row(out, name, value);
     let log = &info.log;
     let end = format!("LSN {} (segment {}, block {})", log.position, log.segment, log.block);
     row("log ends at", end)?;

@@ -86,9 +86,9 @@ pub struct VolumeInfo {
     pub behind: u64,
 }
 
-/// See the module.
+/// What can be said of a store without its log.
 #[derive(Clone, Debug, Serialize)]
-pub struct Info {
+pub struct BareInfo {
     /// The path.
     pub device: String,
     /// Bytes that the store uses.
@@ -107,6 +107,16 @@ pub struct Info {
     pub superblocks: Vec<CopyInfo>,
     /// The roots' places.
     pub roots: Vec<RootInfo>,
+    /// Why the state of the store cannot be found, if so: there is nothing else to show then.
+    pub trouble: Option<String>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Serialize)]
+pub struct Info {
+    /// What is known without the log.
+    #[serde(flatten)]
+    pub bare: BareInfo,
     /// The log.
     pub log: LogInfo,
     /// Space.
@@ -130,7 +140,7 @@ impl Info {
     pub fn is_damaged(&self) -> bool {
         self.lost.is_some()
             || !self.log.damage.is_empty()
-            || self.superblocks.iter().any(|copy| copy.damage.is_some())
+            || self.bare.superblocks.iter().any(|copy| copy.damage.is_some())
     }
 }
 
@@ -151,6 +161,23 @@ impl<D: ReadMany> BareStore<D> {
             CopyInfo { byte, damage }
         };
         COPIES.into_iter().map(look).collect()
+    }
+
+    /// What can be said without the log.
+    pub fn info(&self) -> BareInfo {
+        let sb = &self.sb;
+        BareInfo {
+            device: self.name().to_owned(),
+            size_bytes: sb.size,
+            node: Some(sb.node_id.0).filter(|id| *id != u32::MAX),
+            cluster: hex(&sb.cluster_id),
+            incarnation: format!("{:016x}", sb.incarnation.0),
+            segment_bytes: u64::from(sb.segment_blocks) * BLOCK_SIZE as u64,
+            segments: sb.segments,
+            superblocks: self.superblock_copies(),
+            roots: self.roots(),
+            trouble: None,
+        }
     }
 
     /// The places of the roots.
@@ -211,20 +238,11 @@ impl<D: ReadMany> OfflineStore<D> {
 
     /// See [`Info`].
     pub fn info(&self) -> Info {
-        let sb = self.superblock();
         let durable = self.durable();
         let recovery = &self.recovery;
         let pgs: BTreeSet<_> = durable.pgs.keys().chain(durable.groups.keys().map(|g| &g.pg)).collect();
         Info {
-            device: self.name().to_owned(),
-            size_bytes: sb.size,
-            node: Some(sb.node_id.0).filter(|id| *id != u32::MAX),
-            cluster: hex(&sb.cluster_id),
-            incarnation: format!("{:016x}", sb.incarnation.0),
-            segment_bytes: u64::from(sb.segment_blocks) * BLOCK_SIZE as u64,
-            segments: sb.segments,
-            superblocks: self.bare.superblock_copies(),
-            roots: self.bare.roots(),
+            bare: self.bare.info(),
             space: self.space(),
             log: LogInfo {
                 position: recovery.last.lsn,

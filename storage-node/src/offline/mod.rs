@@ -33,7 +33,7 @@ pub use device::{ReadMany, ReadOnlyDevice, ReadOnlyError};
 pub use dump::{Run, head_json, line_json};
 pub use export::{BadBlock, ExportError, ExportReport, SparseFile};
 pub use index::IndexError;
-pub use info::{CopyInfo, Info, LogInfo, RootInfo, SpaceInfo, VolumeInfo};
+pub use info::{BareInfo, CopyInfo, Info, LogInfo, RootInfo, SpaceInfo, VolumeInfo};
 pub use map::{Layout, LayoutError, Place, parse_volume, read_map};
 pub use volume::{
     BlockProblem, DeviceReport, ObjectProblem, VolumeError, VolumeOptions, VolumeReport, export_volume,

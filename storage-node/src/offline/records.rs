@@ -1,8 +1,9 @@
-//! The log as lines of JSON: every batch from the snapshot on, and every record in it, in order.
+//! The log as lines of JSON: every batch from the snapshot on, and every record in it, in order; or all
+//! batches that lie anywhere on the device, for when the log cannot be followed.
 
 use super::dump::{head_json, line_json, promise};
-use super::{OfflineStore, ReadMany};
-use crate::store::view::{CountDelta, Entry, byte_of, walk};
+use super::{BareStore, OfflineStore, Progress, ReadMany};
+use crate::store::view::{CountDelta, Entry, Step, Superblock, byte_of, scan, walk};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use trefoil_core::BLOCK_SIZE;
@@ -102,33 +103,51 @@ fn entry(entry: &Entry) -> Value {
     }
 }
 
+/// A batch and its records.
+fn batch(sb: &Superblock, step: &Step<'_>, out: &mut dyn Write) -> io::Result<()> {
+    let h = step.header;
+    let mut line = |value: Value| writeln!(out, "{value}");
+    line(json!({
+        "type": "batch", "lsn": h.lsn, "previous_lsn": h.previous_lsn, "segment": h.segment,
+        "block": h.block, "byte": sb.location(h.segment, h.block) * BLOCK_SIZE as u64,
+        "header_blocks": h.header_blocks, "data_blocks": h.data_blocks, "cold": h.cold, "turn": h.turn,
+        "whole": step.whole, "behind_a_gap": step.gap,
+    }))?;
+    let mut at = sb.location(h.segment, h.block.saturating_add(h.header_blocks));
+    for record in step.entries {
+        let mut value = entry(record);
+        value["type"] = json!("record");
+        value["lsn"] = json!(h.lsn);
+        if record.data_blocks() > 0 {
+            value["data_byte"] = json!(byte_of(at));
+        }
+        at = at.saturating_add(record.data_blocks().into());
+        line(value)?;
+    }
+    Ok(())
+}
+
 impl<D: ReadMany> OfflineStore<D> {
     /// Writes the log, from the snapshot on. Any error is the output's.
     pub fn dump_log(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut done = Ok(());
-        walk(&self.bare.device, &self.bare.sb, &self.recovery.root, self.recovery.last, &mut |step| {
-            let h = step.header;
-            let mut line = |value: Value| writeln!(out, "{value}");
-            done = line(json!({
-                "type": "batch", "lsn": h.lsn, "previous_lsn": h.previous_lsn, "segment": h.segment,
-                "block": h.block, "byte": self.bare.sb.location(h.segment, h.block) * BLOCK_SIZE as u64,
-                "header_blocks": h.header_blocks, "data_blocks": h.data_blocks, "cold": h.cold, "turn": h.turn,
-                "whole": step.whole, "behind_a_gap": step.gap,
-            }));
-            let mut at = self.bare.sb.location(h.segment, h.block.saturating_add(h.header_blocks));
-            for record in step.entries {
-                if done.is_err() {
-                    break;
-                }
-                let mut value = entry(record);
-                value["type"] = json!("record");
-                value["lsn"] = json!(h.lsn);
-                if record.data_blocks() > 0 {
-                    value["data_byte"] = json!(byte_of(at));
-                }
-                at = at.saturating_add(record.data_blocks().into());
-                done = line(value);
-            }
+        let sb = &self.bare.sb;
+        walk(&self.bare.device, sb, &self.recovery.root, self.recovery.last, &mut |step| {
+            done = batch(sb, &step, out);
+            done.is_ok()
+        });
+        done
+    }
+}
+
+impl<D: ReadMany> BareStore<D> {
+    /// Writes every batch that lies anywhere on the device, of earlier uses of its segments too, in the order
+    /// of their places. Needs no root and no log that can be followed. Any error is the output's.
+    pub fn dump_scan(&self, out: &mut dyn Write, progress: Progress<'_>) -> io::Result<()> {
+        let mut done = Ok(());
+        let mut tell = |segment: u32, segments: u32| progress(segment.into(), segments.into());
+        scan(&self.device, &self.sb, &mut tell, &mut |step| {
+            done = batch(&self.sb, &step, out);
             done.is_ok()
         });
         done

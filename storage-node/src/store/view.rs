@@ -7,7 +7,7 @@ pub use super::batch::{NO_SEGMENT, page_checksum};
 pub use super::codec::Entry;
 pub use super::index::{Delta, Index, Meta, SledIndex, VERSION};
 pub use super::log::StreamEnd;
-pub use super::recovery::walk::{snapshot_state, walk};
+pub use super::recovery::walk::{Step, scan, snapshot_state, walk};
 pub use super::recovery::{IndexUse, RecoverError, Recovery, recover};
 pub use super::root::{Roots, SLOTS};
 pub use super::segments::Delta as CountDelta;

@@ -63,6 +63,33 @@ pub fn walk<D: Device>(
     }
 }
 
+/// Calls `each` with every batch that lies anywhere in the segments, of earlier uses of them too, segment by
+/// segment, until it says false: for when the log cannot be followed. `progress` is told the segment.
+pub fn scan<D: Device>(
+    device: &D,
+    sb: &Superblock,
+    progress: &mut dyn FnMut(u32, u32),
+    each: &mut dyn FnMut(Step<'_>) -> bool,
+) {
+    let mut reader = reader(device, sb);
+    for segment in 0..sb.segments {
+        progress(segment, sb.segments);
+        let mut block = 0;
+        while block < sb.segment_blocks {
+            let Some(found) = reader.batch(segment, block) else {
+                block += 1;
+                continue;
+            };
+            let whole = reader.whole(&found.header);
+            if !each(Step { header: &found.header, entries: &found.entries, whole, gap: false }) {
+                return;
+            }
+            // Behind a header whose data was overwritten there may be what has overwritten it.
+            block += if whole { found.header.blocks() } else { 1 };
+        }
+    }
+}
+
 /// The state as the root's snapshot has it, nothing replayed; or why it cannot be read.
 pub fn snapshot_state<D: Device>(device: &D, sb: &Superblock, root: &Root) -> Result<State, String> {
     from_snapshot(&mut reader(device, sb), root, 0).map(|from| from.state)
