@@ -159,7 +159,7 @@ fn after_a_power_failure_the_image_has_every_acknowledged_write() {
     let image = folder.path().join("image.raw");
     let mut random = Random::new(72);
     let mut ledger = Ledger::new(72, 0, BLOCKS);
-    for round in 0..3 {
+    for round in 0..2 {
         let client = cluster.connect("disk0");
         let over = AtomicBool::new(false);
         let outcome = std::thread::scope(|scope| {
