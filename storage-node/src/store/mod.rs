@@ -50,6 +50,7 @@ mod space;
 mod state;
 mod superblock;
 mod table;
+pub(crate) mod view;
 
 pub use audit::Audit;
 pub use engine::Store;
@@ -61,6 +62,7 @@ pub use log::LogError;
 pub use recovery::{How, IndexUse, RecoverError};
 pub use space::usable_bytes;
 pub use superblock::{Superblock, SuperblockError};
+pub use table::BlockEntry;
 
 use crate::device::file::{Engine, OpenDeviceError};
 use bytes::Bytes;

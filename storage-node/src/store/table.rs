@@ -7,6 +7,8 @@
 //! Page record of the next image carries that. This module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
 //! ([`Tables::dirty_victim`]), and is told when that has happened.
 
+pub mod view;
+
 use super::batch::page_checksum;
 pub use super::page::{BlockEntry, PAGE_BLOCKS, entries_of, merge};
 use super::page::{Counts, Page, PageOp, Pending, apply};
