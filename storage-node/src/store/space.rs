@@ -276,10 +276,13 @@ impl<D: Device, I: Index> Store<D, I> {
     /// their blocks need not have been written since: what replaced those is in the log behind the snapshot,
     /// and before the Free.
     pub(super) fn free_segments(&mut self) {
+        // Of this turn: a segment that has just been filled still looks as it did when it was freed.
+        self.take_notes();
         let ends = self.log.ends();
         let mut freed = Vec::new();
         for (segment, state) in self.state.segments.iter() {
             if state.last_lsn != 0
+                && !state.free
                 && state.last_lsn < self.root.covers.lsn
                 && (self.live_in(segment) == 0 || self.cleaner.empty.contains(&segment))
                 && !self.space.is_free(segment)
@@ -409,6 +412,7 @@ impl<D: Device, I: Index> Store<D, I> {
         let ends = self.log.ends();
         let waits = |(segment, state): &(u32, &super::segments::SegState)| {
             state.last_lsn != 0
+                && !state.free
                 && self.live_in(*segment) == 0
                 && !self.space.is_free(*segment)
                 && !self.cleaner.is_done(*segment)
