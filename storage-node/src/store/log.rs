@@ -205,6 +205,15 @@ impl LogWriter {
         self.ready.len()
     }
 
+    /// Those that a stream may take: the last one is kept for the cold stream where that is about to need
+    /// it, since without cleaning none would come.
+    fn ready_for(&self, stream: Stream) -> usize {
+        let cold = &self.ends[Stream::Cold as usize];
+        let size = self.sb.segment_blocks;
+        let short = cold.next == NO_SEGMENT && cold.block > size - size / 4;
+        self.ready.len().saturating_sub(usize::from(short && stream == Stream::Hot))
+    }
+
     /// Where the streams go on.
     pub fn ends(&self) -> Ends {
         self.ends
@@ -215,7 +224,7 @@ impl LogWriter {
     pub fn reserve(&mut self, stream: Stream, bytes: usize, blocks: u32) -> Result<u64, LogError> {
         let end = self.ends[stream as usize];
         // While it is not known where the stream goes on, a block is kept for the header that will say so.
-        let unnamed = end.next == NO_SEGMENT && self.ready.is_empty();
+        let unnamed = end.next == NO_SEGMENT && self.ready_for(stream) == 0;
         let size = self.sb.segment_blocks - u32::from(unnamed);
         if let Some(open) = &self.open
             && open.stream == stream
@@ -272,7 +281,7 @@ impl LogWriter {
     /// A batch without records that says where the stream goes on.
     fn name_next(&mut self, stream: Stream) -> Result<(), LogError> {
         let end = self.ends[stream as usize];
-        if self.ready.is_empty() || end.block >= self.sb.segment_blocks {
+        if self.ready_for(stream) == 0 || end.block >= self.sb.segment_blocks {
             return Err(LogError::Full);
         }
         self.open = Some(OpenBatch {
@@ -347,9 +356,11 @@ impl LogWriter {
             sum.update(&chunk[skipped..]);
             skip -= skipped;
         }
+        let some_ready = self.ready_for(open.stream) > 0;
         let own = &mut self.ends[open.stream as usize];
         own.block = open.block + blocks;
         if own.next == NO_SEGMENT
+            && some_ready
             && own.block >= self.sb.segment_blocks / 4 * 3
             && let Some((segment, turn)) = placement::take(&mut self.ready, open.stream, self.layout)
         {
@@ -495,7 +506,7 @@ impl LogWriter {
         let next = if end.next == NO_SEGMENT { 0 } else { size };
         u64::from(size.saturating_sub(end.block + used))
             + u64::from(next)
-            + self.ready.len() as u64 * u64::from(size)
+            + self.ready_for(stream) as u64 * u64::from(size)
     }
     /// Blocks sealed since the log was continued.
     pub fn appended_blocks(&self) -> u64 {
