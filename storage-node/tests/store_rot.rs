@@ -273,13 +273,11 @@ fn damage_is_reported_with_its_place<F: FaultyBench>() {
 }
 
 #[test]
-#[ignore = "crash helper: the line about a damaged table page names no byte (engine.rs, page_loaded)"]
 fn a_damaged_table_page_is_reported_with_its_place() {
     assert_eq!(reported::<FaultySim>().get("table"), Some(&true));
 }
 
 #[test]
-#[ignore = "crash helper: the line about a failed write names no byte (engine.rs, batch_written)"]
 fn a_failed_write_is_reported_with_its_place() {
     let store = closed::<FaultySim>(14, false);
     let mut run = store.on(store.content.clone(), true);

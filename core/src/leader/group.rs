@@ -1,11 +1,12 @@
 //! A group: opened (5.1), decided (5.2), settled (5.4), opened again (5.7, 5.8).
 
+use super::choose::{self, Answer};
 use super::object::{CopyState, Object};
 use super::read::{Confirming, Read};
 use super::{LeaderCounters, ObjectSet, Output, Shared};
 use crate::client::{ClientOp, OpId};
 use crate::ids::*;
-use crate::message::{FromNode, Line, ObjectVote, Refusal, ToNode};
+use crate::message::{FromNode, Line, Refusal, ToNode};
 use crate::placement::PgConfig;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, VecDeque};
@@ -40,31 +41,6 @@ pub(super) enum Link {
     Settling,
     /// It has settled.
     Settled,
-}
-
-/// A node's answer to the present ballot.
-#[derive(Debug)]
-struct Answer {
-    settled: Ballot,
-    lost: bool,
-    objects: FxHashMap<ObjectIndex, ObjectVote>,
-}
-
-impl Answer {
-    /// The vote on an object: `None` for a copy that was lost.
-    fn vote(&self, index: ObjectIndex) -> Option<Vote> {
-        if self.lost {
-            return None;
-        }
-        match self.objects.get(&index) {
-            None => Some(Vote { line: self.settled, head: Head::ZERO }),
-            Some(vote) => match vote.behind {
-                Some(Line::Lost) => None,
-                Some(Line::At(line)) => Some(Vote { line, head: vote.head }),
-                None => Some(Vote { line: self.settled, head: vote.head }),
-            },
-        }
-    }
 }
 
 /// A node's place in a group.
@@ -353,8 +329,7 @@ impl<P: Clone + Default> Group<P> {
             FromNode::Opened { ballot, settled, lost, objects, .. }
                 if ballot == self.ballot && self.slots[i].link == Link::Opening =>
             {
-                let objects = objects.into_iter().map(|vote| (vote.index, vote)).collect();
-                self.opened(shared, now, i, Answer { settled, lost, objects }, out);
+                self.opened(shared, now, i, Answer::new(settled, lost, objects), out);
             }
             FromNode::OpenRefused { ballot, promised, fence, epoch, why, .. } => {
                 let by = promised.generation().max(fence);
@@ -435,15 +410,12 @@ impl<P: Clone + Default> Group<P> {
 
     fn reports_less(&self, i: usize, answer: &Answer) -> bool {
         answer.settled != self.ballot
-            || self.objects.iter().any(|(index, object)| {
-                let head = answer.objects.get(index).map_or(Head::ZERO, |vote| vote.head);
-                head.seq < object.copies[i].have
-            })
+            || self.objects.iter().any(|(index, object)| answer.head(*index).seq < object.copies[i].have)
     }
 
     /// 5.2: the base of every object is the head of the greatest vote. Once per ballot.
     fn decide_if_possible(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
-        if !self.quorum(|_, slot| slot.answer.as_ref().is_some_and(|answer| !answer.lost)) {
+        if !choose::enough(&self.config, |node| self.answer_of(node)) {
             return;
         }
         let mut named: Vec<ObjectIndex> = self
@@ -487,29 +459,21 @@ impl<P: Clone + Default> Group<P> {
         }
     }
 
-    /// The head of the greatest vote among the members' answers; `None` where too many have lost theirs.
+    /// 5.2 for one object: `None` where too many have lost their votes. Where a quorum has refused it for
+    /// want of room, they decide: see [`Group::note_no_room`].
     fn decide(&self, index: ObjectIndex) -> Option<Head> {
-        let vote = |slot: &Slot| slot.answer.as_ref().and_then(|answer| answer.vote(index));
-        if !self.quorum(|_, slot| vote(slot).is_some()) {
-            return None;
-        }
         let no_room = self.no_room.get(&index).copied().unwrap_or(0);
-        if self.quorum(|i, slot| no_room & 1 << i != 0 && vote(slot).is_some()) {
-            let of_these = self.slots.iter().enumerate().filter(|(i, _)| no_room & 1 << i != 0);
-            let members = of_these.filter(|(_, slot)| slot.member);
-            return members.filter_map(|(_, slot)| vote(slot)).max().map(|vote| vote.head);
-        }
-        #[cfg(feature = "deliberate-bugs")]
-        if crate::bugs::stale_copy_without_vote() {
-            let stale = |slot: &Slot| {
-                slot.answer
-                    .as_ref()
-                    .is_some_and(|a| a.objects.get(&index).is_some_and(|v| v.behind.is_some()))
-            };
-            let votes = self.slots.iter().filter(|slot| slot.member && !stale(slot)).filter_map(vote);
-            return Some(votes.max().unwrap_or_default().head);
-        }
-        self.slots.iter().filter(|slot| slot.member).filter_map(vote).max().map(|vote| vote.head)
+        let refused = |node: NodeId| {
+            let (i, _) = self.slots.iter().enumerate().find(|(_, slot)| slot.node == node)?;
+            self.slots[i].answer.as_ref().filter(|_| no_room & 1 << i != 0)
+        };
+        choose::base(&self.config, refused, index)
+            .or_else(|| choose::base(&self.config, |node| self.answer_of(node), index))
+    }
+
+    /// What a node has answered in this ballot, until it is settled.
+    fn answer_of(&self, node: NodeId) -> Option<&Answer> {
+        self.slots.iter().find(|slot| slot.node == node)?.answer.as_ref()
     }
 
     /// 5.3 and 5.4: this node's own `except`, worked out now from its own answer; behind it the writes in
@@ -528,7 +492,7 @@ impl<P: Clone + Default> Group<P> {
         let mut except = Vec::new();
         for (index, object) in &mut self.objects {
             let vote = answer.objects.get(index);
-            let head = vote.map_or(Head::ZERO, |vote| vote.head);
+            let head = answer.head(*index);
             let lost = answer.lost || vote.is_some_and(|vote| vote.behind == Some(Line::Lost));
             let nothing = head == Head::ZERO && object.base == Head::ZERO && object.acked == 0;
             if object.in_line(self.ballot, head) && (nothing || !lost) {

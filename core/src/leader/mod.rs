@@ -7,8 +7,8 @@
 //! ```
 //!
 //! One machine leads one volume under one generation. A volume's objects fall into groups, one for each
-//! placement group; each group is opened, decided and settled on its own ([`group`]), holds its objects'
-//! state ([`object`]), numbers and counts writes ([`write`]), routes reads ([`read`]), orders repairs
+//! placement group; each group is opened, decided ([`choose`]) and settled on its own ([`group`]), holds its
+//! objects' state ([`object`]), numbers and counts writes ([`write`]), routes reads ([`read`]), orders repairs
 //! ([`repair`]) and deals with nodes that are full ([`full`]).
 //!
 //! A write is acknowledged when a quorum of whole copies has *reported* it durable. The machine decides
@@ -18,6 +18,7 @@
 //! 200 bytes each, 50 MiB per TiB of written volume).
 
 mod api;
+pub mod choose;
 mod full;
 mod group;
 mod object;

@@ -4,7 +4,7 @@ use super::{ConnId, Node, Output, ReadMode, Reading};
 use crate::checksum::HOLE;
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
-use crate::message::{FromNode, Line, ObjectVote, Refusal, ToNode, WriteOp};
+use crate::message::{FromNode, Line, Refusal, ToNode, WriteOp};
 use crate::record::{Promise, Record};
 
 impl<P: Clone> Node<P> {
@@ -100,22 +100,7 @@ impl<P: Clone> Node<P> {
             self.tell_replaced(older, group, promised, out);
         }
         let state = self.state.group_mut(group);
-        let mut objects: Vec<ObjectVote> = state
-            .objects
-            .iter()
-            .map(|(index, head)| ObjectVote {
-                index: *index,
-                head: *head,
-                behind: state.behind.get(index).copied(),
-            })
-            .collect();
-        let absent = state.behind.iter().filter(|(index, _)| !state.objects.contains_key(index));
-        objects.extend(absent.map(|(index, line)| ObjectVote {
-            index: *index,
-            head: Head::ZERO,
-            behind: Some(*line),
-        }));
-        objects.sort_unstable_by_key(|vote| vote.index);
+        let objects = state.votes();
         let msg =
             FromNode::Opened { group, ballot, settled: state.settled.ballot, lost: state.lost, objects };
         // Held until the promise, and every write among the votes, is durable.

@@ -68,13 +68,11 @@ impl StateDir {
     /// The last map.
     pub fn map(&self) -> Option<ClusterMap> {
         let bytes = fs::read(self.0.join("map")).ok()?;
-        match postcard::take_from_bytes::<(u32, ClusterMap)>(&bytes) {
-            Ok(((sum, map), [])) if sum == checksum(&map) => Some(map),
-            _ => {
-                tracing::warn!("the map kept in {} is damaged: asking the monitors", self.0.display());
-                None
-            }
+        let map = kept_map(&bytes);
+        if map.is_none() {
+            tracing::warn!("the map kept in {} is damaged: asking the monitors", self.0.display());
         }
+        map
     }
 
     /// Keeps the map.
@@ -105,6 +103,14 @@ impl StateDir {
         if let Err(error) = put() {
             tracing::warn!(%error, "cannot write {} in {}", name, self.0.display());
         }
+    }
+}
+
+/// The map in the bytes of a `map` file; `None` if it is not whole.
+pub fn kept_map(bytes: &[u8]) -> Option<ClusterMap> {
+    match postcard::take_from_bytes::<(u32, ClusterMap)>(bytes) {
+        Ok(((sum, map), [])) if sum == checksum(&map) => Some(map),
+        _ => None,
     }
 }
 

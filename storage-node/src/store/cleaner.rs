@@ -34,10 +34,8 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 const WINDOW_BLOCKS: u32 = 256;
 /// Blocks looked up at once.
 const RESOLVE_MAX: usize = 256;
-/// Blocks moved in one batch.
-const MOVE_MAX: usize = 128;
-/// Blocks that the cold stream has at least when something is moved.
-const COLD_MIN: u64 = 4 * MOVE_MAX as u64;
+/// Blocks moved in one batch; fewer where segments are small.
+const MOVE_MAX: u32 = 128;
 /// Blocks that are worth a batch of their own, where there are so many.
 const MOVE_MIN: u64 = 64;
 /// Budget that is kept for later, in blocks.
@@ -212,7 +210,8 @@ impl<D: Device, I: Index> Store<D, I> {
     pub(super) fn is_stuck(&self) -> bool {
         !self.clean_can_go_on()
             && matches!(self.phase, super::checkpoint::Phase::Idle)
-            && self.space.snapshot_from == self.log.appended_blocks()
+            && self.nothing_new()
+            && self.space.coming() == 0
             && self.state.dead.is_empty()
             && !self.log.busy()
             && self.is_behind()
@@ -247,9 +246,18 @@ impl<D: Device, I: Index> Store<D, I> {
     fn has_room_to_clean(&self) -> bool {
         let dirty = self.state.tables.dirty() as u64;
         let snapshot = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
-        let size = u64::from(self.sb.segment_blocks);
         // One that is ready may become the cold stream's.
-        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + COLD_MIN
+        let taken = if self.log.ready() > 0 { u64::from(self.sb.segment_blocks) } else { 0 };
+        self.hot_free().saturating_sub(taken) >= dirty + dirty / 8 + snapshot + self.cold_min()
+    }
+
+    fn move_max(&self) -> usize {
+        (self.sb.segment_blocks / 16).clamp(8, MOVE_MAX) as usize
+    }
+
+    /// Blocks that the cold stream has at least when something is moved.
+    fn cold_min(&self) -> u64 {
+        2 * self.move_max() as u64 + 8
     }
 
     /// False where a snapshot has to come first.
@@ -262,7 +270,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if !self.space.background_may()
             || self.log.pending_bytes() >= self.options.pending_bytes_max
             || !self.has_room_to_clean()
-            || self.log.stream_free(Stream::Cold) < COLD_MIN
+            || self.log.stream_free(Stream::Cold) < self.cold_min()
         {
             return false;
         }
@@ -530,8 +538,8 @@ impl<D: Device, I: Index> Store<D, I> {
             return;
         };
         let blocks = (buf.len() / BLOCK_SIZE) as u32;
-        let mut some: Vec<(Live, u32)> = Vec::with_capacity(MOVE_MAX);
-        while some.len() < MOVE_MAX
+        let mut some: Vec<(Live, u32)> = Vec::with_capacity(self.move_max());
+        while some.len() < self.move_max()
             && let Some(&live) = v.live.front()
         {
             let at = self.block_of(v, live.entry.location);

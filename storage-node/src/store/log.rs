@@ -431,10 +431,14 @@ impl LogWriter {
     }
 
     /// The write has to be made again (nothing of it can be trusted, nothing was acknowledged).
-    pub fn write_again(&mut self) {
-        if let Some(batch) = self.in_flight.take() {
-            self.sealed.push_front(batch);
-        }
+    /// Returns its place.
+    pub fn write_again(&mut self) -> u64 {
+        let Some(batch) = self.in_flight.take() else {
+            return 0;
+        };
+        let location = batch.location;
+        self.sealed.push_front(batch);
+        location
     }
 
     /// Has the ticket acknowledged with what is pending; false if nothing is.

@@ -50,6 +50,7 @@ mod space;
 mod state;
 mod superblock;
 mod table;
+pub(crate) mod view;
 
 pub use audit::Audit;
 pub use engine::Store;
@@ -59,7 +60,9 @@ pub use format::{
 };
 pub use log::LogError;
 pub use recovery::{How, IndexUse, RecoverError};
+pub use space::usable_bytes;
 pub use superblock::{Superblock, SuperblockError};
+pub use table::BlockEntry;
 
 use crate::device::file::{Engine, OpenDeviceError};
 use bytes::Bytes;

@@ -8,6 +8,8 @@
 //! been durable when a later header names it as its predecessor; that tells damage from a torn tail:
 //! see `docs/on-disk-format.md`.
 
+pub mod walk;
+
 use super::batch::{DataChecksum, Header, NO_SEGMENT};
 use super::codec::Entry;
 use super::index::{Index, Meta, VERSION};

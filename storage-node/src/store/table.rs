@@ -7,6 +7,8 @@
 //! Page record of the next image carries that. This module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
 //! ([`Tables::dirty_victim`]), and is told when that has happened.
 
+pub mod view;
+
 use super::batch::page_checksum;
 pub use super::page::{BlockEntry, PAGE_BLOCKS, entries_of, merge};
 use super::page::{Counts, Page, PageOp, Pending, apply};
@@ -86,8 +88,8 @@ pub struct Captured {
 pub struct Loaded {
     /// Reads that waited.
     pub captured: Vec<Captured>,
-    /// The page does not match its checksum: its entries are lost.
-    pub lost: Option<(ObjectId, BlockRange)>,
+    /// The page does not match its checksum: its entries are lost. Its place is the third.
+    pub lost: Option<(ObjectId, BlockRange, u64)>,
     /// The checkpoint wants it written.
     pub flush: bool,
 }
@@ -458,7 +460,7 @@ impl Tables {
             None => {
                 if !slot.gone {
                     let blocks = BlockRange::new(page * PAGE_BLOCKS, PAGE_BLOCKS);
-                    loaded.lost = Some((object, blocks));
+                    loaded.lost = Some((object, blocks, slot.location));
                     slot.lost = true;
                 }
                 let mut page = Page::empty();
