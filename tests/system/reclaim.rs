@@ -7,7 +7,7 @@ use crate::blocks::{BLOCK, Content, Ledger, Random};
 use crate::cluster::{Cluster, Shape, run_trefoil};
 use crate::nbd_client::{Client, ENOSPC};
 use crate::tools::wait_until;
-use crate::writer;
+use crate::writer::{self, Mix};
 
 /// Blocks of a large write: 1 MiB.
 const LARGE: usize = 256;
@@ -149,5 +149,55 @@ fn full_nodes_take_overwrites_and_trims_and_removed_volumes_make_room() {
     cluster.wait_until_whole(Duration::from_secs(90));
     disk.compare("empty");
     drop(disk);
+    cluster.stop();
+}
+
+#[test]
+fn a_full_cluster_under_load_survives_a_node_that_is_killed() {
+    let shape = Shape { node_size: "512MiB", volumes: &["disk0=2GiB"], ..Shape::default() };
+    let mut cluster = Cluster::start(shape);
+    let client = cluster.connect("disk0");
+    let mut ledger = Ledger::new(8, 0, (512 << 20) / BLOCK);
+    let mut random = Random::new(8);
+    let mix = Mix { depth: 16, blocks_max: 128, zeroes_one_in: 0, flush_one_in: 0 };
+    let mut burst = |ledger: &mut Ledger, mix: Mix, millis: u64| {
+        let start = Instant::now();
+        let limit = Duration::from_millis(millis);
+        let outcome = writer::run(&client, ledger, &mut random, mix, || start.elapsed() > limit);
+        assert!(outcome.end.is_none(), "no hang and no closed connection: {outcome:?}");
+        assert!(outcome.errors.keys().all(|error| *error == ENOSPC), "{outcome:?}");
+        outcome
+    };
+    let start = Instant::now();
+    while burst(&mut ledger, mix, 300).errors.is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(60), "never full");
+    }
+    // Writes, overwrites and zeroes at the edge.
+    let mix = Mix { zeroes_one_in: 6, blocks_max: 32, ..mix };
+    let mut said = Vec::new();
+    let mut at_the_edge = |ledger: &mut Ledger, what: &'static str, millis| {
+        let outcome = burst(ledger, mix, millis);
+        let refused = outcome.errors.values().sum::<u64>();
+        assert!(outcome.acknowledged > 0, "{what}: {outcome:?}");
+        said.push((what, outcome.acknowledged, refused, outcome.longest));
+    };
+    at_the_edge(&mut ledger, "all nodes up", 2000);
+    cluster.kill("node-1");
+    at_the_edge(&mut ledger, "one down", 2000);
+    cluster.restart("node-1");
+    at_the_edge(&mut ledger, "one comes back", 4000);
+    println!("at the edge (what, acknowledged, refused, longest): {said:?}");
+    let findings = writer::compare(&client, &mut ledger).expect("reads");
+    assert!(findings.wrong.is_empty(), "{findings}");
+    // With room again, everything heals.
+    for index in (0..ledger.blocks() / 2).step_by(LARGE) {
+        ledger.begin_zero(index, LARGE);
+        client.trim(ledger.offset(index), LARGE * BLOCK).expect("a trim at full");
+        ledger.acknowledge(index, LARGE, Content::Zero);
+    }
+    cluster.wait_until_whole(Duration::from_secs(60));
+    let findings = writer::compare(&client, &mut ledger).expect("reads");
+    assert!(findings.wrong.is_empty(), "{findings}");
+    drop(client);
     cluster.stop();
 }

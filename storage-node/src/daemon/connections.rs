@@ -132,6 +132,8 @@ impl<S: Storage + 'static> Daemon<S> {
             if let Err(why) = reader.read_batch(&mut frames).await {
                 break why;
             }
+            // Others may have filled it meanwhile.
+            self.wait_for_room().await;
             if !self.feed_leader(conn, &mut frames).await {
                 sender.close("a message that makes no sense");
                 break CloseReason::Local("a message that makes no sense");
@@ -183,6 +185,7 @@ impl<S: Storage + 'static> Daemon<S> {
             if let Err(why) = reader.read_batch(&mut frames).await {
                 break why;
             }
+            self.wait_for_room().await;
             if !self.batch(|engine| engine.peer_frames(node, &mut frames)) {
                 break CloseReason::Local("a message that makes no sense");
             }
