@@ -36,6 +36,8 @@ mod nbd_client;
 mod offline;
 mod power;
 mod prober;
+mod reclaim;
+mod rollback;
 mod rot;
 mod stand_in;
 mod takeover;

@@ -78,6 +78,15 @@ pub(super) struct Group<P> {
     pub closed: ObjectSet,
     /// Copies on connected nodes that are not in line, and when to (re)order their repair. Clients' first.
     pub behind: BTreeMap<(ObjectIndex, usize), Time>,
+    /// The copy whose repair was ordered last.
+    pub repair_cursor: (ObjectIndex, usize),
+    /// Objects that copies could not take for want of room in the last ballot, and the slots of these: the
+    /// present one is decided by their votes, if they are a quorum.
+    pub no_room: FxHashMap<ObjectIndex, u8>,
+    /// No further round for want of room before this, while nobody's write asks for one.
+    pub full_round_after: Time,
+    /// When the present ballot was taken.
+    pub round_began: Time,
     pub undecided: usize,
     /// Operations that wait for the decision.
     pub waiting: VecDeque<ClientOp<P>>,
@@ -103,6 +112,10 @@ impl<P: Clone + Default> Group<P> {
             busy: ObjectSet::new(),
             closed: ObjectSet::new(),
             behind: BTreeMap::new(),
+            repair_cursor: (0, 0),
+            no_room: FxHashMap::default(),
+            full_round_after: Time(0),
+            round_began: Time(0),
             undecided: 0,
             waiting: VecDeque::new(),
             reads: FxHashMap::default(),
@@ -172,9 +185,11 @@ impl<P: Clone + Default> Group<P> {
             return out.push(Output::NeedGeneration);
         };
         self.counters.rounds += 1;
+        self.note_no_room();
         self.take_back(shared);
         self.ballot = ballot;
         self.phase = Phase::Opening;
+        self.round_began = now;
         self.round_after = now.after(self.round_pause);
         self.round_pause = (self.round_pause * 2).min(ROUND_PAUSE_MAX);
         for slot in &mut self.slots {
@@ -293,6 +308,7 @@ impl<P: Clone + Default> Group<P> {
     /// 5.8 for a new epoch.
     pub fn configure(&mut self, shared: &mut Shared, now: Time, config: PgConfig, out: &mut Vec<Output<P>>) {
         self.take_back(shared);
+        self.no_room.clear(); // slots are others now
         self.config = config;
         self.make_slots();
         if self.phase != Phase::Closed {
@@ -351,9 +367,8 @@ impl<P: Clone + Default> Group<P> {
             FromNode::Gap { object, ballot, repair, .. } if ballot == self.ballot => {
                 self.gap(shared, now, i, object.index, repair, out);
             }
-            FromNode::NoSpace { object, ballot, .. } if ballot == self.ballot => {
-                shared.refused_for_room(now, node);
-                self.no_space(shared, now, i, object.index, out);
+            FromNode::NoSpace { object, ballot, seq } if ballot == self.ballot => {
+                self.no_space(shared, now, i, (object.index, seq), out);
             }
             FromNode::Data { id, checksums, data, .. } => {
                 self.data(shared, now, i, id, checksums, data, out);
@@ -411,14 +426,16 @@ impl<P: Clone + Default> Group<P> {
             .collect();
         named.sort_unstable();
         named.dedup();
-        let bases: Vec<(ObjectIndex, Option<Head>)> = named
-            .into_iter()
-            .map(|index| (index, choose::base(&self.config, |node| self.answer_of(node), index)))
-            .collect();
+        let bases: Vec<(ObjectIndex, Option<Head>)> =
+            named.into_iter().map(|index| (index, self.decide(index))).collect();
         let more_to_come = self.slots.iter().any(|slot| slot.link == Link::Opening);
         if more_to_come && bases.iter().any(|(_, base)| base.is_none()) {
             return; // copies were lost: wait for every node that may still answer
         }
+        if self.waits_for_refusers(now) {
+            return;
+        }
+        self.no_room.clear();
         self.phase = Phase::Decided;
         for (index, base) in bases {
             let object = match base {
@@ -447,6 +464,17 @@ impl<P: Clone + Default> Group<P> {
         self.slots.iter().find(|slot| slot.node == node)?.answer.as_ref()
     }
 
+    /// 5.2 for one object: among those who had no room for it, if they are a quorum, else among all.
+    fn decide(&self, index: ObjectIndex) -> Option<Head> {
+        let mask = self.no_room.get(&index).copied().unwrap_or(0);
+        let had_no_room = |node| {
+            let (i, slot) = self.slots.iter().enumerate().find(|(_, slot)| slot.node == node)?;
+            slot.answer.as_ref().filter(|_| mask & 1 << i != 0)
+        };
+        let of_these = if mask == 0 { None } else { choose::base(&self.config, had_no_room, index) };
+        of_these.or_else(|| choose::base(&self.config, |node| self.answer_of(node), index))
+    }
+
     /// 5.3 and 5.4: this node's own `except`, worked out now from its own answer; behind it the writes in
     /// flight which its copies in line lack.
     fn settle(&mut self, shared: &mut Shared, now: Time, i: usize, out: &mut Vec<Output<P>>) {
@@ -468,6 +496,7 @@ impl<P: Clone + Default> Group<P> {
             let nothing = head == Head::ZERO && object.base == Head::ZERO && object.acked == 0;
             if object.in_line(self.ballot, head) && (nothing || !lost) {
                 object.copies[i].state = CopyState::InLine;
+                object.copies[i].no_room = false;
                 object.copies[i].have = object.copies[i].have.max(head.seq);
             } else {
                 object.copies[i].state = CopyState::Except;
@@ -528,7 +557,7 @@ impl<P: Clone + Default> Group<P> {
         };
         let stuck =
             |index: &ObjectIndex| self.objects.get(index).is_some_and(|o| o.decided && !has_source(o));
-        if self.closed.iter().any(stuck) {
+        if self.closed.iter().any(stuck) || self.round_for_room(now) {
             self.next_round(shared, now, out);
         }
     }

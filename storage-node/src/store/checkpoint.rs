@@ -209,10 +209,11 @@ impl<D: Device, I: Index> Store<D, I> {
             Ok(()) => {
                 self.root = root;
                 self.stats.snapshots += 1;
-                self.space.snapshot_from = self.log.appended_blocks();
                 self.commit(delta);
                 // Durable: the root that makes what is before its snapshot unnecessary.
                 self.free_segments();
+                self.log.seal();
+                self.space.snapshot_from = self.log.appended_blocks();
                 self.clean_after_snapshot(self.space.checkpoint_from);
             }
             // Not trusted: perhaps it is there, so nothing that it needs may be used again; perhaps not,

@@ -12,15 +12,14 @@
 //! The budget: for what clients append, a number of blocks may be moved that grows as free segments get
 //! fewer ([`Store::clean_step`]); an idle store cleans by itself until it has enough.
 
-use super::batch::{Header, page_checksum};
+use super::batch::Header;
 use super::codec::{self, Entry};
 use super::engine::{CLEANER, Running, Store};
 use super::index::Index;
 use super::log::Stream;
-use super::segments::{Delta, LEAKED};
 use super::state::Key;
-use super::superblock::{byte_of, place_of};
-use super::table::{BlockEntry, merge};
+use super::superblock::place_of;
+use super::table::BlockEntry;
 use crate::device::buffer::{Buf, Pool};
 use crate::device::{Device, Op};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -35,10 +34,8 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 const WINDOW_BLOCKS: u32 = 256;
 /// Blocks looked up at once.
 const RESOLVE_MAX: usize = 256;
-/// Blocks moved in one batch.
-const MOVE_MAX: usize = 128;
-/// Blocks that the cold stream has at least when something is moved.
-const COLD_MIN: u64 = 4 * MOVE_MAX as u64;
+/// Blocks moved in one batch; fewer where segments are small.
+const MOVE_MAX: u32 = 128;
 /// Blocks that are worth a batch of their own, where there are so many.
 const MOVE_MIN: u64 = 64;
 /// Budget that is kept for later, in blocks.
@@ -49,8 +46,6 @@ const READS_MAX: u32 = 3;
 const ERRORS_MAX: u32 = 256;
 /// Objects in a block of a snapshot, at least.
 const OBJECTS_PER_BLOCK: u64 = 16;
-/// Pages of deleted objects read at once, and in one record.
-const REAP_MAX: usize = 64;
 /// A segment with fewer dead blocks than one in so many is not worth it.
 const WORTH_PART: u32 = 64;
 
@@ -125,10 +120,6 @@ pub struct Cleaner {
     ended: bool,
     tokens: u64,
     hot_seen: u64,
-    /// Pages of deleted objects being read.
-    reaping: FxHashSet<u64>,
-    /// Read, to be written down together.
-    reaped: Vec<(u64, Vec<Delta>)>,
 }
 
 impl Cleaner {
@@ -219,7 +210,8 @@ impl<D: Device, I: Index> Store<D, I> {
     pub(super) fn is_stuck(&self) -> bool {
         !self.clean_can_go_on()
             && matches!(self.phase, super::checkpoint::Phase::Idle)
-            && self.space.snapshot_from == self.log.appended_blocks()
+            && self.nothing_new()
+            && self.space.coming() == 0
             && self.state.dead.is_empty()
             && !self.log.busy()
             && self.is_behind()
@@ -254,9 +246,18 @@ impl<D: Device, I: Index> Store<D, I> {
     fn has_room_to_clean(&self) -> bool {
         let dirty = self.state.tables.dirty() as u64;
         let snapshot = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
-        let size = u64::from(self.sb.segment_blocks);
         // One that is ready may become the cold stream's.
-        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + COLD_MIN
+        let taken = if self.log.ready() > 0 { u64::from(self.sb.segment_blocks) } else { 0 };
+        self.hot_free().saturating_sub(taken) >= dirty + dirty / 8 + snapshot + self.cold_min()
+    }
+
+    fn move_max(&self) -> usize {
+        (self.sb.segment_blocks / 16).clamp(8, MOVE_MAX) as usize
+    }
+
+    /// Blocks that the cold stream has at least when something is moved.
+    fn cold_min(&self) -> u64 {
+        2 * self.move_max() as u64 + 8
     }
 
     /// False where a snapshot has to come first.
@@ -269,7 +270,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if !self.space.background_may()
             || self.log.pending_bytes() >= self.options.pending_bytes_max
             || !self.has_room_to_clean()
-            || self.log.stream_free(Stream::Cold) < COLD_MIN
+            || self.log.stream_free(Stream::Cold) < self.cold_min()
         {
             return false;
         }
@@ -537,8 +538,8 @@ impl<D: Device, I: Index> Store<D, I> {
             return;
         };
         let blocks = (buf.len() / BLOCK_SIZE) as u32;
-        let mut some: Vec<(Live, u32)> = Vec::with_capacity(MOVE_MAX);
-        while some.len() < MOVE_MAX
+        let mut some: Vec<(Live, u32)> = Vec::with_capacity(self.move_max());
+        while some.len() < self.move_max()
             && let Some(&live) = v.live.front()
         {
             let at = self.block_of(v, live.entry.location);
@@ -643,76 +644,6 @@ impl<D: Device, I: Index> Store<D, I> {
             }
         }
         self.space.nothing_at = None;
-    }
-
-    /// Reads some pages of deleted objects' tables, and writes down what no longer counts.
-    fn reap_step(&mut self) {
-        let reading = self.cleaner.reaping.len() - self.cleaner.reaped.len();
-        let full = self.cleaner.reaped.len() >= REAP_MAX;
-        if !self.cleaner.reaped.is_empty() && (full || reading == 0) && self.space.background_may() {
-            let mut locations = Vec::new();
-            let mut deltas = Vec::new();
-            for (location, mut counts) in self.cleaner.reaped.drain(..) {
-                self.cleaner.reaping.remove(&location);
-                // Another volume's page may lie there by now only if this one was reaped already.
-                if self.state.dead.contains_key(&location) {
-                    locations.push(location);
-                    deltas.append(&mut counts);
-                }
-            }
-            merge(&mut deltas);
-            self.scratch.clear();
-            let encoded = codec::put_reap(locations.clone(), deltas.clone(), &mut self.scratch);
-            self.put_scratch(encoded);
-            if self.failed.is_none() {
-                self.space.background_used(1);
-                self.state.reap(&locations, &deltas);
-            }
-        }
-        if self.state.dead.is_empty() || self.cleaner.reaping.len() >= REAP_MAX {
-            return;
-        }
-        let more = REAP_MAX - self.cleaner.reaping.len();
-        let reaping = &self.cleaner.reaping;
-        let some: Vec<u64> =
-            self.state.dead.keys().filter(|l| !reaping.contains(*l)).take(more).copied().collect();
-        for location in some {
-            self.cleaner.reaping.insert(location);
-            if let Some(bytes) = self.log.find(location) {
-                let bytes = bytes.to_vec();
-                self.dead_page(location, Some(&bytes));
-                continue;
-            }
-            let Some(buf) = Pool::new(u64::MAX, 0, None).get(BLOCK_SIZE) else {
-                return;
-            };
-            let id = self.running.insert(Running::Dead { location, retries: 0 }) as u64;
-            self.dev.start(id, Op::Read { offset: byte_of(location), buf });
-        }
-    }
-
-    /// A page of a deleted object has been read; `None`: it cannot be.
-    pub(super) fn dead_page(&mut self, location: u64, bytes: Option<&[u8]>) {
-        let Some((object, dead)) = self.state.dead.get(&location) else {
-            self.cleaner.reaped.push((location, Vec::new()));
-            return;
-        };
-        let minus = |location| {
-            let (segment, turn) = self.sb.tag_of(location);
-            (segment, turn, -1)
-        };
-        let mut deltas = vec![minus(location)];
-        // A damaged one: what it named stays counted until the cleaner has looked at those segments.
-        let good = bytes.filter(|b| page_checksum(*object, dead.page, b) == dead.checksum);
-        if good.is_none() {
-            deltas.push(LEAKED);
-        }
-        for entry in good.into_iter().flat_map(super::table::entries_of) {
-            if entry.location != 0 {
-                deltas.push(minus(entry.location));
-            }
-        }
-        self.cleaner.reaped.push((location, deltas));
     }
 }
 

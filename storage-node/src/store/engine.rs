@@ -7,6 +7,7 @@ use super::codec;
 use super::index::{Index, SledIndex};
 use super::log::{BatchRef, LogWriter, RECORD_BLOCKS_MAX, Stream};
 use super::read::Read;
+use super::reaper::Reaper;
 use super::recovery::recover;
 use super::root::Root;
 use super::space::SpaceState;
@@ -70,6 +71,7 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) index_empty: bool,
     pub(super) space: SpaceState,
     pub(super) cleaner: Cleaner,
+    pub(super) reaper: Reaper,
     /// The newest that is durable.
     pub(super) root: Root,
     pub(super) durable_lsn: u64,
@@ -163,6 +165,7 @@ impl<D: Device, I: Index> Store<D, I> {
             read_pool: Pool::new(options.read_bytes_max, 32 << 20, Some(waker)),
             space: SpaceState::new(&sb, &options),
             cleaner: Cleaner::default(),
+            reaper: Reaper::default(),
             root: recovery.root,
             dev,
             index,
@@ -299,6 +302,9 @@ impl<D: Device, I: Index> Store<D, I> {
         self.scratch.clear();
         if let Err(error) = codec::put_record(&record, &mut self.scratch) {
             return self.fail(format!("a record cannot be encoded: {error}"));
+        }
+        if self.log.ready() == 0 {
+            self.prepare_segments();
         }
         let location = match self.log.reserve(Stream::Hot, self.scratch.len(), blocks) {
             Ok(location) => location,
@@ -459,14 +465,15 @@ impl<D: Device, I: Index> Store<D, I> {
                 }
             }
             Err(error) => {
-                self.log.write_again();
+                let location = self.log.write_again();
                 let again = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOMEM));
                 self.retries += 1;
                 if !again || self.retries > WRITE_RETRIES_MAX {
                     self.fail(format!(
-                        "{}: writing the log failed: {error}. What was not acknowledged may or may not be \
-                         on the device; restart the node when the device works again",
-                        self.dev.name()
+                        "{}: writing the log at byte {} failed: {error}. What was not acknowledged may or may \
+                         not be on the device; restart the node when the device works again",
+                        self.dev.name(),
+                        byte_of(location)
                     ));
                 }
             }
@@ -475,10 +482,10 @@ impl<D: Device, I: Index> Store<D, I> {
 
     fn page_loaded(&mut self, slot: u32, bytes: Option<&[u8]>) {
         let loaded = self.state.tables.loaded(slot, bytes);
-        if let Some((object, blocks)) = loaded.lost {
+        if let Some((object, blocks, location)) = loaded.lost {
             self.stats.lost_pages += 1;
             tracing::error!(
-                device = self.dev.name(), %object, ?blocks,
+                device = self.dev.name(), %object, ?blocks, byte = byte_of(location),
                 "a page of a block table is damaged: what these blocks hold is not known here any more"
             );
             self.events.push(StoreEvent::LostTable { object, blocks });

@@ -11,6 +11,7 @@
 //! appends is the order of LSNs.
 
 use super::batch::{DataChecksum, FIXED, HEADER_BLOCKS_MAX, Header, NO_SEGMENT};
+use super::placement::{self, Layout};
 use super::superblock::{Superblock, byte_of};
 use crate::device::buffer::{Buf, Pool};
 use bytes::Bytes;
@@ -154,6 +155,7 @@ pub struct LogWriter {
     pool: Pool,
     batch_blocks_max: u32,
     ends: Ends,
+    layout: Layout,
     /// Free segments that may be written at once.
     ready: VecDeque<(u32, u16)>,
     notes: Vec<Note>,
@@ -175,6 +177,7 @@ impl LogWriter {
             pool,
             batch_blocks_max: (batch_bytes_max / BLOCK_SIZE as u64).clamp(1, 1 << 20) as u32,
             ends,
+            layout: Layout::default(),
             ready: VecDeque::new(),
             notes: Vec::new(),
             appended: [0; 2],
@@ -284,7 +287,7 @@ impl LogWriter {
             chunks: Vec::new(),
             ticket: None,
         });
-        if let Some((segment, turn)) = self.ready.pop_front() {
+        if let Some((segment, turn)) = placement::take(&mut self.ready, stream, self.layout) {
             let end = &mut self.ends[stream as usize];
             (end.next, end.next_turn) = (segment, turn);
         }
@@ -348,7 +351,7 @@ impl LogWriter {
         own.block = open.block + blocks;
         if own.next == NO_SEGMENT
             && own.block >= self.sb.segment_blocks / 4 * 3
-            && let Some((segment, turn)) = self.ready.pop_front()
+            && let Some((segment, turn)) = placement::take(&mut self.ready, open.stream, self.layout)
         {
             (own.next, own.next_turn) = (segment, turn);
         }
@@ -428,10 +431,14 @@ impl LogWriter {
     }
 
     /// The write has to be made again (nothing of it can be trusted, nothing was acknowledged).
-    pub fn write_again(&mut self) {
-        if let Some(batch) = self.in_flight.take() {
-            self.sealed.push_front(batch);
-        }
+    /// Returns its place.
+    pub fn write_again(&mut self) -> u64 {
+        let Some(batch) = self.in_flight.take() else {
+            return 0;
+        };
+        let location = batch.location;
+        self.sealed.push_front(batch);
+        location
     }
 
     /// Has the ticket acknowledged with what is pending; false if nothing is.

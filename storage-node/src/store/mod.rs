@@ -39,7 +39,10 @@ mod engine;
 mod format;
 pub mod index;
 mod log;
+mod page;
+mod placement;
 mod read;
+mod reaper;
 mod recovery;
 mod root;
 mod segments;
@@ -57,6 +60,7 @@ pub use format::{
 };
 pub use log::LogError;
 pub use recovery::{How, IndexUse, RecoverError};
+pub use space::usable_bytes;
 pub use superblock::{Superblock, SuperblockError};
 pub use table::BlockEntry;
 
