@@ -459,21 +459,20 @@ impl<P: Clone + Default> Group<P> {
         }
     }
 
-    /// 5.2 for one object: `None` where too many have lost their votes. Where a quorum has refused it for
-    /// want of room, they decide: see [`Group::note_no_room`].
-    fn decide(&self, index: ObjectIndex) -> Option<Head> {
-        let no_room = self.no_room.get(&index).copied().unwrap_or(0);
-        let refused = |node: NodeId| {
-            let (i, _) = self.slots.iter().enumerate().find(|(_, slot)| slot.node == node)?;
-            self.slots[i].answer.as_ref().filter(|_| no_room & 1 << i != 0)
-        };
-        choose::base(&self.config, refused, index)
-            .or_else(|| choose::base(&self.config, |node| self.answer_of(node), index))
-    }
-
     /// What a node has answered in this ballot, until it is settled.
     fn answer_of(&self, node: NodeId) -> Option<&Answer> {
         self.slots.iter().find(|slot| slot.node == node)?.answer.as_ref()
+    }
+
+    /// 5.2 for one object: among those who had no room for it, if they are a quorum, else among all.
+    fn decide(&self, index: ObjectIndex) -> Option<Head> {
+        let mask = self.no_room.get(&index).copied().unwrap_or(0);
+        let had_no_room = |node| {
+            let (i, slot) = self.slots.iter().enumerate().find(|(_, slot)| slot.node == node)?;
+            slot.answer.as_ref().filter(|_| mask & 1 << i != 0)
+        };
+        let of_these = if mask == 0 { None } else { choose::base(&self.config, had_no_room, index) };
+        of_these.or_else(|| choose::base(&self.config, |node| self.answer_of(node), index))
     }
 
     /// 5.3 and 5.4: this node's own `except`, worked out now from its own answer; behind it the writes in

@@ -68,7 +68,7 @@ impl Storage for Store {
         Store::can_accept(self)
     }
     fn device(&self) -> DeviceStats {
-        DeviceStats::default() // until the store has it
+        self.device_stats()
     }
 }
 

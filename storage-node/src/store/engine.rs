@@ -116,6 +116,9 @@ impl Store {
             what: "cannot start I/O",
             source,
         })?;
+        if let Some(info) = dev.info() {
+            tracing::info!(device = dev.name(), ?info, "the device");
+        }
         // A foreign device must not cost the index of ours.
         let (sb, damage) = Superblock::read(&dev)?;
         let index = SledIndex::open(index_dir, dev.waker().clone());
@@ -230,6 +233,11 @@ impl<D: Device, I: Index> Store<D, I> {
         self.durable_lsn = self.log.last().lsn;
         self.take_notes();
         Ok(())
+    }
+
+    /// How the device does.
+    pub fn device_stats(&self) -> crate::device::latency::DeviceStats {
+        self.dev.stats()
     }
 
     /// What the store is.
@@ -419,7 +427,14 @@ impl<D: Device, I: Index> Store<D, I> {
                     }
                 },
                 Running::Root => self.root_written(completion.result),
-                Running::Prepare { segment } => self.prepared(segment),
+                Running::Prepare { segment } => {
+                    if let Err(error) = completion.result {
+                        // Advice only: the segment is used all the same. Without space below, the log's
+                        // write will say so.
+                        tracing::warn!(device = self.dev.name(), segment, %error, "a segment was not prepared");
+                    }
+                    self.prepared(segment);
+                }
                 Running::Clean { segment, at } => {
                     self.clean_window(segment, at, completion.result, completion.buf);
                 }
