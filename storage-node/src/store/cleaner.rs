@@ -244,11 +244,16 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// Moving leaves room for the table pages and the snapshot without which it gives nothing back.
     fn has_room_to_clean(&self) -> bool {
+        // One of those that the hot stream reckons with may become the cold stream's.
+        let taken = if self.log.ready_for(Stream::Hot) > 0 { u64::from(self.sb.segment_blocks) } else { 0 };
+        self.hot_free().saturating_sub(taken) >= self.snapshot_blocks() + self.cold_min()
+    }
+
+    /// Blocks that a full checkpoint takes, about.
+    pub(super) fn snapshot_blocks(&self) -> u64 {
         let dirty = self.state.tables.dirty() as u64;
-        let snapshot = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
-        // One that is ready may become the cold stream's.
-        let taken = if self.log.ready() > 0 { u64::from(self.sb.segment_blocks) } else { 0 };
-        self.hot_free().saturating_sub(taken) >= dirty + dirty / 8 + snapshot + self.cold_min()
+        let entries = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
+        dirty + dirty / 8 + entries + 8
     }
 
     fn move_max(&self) -> usize {

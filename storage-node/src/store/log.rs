@@ -207,7 +207,7 @@ impl LogWriter {
 
     /// Those that a stream may take: the last one is kept for the cold stream where that is about to need
     /// it, since without cleaning none would come.
-    fn ready_for(&self, stream: Stream) -> usize {
+    pub fn ready_for(&self, stream: Stream) -> usize {
         let cold = &self.ends[Stream::Cold as usize];
         let size = self.sb.segment_blocks;
         let short = cold.next == NO_SEGMENT && cold.block > size - size / 4;

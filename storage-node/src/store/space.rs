@@ -450,6 +450,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if self.is_behind()
             && self.space.coming() == 0
             && !self.nothing_new()
+            && self.hot_free() >= self.snapshot_blocks()
             && (waiting >= limits.low || !self.clean_can_go_on())
         {
             return Some(true);
