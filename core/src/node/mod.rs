@@ -199,7 +199,8 @@ impl<P: Clone> Node<P> {
     }
 
     /// How many blocks the next input, a Write, would add: the holes among its own, and what the store needs
-    /// besides. Forgotten after that input.
+    /// besides. `u32::MAX` before any input: the store takes no data at all, also none that adds nothing.
+    /// Forgotten after that input.
     pub fn set_growth(&mut self, blocks: u32) {
         self.growth = Some(blocks);
     }

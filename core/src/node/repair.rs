@@ -287,7 +287,7 @@ impl<P: Clone> Node<P> {
         rest.retain(|seq, _| *seq <= last);
         let writes: Vec<WriteOp<P>> = rest.into_values().collect();
         let adds = repair.adds(&writes);
-        if adds > self.room {
+        if adds > self.room || self.growth == Some(u32::MAX) {
             return self.refuse_for_room(object, out);
         }
         let Some(repair) = self.take_repair(object) else { return };

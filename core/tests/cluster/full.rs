@@ -251,6 +251,28 @@ fn a_repair_that_adds_nothing_is_taken_at_full() {
     assert!(w.fronts[f].machine.all_whole());
 }
 
+#[test]
+fn a_store_that_takes_no_data_at_all_is_given_none_and_trims_still_work() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    assert_eq!(w.written(f, 0, 0, 1), DONE);
+    assert_eq!(w.written(f, 0, 1, 1), DONE);
+    w.crash(NodeId(2));
+    assert_eq!(w.written(f, 0, 0, 2), DONE);
+    w.room(2, 100);
+    w.hosts.get_mut(&NodeId(2)).unwrap().disk.stuck = true;
+    w.restart(NodeId(2));
+    w.wait(f, 15_000_000);
+    assert_eq!(w.at(2, 0, 0), 1, "the repair would only have written over");
+    assert_eq!(w.written(f, 0, 0, 3), DONE, "the other two have it");
+    w.hosts.get_mut(&NodeId(2)).unwrap().disk.stuck = false;
+    w.wait(f, 15_000_000);
+    assert!(w.fronts[f].machine.all_whole());
+    w.hosts.get_mut(&NodeId(2)).unwrap().disk.stuck = true;
+    assert_eq!(w.zeroed(f, 0, 1), DONE);
+    assert!(w.fronts[f].machine.all_whole(), "on all three");
+}
+
 /// Nodes that say that they are nearly full are not made to refuse anything.
 #[test]
 fn a_warning_is_enough() {

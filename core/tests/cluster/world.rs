@@ -26,6 +26,8 @@ pub struct Disk {
     pub hold: bool,
     /// Blocks that it can hold; `None`: the test says what the machine is told.
     pub capacity: Option<u64>,
+    /// It takes no data at all, also none that adds nothing.
+    pub stuck: bool,
 }
 
 impl Disk {
@@ -371,7 +373,10 @@ impl World {
                         let mut out = Vec::new();
                         if let Some(room) = host.disk.room() {
                             host.machine.set_room(room, room == 0);
-                            if let node::Input::Leader { msg, .. } = &input
+                            if host.disk.stuck {
+                                host.machine.set_room(0, true);
+                                host.machine.set_growth(u32::MAX);
+                            } else if let node::Input::Leader { msg, .. } = &input
                                 && let Some((object, blocks)) = host.machine.asks_growth(msg)
                             {
                                 host.machine.set_growth(host.disk.growth(object, blocks));

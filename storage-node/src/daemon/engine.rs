@@ -21,7 +21,7 @@ use trefoil_core::limits::{OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
 use trefoil_core::message::{FromNode, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, Input, Node, Output, Ticket};
 use trefoil_core::wire::messages::Message;
-use trefoil_core::{BLOCK_SIZE, GroupId, NodeId, Time};
+use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, NodeId, ObjectId, Time};
 use trefoil_transport::{Frame, Sender};
 
 /// Groups that differ from a peer's and wait for the next heartbeat. Beyond it they are left to the
@@ -191,6 +191,11 @@ impl<S: Storage> Engine<S> {
         if self.node.room() < ROOM_ASKED_BELOW && self.failed.is_none() {
             self.carry_out();
             self.begin();
+            // What even nothing adds too much to takes no data at all.
+            let nothing = BlockRange::new(0, 0);
+            if self.node.room() == 0 && self.store.growth(ObjectId::default(), nothing) == Some(u32::MAX) {
+                self.node.set_growth(u32::MAX);
+            }
         }
     }
 

@@ -23,7 +23,7 @@ pub trait Storage {
     fn room_blocks(&self) -> u64;
     /// How many blocks a write of these would add, as of all records given so far: the holes among them, and
     /// pages of the table. `None`: not known yet; a page of the table is being read. To be asked again after
-    /// a poll.
+    /// a poll. `u32::MAX`, of any range: it can take no data at present, also none that adds nothing.
     fn growth(&mut self, object: ObjectId, blocks: BlockRange) -> Option<u32>;
     /// True when leaders are to be told that it is nearly full.
     fn nearly_full(&self) -> bool;
