@@ -102,7 +102,9 @@ impl Default for StoreOptions {
             queued_changes_max: 256 << 10,
             reads_max: 4096,
             read_bytes_max: 128 << 20,
-            checkpoint_bytes: 512 << 20,
+            // Each checkpoint writes all dirty table pages: further apart, fewer. A start reads the headers of so
+            // much log.
+            checkpoint_bytes: 4 << 30,
             engine: Engine::Auto,
         }
     }
