@@ -157,7 +157,7 @@ fn a_full_cluster_under_load_survives_a_node_that_is_killed() {
     let shape = Shape { node_size: "512MiB", volumes: &["disk0=2GiB"], ..Shape::default() };
     let mut cluster = Cluster::start(shape);
     let client = cluster.connect("disk0");
-    let mut ledger = Ledger::new(8, 0, (384 << 20) / BLOCK);
+    let mut ledger = Ledger::new(8, 0, (512 << 20) / BLOCK);
     let mut random = Random::new(8);
     let mix = Mix { depth: 16, blocks_max: 128, zeroes_one_in: 0, flush_one_in: 0 };
     let mut burst = |ledger: &mut Ledger, mix: Mix, millis: u64| {
@@ -186,6 +186,7 @@ fn a_full_cluster_under_load_survives_a_node_that_is_killed() {
     at_the_edge(&mut ledger, "one down", 1000);
     cluster.restart("node-1");
     at_the_edge(&mut ledger, "one comes back", 2500);
+    assert!(said.iter().any(|(_, _, refused, _)| *refused > 0), "it was at the edge: {said:?}");
     println!("at the edge (what, acknowledged, refused, longest): {said:?}");
     let findings = writer::compare(&client, &mut ledger).expect("reads");
     assert!(findings.wrong.is_empty(), "{findings}");
