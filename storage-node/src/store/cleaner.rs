@@ -262,7 +262,9 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// False where a snapshot has to come first.
     pub(super) fn clean_can_go_on(&self) -> bool {
-        self.has_room_to_clean() && (self.cleaner.victim.is_some() || self.worth_choosing())
+        self.has_room_to_clean()
+            && self.log.stream_free(Stream::Cold) >= self.cold_min()
+            && (self.cleaner.victim.is_some() || self.worth_choosing())
     }
 
     /// True where moving may go on: budget, or nobody to disturb, or no choice.
