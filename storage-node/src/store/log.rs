@@ -215,7 +215,8 @@ impl LogWriter {
     pub fn reserve(&mut self, stream: Stream, bytes: usize, blocks: u32) -> Result<u64, LogError> {
         let end = self.ends[stream as usize];
         // While it is not known where the stream goes on, a block is kept for the header that will say so.
-        let unnamed = end.next == NO_SEGMENT && self.ready.is_empty();
+        let none = self.ready.is_empty() || stream == Stream::Hot && self.kept_for_cold();
+        let unnamed = end.next == NO_SEGMENT && none;
         let size = self.sb.segment_blocks - u32::from(unnamed);
         if let Some(open) = &self.open
             && open.stream == stream
@@ -347,10 +348,12 @@ impl LogWriter {
             sum.update(&chunk[skipped..]);
             skip -= skipped;
         }
+        let kept = self.kept_for_cold();
         let own = &mut self.ends[open.stream as usize];
         own.block = open.block + blocks;
         if own.next == NO_SEGMENT
             && own.block >= self.sb.segment_blocks / 4 * 3
+            && !(kept && open.stream == Stream::Hot)
             && let Some((segment, turn)) = placement::take(&mut self.ready, open.stream, self.layout)
         {
             (own.next, own.next_turn) = (segment, turn);
@@ -486,6 +489,12 @@ impl LogWriter {
         let sealed = self.sealed.iter().chain(&self.in_flight).map(|b| b.blocks);
         (sealed.sum::<u32>() + open) as u64 * BLOCK_SIZE as u64
     }
+    /// True where the only segment that is ready is the cold stream's: without it cleaning could not go on,
+    /// and no other would ever become free. The hot stream takes it only where it has no other choice.
+    pub fn kept_for_cold(&self) -> bool {
+        let cold = &self.ends[Stream::Cold as usize];
+        self.ready.len() == 1 && cold.next == NO_SEGMENT && cold.block >= self.sb.segment_blocks / 2
+    }
     /// Those of one stream: the rest of its segment, the next one, and what is ready for either.
     pub fn stream_free(&self, stream: Stream) -> u64 {
         let size = self.sb.segment_blocks;
@@ -493,9 +502,9 @@ impl LogWriter {
         let open = self.open.as_ref().filter(|o| o.stream == stream);
         let used = open.map_or(0, |o| o.header_blocks + o.data_blocks);
         let next = if end.next == NO_SEGMENT { 0 } else { size };
-        u64::from(size.saturating_sub(end.block + used))
-            + u64::from(next)
-            + self.ready.len() as u64 * u64::from(size)
+        let kept = stream == Stream::Hot && self.kept_for_cold();
+        let ready = self.ready.len() - usize::from(kept);
+        u64::from(size.saturating_sub(end.block + used)) + u64::from(next) + ready as u64 * u64::from(size)
     }
     /// Blocks sealed since the log was continued.
     pub fn appended_blocks(&self) -> u64 {
