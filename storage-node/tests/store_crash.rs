@@ -1,13 +1,16 @@
 //! Power cuts at every operation of the device in short histories: see `model/crash.rs`.
 //!
-//! `STORE_CRASH=full` makes all cuts (hours become minutes with `--release`); `STORE_CRASH_CASE=NAME`
-//! makes one; `STORE_SEED=N` plays other histories of the same kinds.
+//! `STORE_CRASH=full` makes all cuts of the short histories, and of the long ones as many as ten minutes
+//! have room for; `STORE_CRASH_CASE=NAME` makes one; `STORE_SEED=N` plays other histories of the same kinds;
+//! `STORE_COVERAGE=1` with `--nocapture` prints what each history exercises.
 
 mod model;
 
-use model::bench::SimBench;
+use model::bench::{Bench, SimBench};
 use model::crash::Effort;
 use model::history::{History, Played, histories};
+use model::work::Moment;
+use std::collections::BTreeMap;
 
 fn history(name: &str) -> History {
     let mut history = histories().into_iter().find(|h| h.name == name).expect("a history");
@@ -15,35 +18,24 @@ fn history(name: &str) -> History {
     history
 }
 
-fn bench(history: &History) -> SimBench {
-    SimBench { done_percent: history.done_percent, prepare: history.prepare, ..SimBench::new(history.size()) }
-}
-
 fn play(name: &str) -> (Played, SimBench) {
     let history = history(name);
-    let bench = bench(&history);
+    let bench = history.bench();
     (history.play(bench.clone()), bench)
 }
 
-/// What the store did meanwhile: segments cleaned, blocks moved, snapshots, segments freed.
-fn crash(name: &str) -> [u64; 4] {
-    use model::bench::Bench;
-    let start = std::time::Instant::now();
+/// Gives how many of the points with cuts were in the middle of each thing.
+fn crash(name: &str) -> BTreeMap<Moment, usize> {
     let (played, bench) = play(name);
-    let in_flight = |n: usize| played.points.iter().filter(|p| p.image.in_flight.len() == n).count();
-    let seen = [in_flight(0), in_flight(1), in_flight(2)];
-    let tally = played.crash(Effort::from_env(), "store_crash", &|content| bench.with(content));
-    println!(
-        "{name}: {} points ({seen:?} with 0, 1, 2 under way), {} versions of the index, {:?} segments \
-         cleaned, blocks moved, snapshots, segments freed, {tally:?}, {:?}",
-        played.points.len(),
-        played.versions.len(),
-        played.work,
-        start.elapsed()
-    );
-    let enough = played.points.len() > 40 && tally.second > 10 && tally.went_on > 0;
-    assert!(enough || model::other_seed().is_some());
-    played.work
+    let effort = Effort::from_env();
+    let tally = played.crash(effort, "store_crash", &|content| bench.with(content));
+    if model::other_seed().is_none() {
+        played.work.at_least(&played.history.least);
+        assert!(played.points.len() > 40 && tally.went_on > 0, "{tally:?}");
+        assert!(tally.second > 10 || tally.left_out > 0, "{tally:?}");
+    }
+    assert!(effort.full || tally.left_out == 0);
+    tally.moments
 }
 
 #[test]
@@ -68,20 +60,35 @@ fn cuts_while_stores_are_opened_and_closed() {
 
 #[test]
 fn cuts_while_a_full_store_is_cleaned() {
-    let work = crash("full");
-    assert!(work.iter().all(|n| *n > 0) || model::other_seed().is_some(), "{work:?}");
+    crash("full");
 }
 
 #[test]
 fn cuts_while_freed_segments_are_discarded() {
-    let work = crash("discards");
-    assert!(work.iter().all(|n| *n > 0) || model::other_seed().is_some(), "{work:?}");
+    crash("discards");
+}
+
+/// At least these were cut at, in the middle of these.
+fn assert_moments(cuts: &BTreeMap<Moment, usize>, least: usize, of: &[Moment]) {
+    let enough = of.iter().all(|m| cuts.get(m).is_some_and(|n| *n >= least));
+    assert!(enough || model::other_seed().is_some(), "{cuts:?}");
+}
+
+#[test]
+fn cuts_while_segments_take_turn_after_turn() {
+    use Moment::{Commit, Free, Move, Reuse, Root};
+    assert_moments(&crash("turns"), 12, &[Commit, Free, Move, Reuse, Root]);
+}
+
+#[test]
+fn cuts_while_volumes_come_and_go() {
+    use Moment::{Commit, Free, Move, Prepare, Reuse, Root};
+    assert_moments(&crash("churn"), 10, &[Commit, Free, Move, Prepare, Reuse, Root]);
 }
 
 /// The harness is worth something only if it notices.
 #[test]
 fn a_device_that_loses_an_acknowledged_write_at_a_cut_is_noticed() {
-    use model::bench::Bench;
     let (mut played, bench) = play("plain");
     // At each acknowledgement, the device as it was when the write that carries it had only begun.
     let (mut noticed, mut tried) = (0, 0);
@@ -106,7 +113,7 @@ fn a_device_that_loses_an_acknowledged_write_at_a_cut_is_noticed() {
 
 #[test]
 fn cuts_while_a_device_is_formatted() {
-    use model::bench::{Bench, format};
+    use model::bench::format;
     use model::crash::Point;
     use model::index::MemIndex;
     use model::make::{Maker, Mix};
@@ -114,7 +121,7 @@ fn cuts_while_a_device_is_formatted() {
     use trefoil_storage_node::device::image::{Content, Tear};
     use trefoil_storage_node::store::{OpenError, Store, SuperblockError};
     let history = history("plain");
-    let bench = bench(&history);
+    let bench = history.bench();
     let run = |bench: SimBench| {
         Run::new(bench, MemIndex::default(), history.options.clone(), Maker::new(1, Mix::default()))
     };
@@ -155,7 +162,6 @@ fn cuts_while_a_device_is_formatted() {
 
 #[test]
 fn one_case() {
-    use model::bench::Bench;
     let Ok(name) = std::env::var("STORE_CRASH_CASE") else {
         return;
     };

@@ -10,6 +10,9 @@ use model::bench::{Bench, FaultyBench, FaultyFile};
 use model::crash::Effort;
 use model::history::histories;
 
+/// With all tears; more than enough without.
+const FULL_SECONDS: u64 = 60;
+
 fn crash(name: &str) {
     let mut history = histories().into_iter().find(|h| h.name == name).expect("a history");
     history.seed += model::other_seed().unwrap_or(0);
@@ -17,8 +20,8 @@ fn crash(name: &str) {
     let bench = FaultyFile::empty(history.size());
     let played = history.play(bench.clone());
     let full = std::env::var("STORE_CRASH").is_ok_and(|v| v == "full");
-    let every = if full { 1 } else { (played.points.len() / 20).max(1) };
-    let effort = Effort { full, tears: 3, second_every: 10, go_on_every: 5, point_every: every };
+    let effort =
+        Effort { full, tears: 3, second_every: 10, go_on_every: 5, points: 24, seconds: FULL_SECONDS };
     let tally = played.crash(effort, "store_crash_uring", &|content| bench.with(content));
     println!("{name}: {} points, {tally:?}", played.points.len());
     assert!(played.points.len() > 20 && tally.cuts >= 20 && tally.second > 0 && tally.went_on > 0);

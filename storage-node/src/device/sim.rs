@@ -46,13 +46,22 @@ pub struct SimDevice {
     pub done_percent: u64,
     /// What [`Device::prepare`] says.
     pub prepare: Prepare,
+    /// One read in six takes up to so many looks longer.
+    pub slow_reads: u32,
+    /// The same of writes of a single block (roots, small batches), one in three.
+    pub slow_writes: u32,
 }
+
+/// Of so many reads one is slow: see [`SimDevice::slow_reads`].
+const SLOW_ONE_IN: u64 = 6;
 
 struct Pending {
     id: u64,
     op: Op,
     /// Its number in the model of durability.
     number: u64,
+    /// Looks before it may end.
+    wait: u32,
 }
 
 /// The medium alone, as it survives a power cut.
@@ -81,6 +90,8 @@ impl SimMedium {
             waker: Waker::new()?,
             done_percent: 60,
             prepare: Prepare::Nothing,
+            slow_reads: 0,
+            slow_writes: 0,
         })
     }
     /// Shows each start and each end of a change to `observer` from now on.
@@ -171,7 +182,16 @@ impl Device for SimDevice {
             (None, Op::Read { offset, buf }) => power.read_begin(*offset..offset + buf.len() as u64),
             (None, _) => 0,
         };
-        self.pending.push(Pending { id, op, number });
+        let (one_in, most) = match &op {
+            Op::Read { .. } => (SLOW_ONE_IN, self.slow_reads),
+            Op::Write { bufs, .. } if bufs.iter().map(|b| b.len()).sum::<usize>() == BLOCK => {
+                (SLOW_ONE_IN / 2, self.slow_writes)
+            }
+            _ => (SLOW_ONE_IN, 0),
+        };
+        let slow = most > 0 && self.rng.one_in(one_in);
+        let wait = if slow { self.rng.below(u64::from(most)) as u32 } else { 0 };
+        self.pending.push(Pending { id, op, number, wait });
     }
     fn submit(&mut self) -> io::Result<()> {
         Ok(())
@@ -179,11 +199,13 @@ impl Device for SimDevice {
     fn completions(&mut self, out: &mut Vec<Completion>) {
         let mut n = 0;
         while n < self.pending.len() {
-            if self.rng.below(100) >= self.done_percent {
+            let waits = self.pending[n].wait > 0;
+            if waits || self.rng.below(100) >= self.done_percent {
+                self.pending[n].wait -= u32::from(waits);
                 n += 1;
                 continue;
             }
-            let Pending { id, op, number } = self.pending.swap_remove(n);
+            let Pending { id, op, number, .. } = self.pending.swap_remove(n);
             let mut medium = self.medium.borrow_mut();
             out.push(match op {
                 Op::Read { offset, mut buf } => {

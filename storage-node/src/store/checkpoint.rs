@@ -13,6 +13,7 @@
 //!
 //! Entries are read later than C; replaying the log from C makes them right (`state.rs` says why).
 
+use super::bugs::{self, Bug};
 use super::codec;
 use super::engine::{Running, Store};
 use super::index::{Delta, Index, Meta, VERSION};
@@ -243,7 +244,10 @@ impl<D: Device, I: Index> Store<D, I> {
             if g.keys.is_empty() {
                 // Objects whose entries were read after their deletion are not in this checkpoint: their
                 // pages must be.
-                let dead = std::mem::take(&mut self.state.newly_dead);
+                let mut dead = std::mem::take(&mut self.state.newly_dead);
+                if bugs::on(Bug::NoNewlyDead) {
+                    dead.clear();
+                }
                 g.keys.extend(dead.into_iter().map(|location| (Key::Dead(location), true)));
             }
             let rest = g.keys.len().saturating_sub(KEYS_PER_STEP);

@@ -116,7 +116,7 @@ pub struct Cleaner {
     kept: FxHashMap<u32, u32>,
     /// To be looked at again: nothing live was left, yet the count says otherwise.
     recheck: FxHashSet<u32>,
-    /// A segment has been gone through since anybody asked.
+    /// A segment has been gone through, or counts have changed, since anybody asked.
     ended: bool,
     tokens: u64,
     hot_seen: u64,
@@ -127,9 +127,13 @@ impl Cleaner {
     pub fn done_count(&self) -> u64 {
         self.done.len() as u64
     }
-    /// True once after a segment has been gone through.
+    /// True once after a segment has been gone through, or [`Cleaner::look_again`].
     pub fn take_ended(&mut self) -> bool {
         std::mem::take(&mut self.ended)
+    }
+    /// Counts have changed otherwise than by what has been appended.
+    pub fn look_again(&mut self) {
+        self.ended = true;
     }
     /// True for one that has been emptied.
     pub fn is_done(&self, segment: u32) -> bool {
@@ -174,6 +178,10 @@ impl<D: Device, I: Index> Store<D, I> {
                 }
                 continue;
             };
+            if self.cold_rest().is_some_and(|rest| rest < victim.live.len() as u64) {
+                // There is no room for it: a smaller one makes some.
+                continue;
+            }
             let goes_on = self.clean(&mut victim);
             if goes_on && victim.is_through() {
                 self.ended(&victim);
@@ -265,10 +273,22 @@ impl<D: Device, I: Index> Store<D, I> {
         2 * self.move_max() as u64 + 8
     }
 
+    /// Blocks that the cold stream needs for the next move: at most one header for each block.
+    fn cold_needed(&self) -> u64 {
+        let next = self.cleaner.victim.as_ref().map_or(1, |v| v.live.len()).min(self.move_max());
+        self.cold_min().min(2 * next as u64 + 3)
+    }
+
+    /// Blocks that may be moved before another segment is free; `None`: as many as there are.
+    fn cold_rest(&self) -> Option<u64> {
+        let short = self.is_behind() && self.log.ready() == 0;
+        short.then(|| self.log.stream_free(Stream::Cold).saturating_sub(3) / 2)
+    }
+
     /// False where a snapshot has to come first.
     pub(super) fn clean_can_go_on(&self) -> bool {
         self.has_room_to_clean()
-            && self.log.stream_free(Stream::Cold) >= self.cold_min()
+            && self.log.stream_free(Stream::Cold) >= self.cold_needed()
             && (self.cleaner.victim.is_some() || self.worth_choosing())
     }
 
@@ -277,7 +297,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if !self.space.background_may()
             || self.log.pending_bytes() >= self.options.pending_bytes_max
             || !self.has_room_to_clean()
-            || self.log.stream_free(Stream::Cold) < self.cold_min()
+            || self.log.stream_free(Stream::Cold) < self.cold_needed()
         {
             return false;
         }
@@ -296,6 +316,7 @@ impl<D: Device, I: Index> Store<D, I> {
         let covers = self.root.covers.lsn;
         let mut best: Option<(f64, u32, u32)> = None;
         let mut emptiest_young = u32::MAX;
+        let rest = self.cold_rest();
         for (segment, state) in self.state.segments.iter() {
             let live = self.live_in(segment);
             if live > size - size / WORTH_PART
@@ -313,7 +334,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 emptiest_young = emptiest_young.min(live);
                 continue;
             }
-            if live == 0 {
+            if live == 0 || rest.is_some_and(|rest| rest < u64::from(live)) {
                 continue;
             }
             let (used, all) = (f64::from(live), f64::from(size));

@@ -523,6 +523,10 @@ impl<D: Device, I: Index> Store<D, I> {
         if loaded.flush {
             self.flush_page(slot);
         }
+        if self.is_behind() {
+            // What was queued on the page has replaced blocks.
+            self.cleaner.look_again();
+        }
     }
 
     /// Appends a dirty page that is in memory to the log.

@@ -210,7 +210,7 @@ impl LogWriter {
     pub fn ready_for(&self, stream: Stream) -> usize {
         let cold = &self.ends[Stream::Cold as usize];
         let size = self.sb.segment_blocks;
-        let short = cold.next == NO_SEGMENT && cold.block > size - size / 4;
+        let short = cold.next == NO_SEGMENT && cold.block >= size / 2;
         self.ready.len().saturating_sub(usize::from(short && stream == Stream::Hot))
     }
 
@@ -281,7 +281,8 @@ impl LogWriter {
     /// A batch without records that says where the stream goes on.
     fn name_next(&mut self, stream: Stream) -> Result<(), LogError> {
         let end = self.ends[stream as usize];
-        if self.ready_for(stream) == 0 || end.block >= self.sb.segment_blocks {
+        // Where there is no choice, the hot stream takes the cold one's, too.
+        if self.ready.is_empty() || end.block >= self.sb.segment_blocks {
             return Err(LogError::Full);
         }
         self.open = Some(OpenBatch {

@@ -32,6 +32,7 @@
 
 mod audit;
 mod batch;
+pub mod bugs;
 mod checkpoint;
 mod cleaner;
 mod codec;

@@ -51,6 +51,8 @@ impl<D: Device, I: Index> Store<D, I> {
             if self.failed.is_none() {
                 self.space.background_used(1);
                 self.state.reap(&locations, &deltas);
+                // Perhaps nothing is appended any more before segments are free.
+                self.cleaner.look_again();
             }
         }
         if self.state.dead.is_empty() || self.reaper.reaping.len() >= REAP_MAX {

@@ -11,6 +11,7 @@
 pub mod walk;
 
 use super::batch::{DataChecksum, Header, NO_SEGMENT};
+use super::bugs::{self, Bug};
 use super::codec::Entry;
 use super::index::{Index, Meta, VERSION};
 use super::log::{BatchRef, Ends, FIRST_ENDS, StreamEnd};
@@ -194,7 +195,9 @@ impl<D: Device> Reader<'_, D> {
             if let Some(found) = self.batch(segment, block)
                 && found.header.previous_lsn == from.lsn
                 && found.header.previous_checksum == from.checksum
-                && best.as_ref().is_none_or(|b| b.header.lsn < found.header.lsn)
+                && best
+                    .as_ref()
+                    .is_none_or(|b| b.header.lsn < found.header.lsn && !bugs::on(Bug::FirstSuccessor))
             {
                 best = Some(found);
             }

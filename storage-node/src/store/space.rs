@@ -9,6 +9,8 @@
 //! blocks worth several segments outside of those that are free or being written, so the emptiest segment
 //! gives more than its cleaning costs.
 
+use super::bugs::{self, Bug};
+use super::checkpoint::Phase;
 use super::codec;
 use super::engine::{NEARLY_FULL_BLOCKS, Running, Store};
 use super::index::Index;
@@ -279,11 +281,17 @@ impl<D: Device, I: Index> Store<D, I> {
         // Of this turn: a segment that has just been filled still looks as it did when it was freed.
         self.take_notes();
         let ends = self.log.ends();
+        let mut covers = self.root.covers.lsn;
+        if let Phase::Durable { root: Some(root), .. } | Phase::Root { root, .. } = &self.phase
+            && bugs::on(Bug::FreeBeforeRoot)
+        {
+            covers = root.covers.lsn;
+        }
         let mut freed = Vec::new();
         for (segment, state) in self.state.segments.iter() {
             if state.last_lsn != 0
                 && !state.free
-                && state.last_lsn < self.root.covers.lsn
+                && state.last_lsn < covers
                 && (self.live_in(segment) == 0 || self.cleaner.empty.contains(&segment))
                 && !self.space.is_free(segment)
                 && !self.cleaner.is_victim(segment)
@@ -315,13 +323,13 @@ impl<D: Device, I: Index> Store<D, I> {
     /// Segments whose last reader is gone go on.
     pub(super) fn release_waiting(&mut self) {
         while let Some((lsn, segment)) = self.space.freeing.front().copied()
-            && lsn <= self.durable_lsn
+            && (lsn <= self.durable_lsn || bugs::on(Bug::ReuseBeforeFree))
         {
             self.space.freeing.pop_front();
             self.space.next_waiting.push(segment);
         }
         loop {
-            if self.space.old_reads > 0 {
+            if self.space.old_reads > 0 && !bugs::on(Bug::ReuseUnderRead) {
                 return;
             }
             for segment in std::mem::take(&mut self.space.waiting) {

@@ -41,8 +41,13 @@ pub trait FaultyBench: Bench {
 
 /// Formats a store with small segments.
 pub fn format<B: Bench>(bench: &B) {
+    format_with(bench, SEGMENT);
+}
+
+/// Formats a store with segments of so many bytes.
+pub fn format_with<B: Bench>(bench: &B, segment: u64) {
     let mut device = bench.device(1);
-    let sb = Superblock::new(device.size(), SEGMENT, Incarnation(0x7777), [3; 16], NodeId(1))
+    let sb = Superblock::new(device.size(), segment, Incarnation(0x7777), [3; 16], NodeId(1))
         .expect("large enough");
     format_device(&mut device, &sb).expect("formatted");
 }
@@ -56,12 +61,22 @@ pub struct SimBench {
     pub done_percent: u64,
     /// See [`SimDevice`].
     pub prepare: Prepare,
+    /// See [`SimDevice`].
+    pub slow_reads: u32,
+    /// See [`SimDevice`].
+    pub slow_writes: u32,
 }
 
 impl SimBench {
     /// An empty one of this size.
     pub fn new(size: u64) -> SimBench {
-        SimBench { medium: SimMedium::new(size), done_percent: 60, prepare: Prepare::Nothing }
+        SimBench {
+            medium: SimMedium::new(size),
+            done_percent: 60,
+            prepare: Prepare::Nothing,
+            slow_reads: 0,
+            slow_writes: 0,
+        }
     }
 }
 
@@ -71,6 +86,8 @@ impl Bench for SimBench {
         let mut device = self.medium.device(seed).expect("an eventfd");
         device.done_percent = self.done_percent;
         device.prepare = self.prepare;
+        device.slow_reads = self.slow_reads;
+        device.slow_writes = self.slow_writes;
         device
     }
     fn with(&self, content: Content) -> SimBench {

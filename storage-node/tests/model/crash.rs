@@ -11,9 +11,11 @@ use super::history::{Played, steps};
 use super::index::{IndexAt, MemIndex, Saved};
 use super::make::Maker;
 use super::run::Run;
+use super::work::{Kind, Moment, choose, moments, say};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::{Duration, Instant};
 use trefoil_storage_node::device::image::{BLOCK, Change, Content, Image, Rng, SECTOR, Tear};
 
 /// How far the model was.
@@ -25,6 +27,8 @@ pub struct Progress {
     pub appended: u64,
     /// The log's position that the store has told.
     pub position: u64,
+    /// Segments freed.
+    pub freed: u64,
 }
 
 /// A moment at which the power may fail.
@@ -37,6 +41,8 @@ pub struct Point {
     pub index: IndexAt,
     /// What has just happened.
     pub what: &'static str,
+    /// What was written.
+    pub kind: Kind,
 }
 
 /// Which index there is after a power cut.
@@ -132,18 +138,29 @@ pub struct Effort {
     pub second_every: usize,
     /// The store goes on after each so-many-th case.
     pub go_on_every: usize,
-    /// Only each so-many-th point.
-    pub point_every: usize,
+    /// Points, about: of each [`Moment`] as many.
+    pub points: usize,
+    /// At the latest then it is enough. (Not to be reached where not all cuts are made.)
+    pub seconds: u64,
 }
 
+/// Seconds for one history with all cuts: eight of them, on one core, take ten minutes.
+const FULL_SECONDS: u64 = 70;
+/// Cuts at a point before the next point has its turn, where all are made.
+const ROUND: usize = 4;
+
 impl Effort {
-    /// For the normal suite, unless `STORE_CRASH=full` says otherwise.
+    /// For the normal suite, unless `STORE_CRASH=full` says otherwise (for `STORE_CRASH_SECONDS` at each
+    /// history).
     pub fn from_env() -> Effort {
         let full = std::env::var("STORE_CRASH").is_ok_and(|v| v == "full");
+        let seconds = std::env::var("STORE_CRASH_SECONDS").ok().and_then(|s| s.parse().ok());
+        let seconds = seconds.unwrap_or(FULL_SECONDS);
         if full {
-            Effort { full, tears: 0, second_every: 3, go_on_every: 8, point_every: 1 }
+            Effort { full, tears: 0, second_every: 7, go_on_every: 8, points: usize::MAX, seconds }
         } else {
-            Effort { full, tears: 3, second_every: 12, go_on_every: 8, point_every: 1 }
+            let seconds = u64::MAX;
+            Effort { full, tears: 3, second_every: 12, go_on_every: 8, points: 120, seconds }
         }
     }
 }
@@ -241,6 +258,13 @@ fn saved(at: &IndexAt, index: IndexCase, versions: &[Saved]) -> Saved {
     }
 }
 
+fn shuffle<T>(all: &mut [T], seed: u64) {
+    let mut rng = Rng::new(seed);
+    for n in (1..all.len()).rev() {
+        all.swap(n, rng.below(n as u64 + 1) as usize);
+    }
+}
+
 /// What happened in a number of cases.
 #[derive(Default, Debug)]
 pub struct Tally {
@@ -252,6 +276,12 @@ pub struct Tally {
     pub went_on: usize,
     /// How many records beyond the acknowledged ones were there, and how often.
     pub beyond: BTreeMap<usize, usize>,
+    /// Points at which there were cuts.
+    pub points: usize,
+    /// Of those, how many were in the middle of what.
+    pub moments: BTreeMap<Moment, usize>,
+    /// Of the cuts that the effort asks for, how many were left out because time was up.
+    pub left_out: usize,
 }
 
 impl Played {
@@ -267,9 +297,11 @@ impl Played {
         let index = MemIndex::of(saved(&point.index, cut.index, versions));
         let maker = Maker::new(self.history.seed + cut.point as u64, self.history.mix.clone());
         let mut run = Run::new(make(content), index, self.history.options.clone(), maker)
-            .continued(self.base.clone(), self.objects.clone());
-        run.first = self.first;
-        run.records = self.records[..(at.appended + 1 - self.first) as usize].to_vec();
+            .continued(self.model_at(at.acked), self.objects.clone());
+        // What was acknowledged is the base; what was only appended may be there or not.
+        run.first = at.acked + 1;
+        let of = |ticket: u64| (ticket + 1 - self.first) as usize;
+        run.records = self.records[of(at.acked)..of(at.appended)].to_vec();
         run.recorder.borrow_mut().progress = at;
         run
     }
@@ -300,16 +332,24 @@ impl Played {
             points = Vec::new();
         }
         let n = run.verify(&recovered);
-        *tally.beyond.entry(n - (point.at.acked + 1 - self.first) as usize).or_default() += 1;
+        *tally.beyond.entry(n).or_default() += 1;
+        if recovered.how.torn_tail.is_some() && !go_on {
+            // What was dropped never comes back.
+            run.forget(n);
+            run.close(false);
+            let recovered = run.open(5);
+            run.verify(&recovered);
+        }
         if go_on {
             tally.went_on += 1;
-            self.go_on(&mut run, n);
+            self.go_on(&mut run, n, make);
         }
         (points, versions)
     }
 
-    /// The store that has been opened again is as good as any: at once, and after some more.
-    fn go_on<B: Bench>(&self, run: &mut Run<B>, n: usize) {
+    /// The store that has been opened again is as good as any: at once, after some more, and after another
+    /// power cut in the middle of that.
+    fn go_on<B: Bench>(&self, run: &mut Run<B>, n: usize, make: &dyn Fn(Content) -> B) {
         run.forget(n);
         run.close(false);
         let recovered = run.open(3);
@@ -322,37 +362,89 @@ impl Played {
             let recovered = run.open(4);
             assert_eq!(run.verify(&recovered), run.records.len());
         }
+        steps(run, 12, 40);
+        let seed = run.maker.rng.below(1 << 20);
+        let content = run.bench.image().cut(|n, _| Tear::Random(seed + n as u64));
+        let index = MemIndex::of(run.index.at().durable);
+        let mut again = Run::new(make(content), index, run.options.clone(), run.maker.clone())
+            .continued(run.base.clone(), run.objects().clone());
+        again.first = run.first;
+        again.records = run.records.clone();
+        again.recorder.borrow_mut().progress = run.recorder.borrow().progress;
+        let recovered = again.open(6);
+        again.verify(&recovered);
     }
 
     /// All cases that the effort is worth; a failing one says how to reproduce it.
     pub fn crash<B: Bench>(&self, effort: Effort, test: &str, make: &dyn Fn(Content) -> B) -> Tally {
+        let until = Instant::now().checked_add(Duration::from_secs(effort.seconds));
+        let is_late = || until.is_some_and(|until| Instant::now() > until);
         let mut tally = Tally::default();
         let mut number = 0;
-        for (n, point) in self.points.iter().enumerate().step_by(effort.point_every) {
-            for cut in cuts(n, point, effort) {
-                number += 1;
-                tally.cuts += 1;
-                let second = number % effort.second_every == 0;
-                let case = Case { first: cut, second: None };
-                let go_on = number % effort.go_on_every == 0;
-                let (points, _) = self
-                    .guarded(&case, test, || self.case(&case, go_on, second, &mut Tally::default(), make));
-                if !second {
-                    continue;
-                }
-                // A second crash in the start-up: in full at some, a few tears at the others.
-                let effort = Effort { full: effort.full && number % 16 == 0, tears: 3, ..effort };
-                let step = if effort.full { 1 } else { points.len().div_ceil(4).max(1) };
-                for (n, point) in points.iter().enumerate().skip(number % step).step_by(step) {
-                    for cut in cuts(n, point, effort) {
-                        let case = Case { second: Some(cut), ..case.clone() };
-                        let go_on = tally.second % (4 * effort.go_on_every) == 0;
-                        self.guarded(&case, test, || self.case(&case, go_on, false, &mut tally, make));
-                    }
-                }
+        let chosen = choose(&self.points, effort.points, self.history.seed);
+        for n in &chosen {
+            tally.points += 1;
+            for moment in moments(&self.points, *n) {
+                *tally.moments.entry(moment).or_default() += 1;
             }
         }
+        let mut round = 0;
+        loop {
+            let mut any = false;
+            for &n in &chosen {
+                let mut cuts = cuts(n, &self.points[n], effort);
+                if effort.full {
+                    // Some at each point, then others, until there are no more, or time is up.
+                    shuffle(&mut cuts, n as u64);
+                    cuts = cuts.into_iter().skip(round * ROUND).take(ROUND).collect();
+                }
+                for cut in cuts {
+                    any = true;
+                    if is_late() {
+                        tally.left_out += 1;
+                        continue;
+                    }
+                    number += 1;
+                    tally.cuts += 1;
+                    self.cut(cut, number, effort, test, &mut tally, make);
+                }
+            }
+            round += 1;
+            if !effort.full || !any || tally.left_out > 0 {
+                break;
+            }
+        }
+        say(format_args!("{}: {effort:?}: {tally:?}, {round} rounds", self.history.name));
         tally
+    }
+
+    /// One cut, and at times others in the start-up after it.
+    fn cut<B: Bench>(
+        &self,
+        cut: Cut,
+        number: usize,
+        effort: Effort,
+        test: &str,
+        tally: &mut Tally,
+        make: &dyn Fn(Content) -> B,
+    ) {
+        let second = number.is_multiple_of(effort.second_every);
+        let case = Case { first: cut, second: None };
+        let go_on = number.is_multiple_of(effort.go_on_every);
+        let (points, _) = self.guarded(&case, test, || self.case(&case, go_on, second, tally, make));
+        if !second {
+            return;
+        }
+        // A second crash in the start-up: in full at some, a few tears at the others.
+        let effort = Effort { full: effort.full && number.is_multiple_of(16), tears: 3, ..effort };
+        let step = if effort.full { 1 } else { points.len().div_ceil(4).max(1) };
+        for (n, point) in points.iter().enumerate().skip(number % step).step_by(step) {
+            for cut in cuts(n, point, effort) {
+                let case = Case { second: Some(cut), ..case.clone() };
+                let go_on = tally.second.is_multiple_of(4 * effort.go_on_every);
+                self.guarded(&case, test, || self.case(&case, go_on, false, tally, make));
+            }
+        }
     }
 
     /// One case by its name, less the history's.

@@ -4,13 +4,15 @@
 //! acknowledgement, what the device holds is kept (copies are cheap), with what was under way, with the
 //! index, and with how far the model was: a [`super::crash::Point`]. The cuts themselves happen later.
 
-use super::bench::{Bench, format};
+use super::bench::{Bench, SimBench, format_with};
 use super::crash::Point;
 use super::index::{MemIndex, Saved};
 use super::make::{Maker, Mix};
 use super::run::Run;
+use super::work::{Kind, Work, say};
 use super::{DATA, Model, SEGMENT};
 use bytes::Bytes;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use trefoil_core::ObjectId;
 use trefoil_core::record::Record;
@@ -26,6 +28,8 @@ pub struct History {
     pub seed: u64,
     /// Of the medium.
     pub segments: u64,
+    /// Bytes of each.
+    pub segment: u64,
     /// Data blocks that are written before, so that the medium is nearly full.
     pub fill: u64,
     /// Records.
@@ -42,6 +46,14 @@ pub struct History {
     pub done_percent: u64,
     /// What the device says is worth doing.
     pub prepare: Prepare,
+    /// See [`trefoil_storage_node::device::sim::SimDevice`].
+    pub slow_reads: u32,
+    /// See there.
+    pub slow_writes: u32,
+    /// Everything becomes durable once in so many steps.
+    pub drain_one_in: u64,
+    /// What it has to exercise to be worth playing.
+    pub least: Work,
 }
 
 /// Tiny everything.
@@ -61,6 +73,7 @@ pub fn histories() -> Vec<History> {
         name: "plain",
         seed: 1,
         segments: 12,
+        segment: SEGMENT,
         fill: 0,
         records: 60,
         mix: small.clone(),
@@ -69,9 +82,50 @@ pub fn histories() -> Vec<History> {
         refuse: false,
         done_percent: 60,
         prepare: Prepare::Nothing,
+        slow_reads: 0,
+        slow_writes: 0,
+        drain_one_in: 3,
+        least: Work { blocks: 100, ..Work::default() },
+    };
+    // Segments of 128 blocks; six objects that nearly fill the store, overwritten all the time.
+    let turns = History {
+        name: "turns",
+        seed: 7,
+        segments: 24,
+        segment: SEGMENT / 2,
+        fill: 3500,
+        records: 1100,
+        mix: Mix {
+            objects: 3,
+            blocks: 310,
+            large: 24,
+            often_large: 25,
+            plain: 4,
+            zeros: 0,
+            installs: 2,
+            heals: 1,
+            deletes: 0,
+        },
+        options: StoreOptions { checkpoint_bytes: 512 << 10, ..options() },
+        slow_reads: 60,
+        slow_writes: 200,
+        drain_one_in: 60,
+        least: Work::default(),
+        ..plain.clone()
     };
     vec![
         plain.clone(),
+        turns.clone(),
+        History {
+            name: "churn",
+            seed: 8,
+            mix: Mix { zeros: 2, deletes: 2, often_large: 50, ..turns.mix.clone() },
+            reopen: 120,
+            refuse: true,
+            prepare: Prepare::Discard,
+            least: Work::default(),
+            ..turns
+        },
         History {
             name: "checkpoints",
             seed: 2,
@@ -157,21 +211,35 @@ pub struct Played {
     pub versions: Vec<Saved>,
     /// All objects.
     pub objects: BTreeSet<ObjectId>,
-    /// What the store did at the points: segments cleaned, blocks moved, snapshots, segments freed.
-    pub work: [u64; 4],
+    /// What the store did at the points.
+    pub work: Work,
+    /// The model as of a ticket: the last one that was asked for.
+    pub model: RefCell<(u64, Model)>,
 }
 
 impl History {
     /// Bytes of its medium.
     pub fn size(&self) -> u64 {
-        DATA + self.segments * SEGMENT
+        DATA + self.segments * self.segment
+    }
+
+    /// The simulated medium that it is meant for.
+    pub fn bench(&self) -> SimBench {
+        SimBench {
+            done_percent: self.done_percent,
+            prepare: self.prepare,
+            slow_reads: self.slow_reads,
+            slow_writes: self.slow_writes,
+            ..SimBench::new(self.size())
+        }
     }
 
     /// Plays it on an empty medium.
     pub fn play<B: Bench + Clone>(&self, bench: B) -> Played {
-        format(&bench);
+        format_with(&bench, self.segment);
         let maker = Maker::new(self.seed, self.mix.clone());
         let mut run = Run::new(bench, MemIndex::default(), self.options.clone(), maker);
+        run.recorder.borrow_mut().segment = self.segment;
         let recovered = run.open(self.seed);
         assert_eq!(run.verify(&recovered), 0);
         fill(&mut run, self.fill, self.mix.large * 4);
@@ -179,12 +247,10 @@ impl History {
         let base = run.now.clone();
         let first = run.first;
         run.recorder.borrow_mut().points = Some(Vec::new());
-        let before = work_of(&mut run);
-        let mut work = before.map(|n| -n);
         let mut next_close = self.reopen;
         let mut lives = 0;
         while run.records.len() < self.records {
-            steps(&mut run, 1, 3);
+            steps(&mut run, 1, self.drain_one_in);
             if self.refuse && run.maker.rng.one_in(12) {
                 run.index.refuse(1);
             }
@@ -192,30 +258,53 @@ impl History {
                 next_close += self.reopen;
                 lives += 1;
                 run.drain();
-                work.iter_mut().zip(work_of(&mut run)).for_each(|(all, now)| *all += now);
                 run.close(lives % 2 == 0);
                 let recovered = run.open(self.seed + lives);
                 assert_eq!(run.verify(&recovered), run.records.len());
+                // What was deleted meanwhile is made up for.
+                fill(&mut run, self.fill / 8, self.mix.large * 4);
             }
         }
         run.drain();
         run.settle_down(60);
         run.audit();
-        work.iter_mut().zip(work_of(&mut run)).for_each(|(all, now)| *all += now);
         run.close(true);
         let image = run.bench.image();
-        run.recorder.borrow_mut().point(&image, "closed");
+        run.recorder.borrow_mut().point(&image, "closed", Kind::None);
         let points = run.recorder.borrow_mut().points.take().unwrap_or_default();
         let versions = run.index.versions();
         let objects = run.objects().clone();
-        let work = work.map(|n| n as u64);
-        Played { history: self.clone(), base, records: run.records, first, points, versions, objects, work }
+        let work = run.work();
+        say(format_args!("{}: {work:?}, {} points, {} lives", self.name, points.len(), lives + 1));
+        let model = RefCell::new((first - 1, base.clone()));
+        Played {
+            history: self.clone(),
+            base,
+            records: run.records,
+            first,
+            points,
+            versions,
+            objects,
+            work,
+            model,
+        }
     }
 }
 
-fn work_of<B: Bench>(run: &mut Run<B>) -> [i64; 4] {
-    let s = run.store().stats();
-    [s.segments_cleaned, s.moved_blocks, s.snapshots, s.segments_freed].map(|n| n as i64)
+impl Played {
+    /// The model as of a ticket.
+    pub fn model_at(&self, ticket: u64) -> Model {
+        let mut cached = self.model.borrow_mut();
+        if cached.0 > ticket {
+            *cached = (self.first - 1, self.base.clone());
+        }
+        while cached.0 < ticket {
+            cached.0 += 1;
+            let n = (cached.0 - self.first) as usize;
+            cached.1.apply(&self.records[n]);
+        }
+        cached.1.clone()
+    }
 }
 
 /// Writes until so many data blocks are written or less than `rest` has room.
@@ -237,8 +326,8 @@ pub fn fill<B: Bench>(run: &mut Run<B>, blocks: u64, rest: u64) {
     run.drain();
 }
 
-/// Some records, some reads, some I/O, at times until nothing is pending; several times. Where there is no room for long, something is
-/// trimmed or deleted.
+/// Some records, some reads, some I/O, at times until nothing is pending; several times. Where there is no
+/// room for long, something is trimmed or deleted.
 pub fn steps<B: Bench>(run: &mut Run<B>, times: u64, drain_one_in: u64) {
     for _ in 0..times {
         for _ in 0..run.maker.rng.below(4) {

@@ -13,9 +13,11 @@ pub mod crash;
 pub mod damage;
 pub mod history;
 pub mod index;
+pub mod life;
 pub mod lines;
 pub mod make;
 pub mod run;
+pub mod work;
 
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};

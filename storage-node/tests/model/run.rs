@@ -8,6 +8,7 @@ use super::bench::Bench;
 use super::crash::{Point, Progress};
 use super::index::MemIndex;
 use super::make::Maker;
+use super::work::{Kind, Work, kind_of};
 use super::{BAD, Blocks, Model, audit, decode, difference, fills_of, object_of};
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
@@ -17,7 +18,7 @@ use std::rc::Rc;
 use trefoil_core::record::Record;
 use trefoil_core::*;
 use trefoil_storage_node::device::image::{Change, Image, Observer, Stage};
-use trefoil_storage_node::store::{OpenError, ReadMode, Recovered, Store, StoreEvent, StoreOptions};
+use trefoil_storage_node::store::{OpenError, ReadMode, Recovered, Stats, Store, StoreEvent, StoreOptions};
 
 /// Steps after which what has not been done never will be.
 const TURNS_MAX: u32 = 200_000;
@@ -36,15 +37,37 @@ pub struct Recorder {
     /// As of now.
     pub progress: Progress,
     index: MemIndex,
+    /// Bytes of a segment, 0 for [`super::SEGMENT`].
+    pub segment: u64,
+    kind: Kind,
+    /// By segment: how often one that had been in use was begun.
+    reused: HashMap<u64, u64>,
 }
 
 impl Recorder {
     /// The power may fail here.
-    pub fn point(&mut self, image: &Image, what: &'static str) {
+    pub fn point(&mut self, image: &Image, what: &'static str, kind: Kind) {
         let (at, index) = (self.progress, self.index.clone());
         if let Some(points) = &mut self.points {
-            points.push(Point { image: image.clone(), at, index: index.at(), what });
+            points.push(Point { image: image.clone(), at, index: index.at(), what, kind });
         }
+    }
+
+    fn kind(&mut self, stage: Stage, change: &Change, image: &Image) -> Kind {
+        let segment = if self.segment == 0 { super::SEGMENT } else { self.segment };
+        match (stage, change) {
+            (_, Change::Discard { .. } | Change::Zero { .. }) => return Kind::Prepare,
+            (_, Change::Write { offset, .. }) if *offset < super::DATA => return Kind::Root,
+            (Stage::Started, Change::Write { offset, bufs }) => {
+                self.kind = kind_of(*offset, bufs.first().map_or(&[], |b| b), &image.durable, segment);
+                if self.kind == Kind::Reuse {
+                    *self.reused.entry(*offset).or_default() += 1;
+                }
+            }
+            // One batch is under way at a time.
+            (Stage::Ended, _) => {}
+        }
+        self.kind
     }
 }
 
@@ -83,6 +106,9 @@ pub struct Run<B: Bench> {
     reads: HashMap<u64, (ObjectId, BlockRange, Vec<u64>)>,
     token: u64,
     objects: BTreeSet<ObjectId>,
+    work: Work,
+    /// As of when `work` was brought up to date.
+    stats: Stats,
 }
 
 impl<B: Bench> Run<B> {
@@ -101,7 +127,8 @@ impl<B: Bench> Run<B> {
                 (Stage::Ended, Change::Write { .. }) => "a write has ended",
                 (Stage::Ended, _) => "a discard or zeroing has ended",
             };
-            notes.point(image, what);
+            let kind = notes.kind(stage, change, image);
+            notes.point(image, what, kind);
         });
         bench.observe(Some(observer));
         Run {
@@ -123,6 +150,8 @@ impl<B: Bench> Run<B> {
             reads: HashMap::new(),
             token: 100,
             objects: BTreeSet::new(),
+            work: Work::default(),
+            stats: Stats::default(),
         }
     }
 
@@ -164,6 +193,7 @@ impl<B: Bench> Run<B> {
             }
         }
         assert_eq!(store.durable(), &recovered.durable);
+        self.stats = store.stats();
         self.store = Some(store);
         Ok(recovered)
     }
@@ -249,12 +279,28 @@ impl<B: Bench> Run<B> {
     /// Starts what there is to start.
     pub fn submit(&mut self) {
         self.store().submit();
+        self.take_stats();
+    }
+
+    fn take_stats(&mut self) {
+        let now = self.store().stats();
+        self.work.note(&self.stats, &now);
+        self.stats = now;
+        self.recorder.borrow_mut().progress.freed = self.work.freed;
+    }
+
+    /// What the store has done since this run began.
+    pub fn work(&self) -> Work {
+        let notes = self.recorder.borrow();
+        let reused = notes.reused.values().sum();
+        Work { reused, turns: notes.reused.values().max().copied().unwrap_or(0), ..self.work }
     }
 
     /// Takes what has ended; true if anything was told.
     pub fn poll(&mut self) -> bool {
         let mut events = Vec::new();
         self.store().poll(&mut events);
+        self.take_stats();
         let position = self.store().log_position();
         self.recorder.borrow_mut().progress.position = position;
         let told = !events.is_empty();
@@ -263,7 +309,7 @@ impl<B: Bench> Run<B> {
         if self.acked() != before {
             // Who was told so may rely on it from this very moment.
             let image = self.bench.image();
-            self.recorder.borrow_mut().point(&image, "acknowledged");
+            self.recorder.borrow_mut().point(&image, "acknowledged", Kind::None);
         }
         told
     }
