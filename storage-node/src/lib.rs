@@ -1,7 +1,9 @@
 //! The storage node: a log-structured store and its daemon.
 //!
 //! [`run`] is the daemon: one thread, one device. [`store`] is what it keeps its objects in.
+//! [`bench`] measures it.
 
+pub mod bench;
 pub mod config;
 mod daemon;
 pub mod device;
