@@ -24,7 +24,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 
 /// The project's aims for the store. [`Aim::measured`] is to be at most the limit.
 mod aims {
-    /// Median latency of durable 4k writes at depth 1, as a multiple of the raw one.
+    /// Mean latency of durable 4k writes at depth 1, as a multiple of the raw one. The mean, because on many
+    /// devices a flush takes either long or not, and the median is now one and now the other.
     pub const WRITE_LATENCY: f64 = 1.3;
     /// Raw durable 4k writes a second at depth 32 for each of the store's.
     pub const WRITE_IOPS: f64 = 1.0;
@@ -236,9 +237,12 @@ fn aims_of(lines: &[Line]) -> Vec<Aim> {
         if let Some(raw) = &line.raw {
             let latency = line.p50_us / raw.p50_us.max(1e-9);
             match (line.write, line.depth) {
-                (true, 1) if small => aim(line, "median latency by raw", latency, aims::WRITE_LATENCY),
+                // At depth 1 the mean latency is the time that one takes.
+                (true, 1) if small => {
+                    aim(line, "mean latency by raw", 1.0 / raw.ratio.max(1e-9), aims::WRITE_LATENCY);
+                }
                 (true, 32) if small => {
-                    aim(line, "raw IOPS by the store's", 1.0 / raw.ratio.max(1e-9), aims::WRITE_IOPS)
+                    aim(line, "raw IOPS by the store's", 1.0 / raw.ratio.max(1e-9), aims::WRITE_IOPS);
                 }
                 (false, 1) => aim(line, "median latency by raw", latency, aims::READ),
                 (false, _) => aim(line, "raw IOPS by the store's", 1.0 / raw.ratio.max(1e-9), aims::READ),
@@ -300,9 +304,9 @@ mod tests {
     #[test]
     fn aims_are_those_of_the_project() {
         let met = |line: Line| aims_of(&[line]).iter().map(|aim| aim.met).collect::<Vec<_>>();
-        // Latency at depth 1: 100 beside 80 and beside 75.
-        assert_eq!(met(a_line(true, 4096, 1, Some((1.0, 80.0)))), [true]);
-        assert_eq!(met(a_line(true, 4096, 1, Some((9999.0, 75.0)))), [false]);
+        // Latency at depth 1: 1 ms beside 1/1.29 and 1/1.31 of it; of reads the median, 100 beside 90 and 80.
+        assert_eq!(met(a_line(true, 4096, 1, Some((1290.0, 1.0)))), [true]);
+        assert_eq!(met(a_line(true, 4096, 1, Some((1310.0, 1000.0)))), [false]);
         assert_eq!(met(a_line(false, 4096, 1, Some((9999.0, 90.0)))), [true]);
         assert_eq!(met(a_line(false, 4096, 1, Some((1.0, 80.0)))), [false]);
         // More than raw at depth 32, and 10 µs of processor time: enough for a write, not for a read.
