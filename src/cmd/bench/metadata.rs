@@ -11,6 +11,7 @@ use serde::Serialize;
 use std::io::Write;
 use tokio::runtime::Runtime;
 use trefoil_core::BLOCK_SIZE;
+use trefoil_storage_node::bench::load::OBJECT_BLOCKS;
 use trefoil_storage_node::bench::metadata::{
     MetadataOptions, Outcome as Measured, Stage, Start, Step, Told, metadata,
 };
@@ -107,7 +108,9 @@ impl StageView {
 struct StartView {
     with_index: bool,
     seconds: f64,
-    seconds_per_tib_written: f64,
+    /// Of volumes whose objects are here. The part that replays the log grows only up to a limit, so that
+    /// this is an upper bound.
+    seconds_per_tib: f64,
     batches: u64,
     replayed: u64,
     objects: usize,
@@ -115,12 +118,14 @@ struct StartView {
 }
 
 impl StartView {
-    fn of(start: &Start, written: u64) -> StartView {
+    fn of(start: &Start) -> StartView {
         let seconds = start.took.as_secs_f64();
+        let tib =
+            start.objects.max(1) as f64 * (OBJECT_BLOCKS * BLOCK_SIZE as u64) as f64 / (1u64 << 40) as f64;
         StartView {
             with_index: start.with_index,
             seconds,
-            seconds_per_tib_written: seconds / (written.max(1) as f64 / (1u64 << 40) as f64),
+            seconds_per_tib: seconds / tib,
             batches: start.replayed.0,
             replayed: start.replayed.1 * BLOCK_SIZE as u64,
             objects: start.objects,
@@ -191,7 +196,7 @@ pub fn run(args: &StoreArgs, shutdown: &Shutdown, runtime: &Runtime, out: &mut d
         },
         &mut |news| {
             if !args.json && told.is_ok() {
-                told = bar.suspend(|| tell(out, news, args.write.0));
+                told = bar.suspend(|| tell(out, news));
             }
         },
     ))?;
@@ -208,7 +213,7 @@ pub fn run(args: &StoreArgs, shutdown: &Shutdown, runtime: &Runtime, out: &mut d
             filled: size / 100 * u64::from(fill),
             written: args.write.0,
             stages: measured.stages.iter().map(StageView::of).collect(),
-            starts: measured.starts.iter().map(|start| StartView::of(start, args.write.0)).collect(),
+            starts: measured.starts.iter().map(StartView::of).collect(),
             limits: &limits,
             limit: limits.sum(),
             rss_peak: peak,
@@ -263,7 +268,7 @@ fn header() -> String {
     )
 }
 
-fn tell(out: &mut dyn Write, news: Told<'_>, written: u64) -> Outcome {
+fn tell(out: &mut dyn Write, news: Told<'_>) -> Outcome {
     match news {
         Told::Stage(stage) => {
             let s = StageView::of(stage);
@@ -286,13 +291,13 @@ fn tell(out: &mut dyn Write, news: Told<'_>, written: u64) -> Outcome {
             )?;
         }
         Told::Start(start) => {
-            let s = StartView::of(start, written);
+            let s = StartView::of(start);
             let with = if s.with_index { "with its index" } else { "without an index" };
             writeln!(
                 out,
-                "start after a crash {with}: {} s ({} s per TiB written): {} objects, {} batches, {} of log replayed, resident at most {}",
+                "start after a crash {with}: {} s (at most {} s per TiB of volumes): {} objects, {} batches, {} of log replayed, resident at most {}",
                 digits(s.seconds),
-                digits(s.seconds_per_tib_written),
+                digits(s.seconds_per_tib),
                 s.objects,
                 s.batches,
                 Size(s.replayed >> 20 << 20),

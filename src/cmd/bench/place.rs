@@ -157,7 +157,7 @@ impl Place {
         let device = RawDevice::open(&self.raw.path, true)?;
         let mut buf = memory(STEP)?;
         for (n, byte) in buf.iter_mut().enumerate() {
-            *byte = (n * 167 >> 8) as u8;
+            *byte = ((n * 167) >> 8) as u8;
         }
         for at in (0..self.raw.bytes).step_by(STEP as usize) {
             progress(at, self.raw.bytes);
