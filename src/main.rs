@@ -77,6 +77,9 @@ enum Command {
     /// Try CRUSH maps without a cluster
     #[command(subcommand)]
     Crush(CrushCommand),
+    /// Measure this machine
+    #[command(subcommand)]
+    Bench(cmd::bench::BenchCommand),
     Completions(cmd::completions::CompletionsArgs),
 }
 
@@ -118,6 +121,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Nbd(args) => cmd::daemons::nbd(args, global),
         Command::Store(command) => cmd::store::run(command, out),
         Command::Crush(CrushCommand::Test(args)) => Ok(cmd::crush::run(args, out)?),
+        Command::Bench(command) => cmd::bench::run(command, out),
         Command::Completions(args) => cmd::completions::run(args, Cli::command(), out),
     }
 }

@@ -134,7 +134,7 @@ fn progress_bar() -> ProgressBar {
 }
 
 /// Shows what is there and asks; without a terminal nobody can be asked.
-fn ask(device: &DeviceInfo, found: &[Found], answers: &mut dyn BufRead) -> bool {
+pub(super) fn ask(device: &DeviceInfo, found: &[Found], answers: &mut dyn BufRead) -> bool {
     if !io::stdin().is_terminal() {
         return false;
     }

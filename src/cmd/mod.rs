@@ -1,5 +1,6 @@
 //! The administrator's commands, one file each, and what all of them share.
 
+pub mod bench;
 pub mod completions;
 pub mod crush;
 pub mod daemons;

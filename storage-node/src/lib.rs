@@ -1,8 +1,9 @@
 //! The storage node: a log-structured store and its daemon.
 //!
 //! [`run`] is the daemon: one thread, one device. [`store`] is what it keeps its objects in. [`offline`]
-//! looks at, checks and exports stores whose daemons do not run.
+//! looks at, checks and exports stores whose daemons do not run. [`bench`] measures the store.
 
+pub mod bench;
 pub mod config;
 mod daemon;
 pub mod device;
