@@ -310,10 +310,15 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// Appends the record in `scratch`, which has no data and no ticket.
     pub(super) fn put_scratch(&mut self, encoded: Result<(), postcard::Error>) {
+        self.put_scratch_in(Stream::Hot, encoded);
+    }
+
+    /// The same, in a stream.
+    pub(super) fn put_scratch_in(&mut self, stream: Stream, encoded: Result<(), postcard::Error>) {
         if let Err(error) = encoded {
             return self.fail(format!("a record cannot be encoded: {error}"));
         }
-        match self.log.reserve(Stream::Hot, self.scratch.len(), 0) {
+        match self.log.reserve(stream, self.scratch.len(), 0) {
             Ok(_) => self.log.push(&self.scratch, None),
             Err(error) => self.fail(error.to_string()),
         }

@@ -254,7 +254,10 @@ impl<D: Device, I: Index> Store<D, I> {
     fn has_room_to_clean(&self) -> bool {
         // One of those that the hot stream reckons with may become the cold stream's.
         let taken = if self.log.ready_for(Stream::Hot) > 0 { u64::from(self.sb.segment_blocks) } else { 0 };
-        self.hot_free().saturating_sub(taken) >= self.snapshot_blocks() + self.cold_min()
+        let plenty = self.hot_free().saturating_sub(taken) >= self.snapshot_blocks() + self.cold_min();
+        // Where it is too late for that, segments that need no snapshot any more are what helps; the Free goes
+        // into the cold stream, too.
+        plenty || self.is_behind()
     }
 
     /// Blocks that a full checkpoint takes, about.
@@ -282,7 +285,8 @@ impl<D: Device, I: Index> Store<D, I> {
     /// Blocks that may be moved before another segment is free; `None`: as many as there are.
     fn cold_rest(&self) -> Option<u64> {
         let short = self.is_behind() && self.log.ready() == 0;
-        short.then(|| self.log.stream_free(Stream::Cold).saturating_sub(3) / 2)
+        let batch = (self.options.batch_bytes_max / BLOCK_SIZE as u64).clamp(1, self.move_max() as u64);
+        short.then(|| self.log.stream_free(Stream::Cold).saturating_sub(4) * batch / (batch + 1))
     }
 
     /// False where a snapshot has to come first.

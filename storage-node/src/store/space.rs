@@ -305,7 +305,13 @@ impl<D: Device, I: Index> Store<D, I> {
         }
         self.scratch.clear();
         let encoded = codec::put_free(freed.clone(), &mut self.scratch);
-        self.put_scratch(encoded);
+        // What makes room must not need any of what is short.
+        let stream = if self.is_behind() && self.log.stream_free(Stream::Cold) > 1 {
+            Stream::Cold
+        } else {
+            Stream::Hot
+        };
+        self.put_scratch_in(stream, encoded);
         if self.failed.is_some() {
             return;
         }
