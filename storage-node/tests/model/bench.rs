@@ -29,6 +29,11 @@ pub trait Bench {
     fn busy(&self) -> bool;
     /// Waits a little, where time passes.
     fn pause(&self);
+    /// The image is exact also when a store was dropped with operations under way: what a real file gets of
+    /// those is not seen.
+    fn is_exact(&self) -> bool {
+        true
+    }
 }
 
 /// One that can lie and fail.
@@ -184,6 +189,9 @@ impl Bench for FaultyFile {
     }
     fn busy(&self) -> bool {
         self.faults.busy()
+    }
+    fn is_exact(&self) -> bool {
+        false
     }
     fn pause(&self) {
         std::thread::sleep(Duration::from_micros(20));

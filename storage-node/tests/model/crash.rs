@@ -160,7 +160,7 @@ impl Effort {
             Effort { full, tears: 0, second_every: 7, go_on_every: 8, points: usize::MAX, seconds }
         } else {
             let seconds = u64::MAX;
-            Effort { full, tears: 3, second_every: 12, go_on_every: 8, points: 120, seconds }
+            Effort { full, tears: 2, second_every: 10, go_on_every: 12, points: 56, seconds }
         }
     }
 }
@@ -361,6 +361,9 @@ impl Played {
             run.close(round == 0);
             let recovered = run.open(4);
             assert_eq!(run.verify(&recovered), run.records.len());
+        }
+        if !run.bench.is_exact() {
+            return;
         }
         steps(run, 12, 40);
         let seed = run.maker.rng.below(1 << 20);

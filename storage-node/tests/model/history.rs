@@ -110,7 +110,17 @@ pub fn histories() -> Vec<History> {
         slow_reads: 60,
         slow_writes: 200,
         drain_one_in: 60,
-        least: Work::default(),
+        least: Work {
+            blocks: 5000,
+            moved: 1500,
+            freed: 25,
+            freed_under_reads: 4,
+            snapshots: 8,
+            commits: 20,
+            reaped: 10,
+            reused: 20,
+            turns: 2,
+        },
         ..plain.clone()
     };
     vec![
@@ -123,7 +133,18 @@ pub fn histories() -> Vec<History> {
             reopen: 120,
             refuse: true,
             prepare: Prepare::Discard,
-            least: Work::default(),
+            least: Work {
+                blocks: 6000,
+                moved: 1000,
+                freed: 40,
+                freed_under_reads: 8,
+                snapshots: 8,
+                commits: 15,
+                reaped: 40,
+                reused: 12,
+                turns: 2,
+            },
+            records: 1100,
             ..turns
         },
         History {

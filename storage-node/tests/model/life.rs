@@ -20,7 +20,8 @@ pub fn live(seed: u64) -> Work {
     // Two in six: nearly full. One in six: also overwritten all the time, in smaller segments.
     let (crowded, turning) = (kind < 3, kind == 0);
     let (segment, segments) = match kind {
-        0 => [(SEGMENT / 2, 24), (SEGMENT, 14), (SEGMENT, 18)][rng.below(3) as usize],
+        0 if std::env::var_os("STORE_SIM_TINY").is_some() => (SEGMENT / 2, 24),
+        0 => (SEGMENT, of(&mut rng, &[14, 18, 24])),
         1 | 2 => (SEGMENT, of(&mut rng, &[12, 14, 18])),
         _ => (SEGMENT, of(&mut rng, &[24, 40])),
     };
