@@ -48,6 +48,8 @@ const ERRORS_MAX: u32 = 256;
 const OBJECTS_PER_BLOCK: u64 = 16;
 /// A segment with fewer dead blocks than one in so many is not worth it.
 const WORTH_PART: u32 = 64;
+/// And while nobody writes.
+const IDLE_WORTH_PART: u32 = 8;
 
 /// What a block of a victim was when it was written.
 #[derive(Clone, Copy)]
@@ -321,9 +323,13 @@ impl<D: Device, I: Index> Store<D, I> {
         let mut best: Option<(f64, u32, u32)> = None;
         let mut emptiest_young = u32::MAX;
         let rest = self.cold_rest();
+        let behind = self.is_behind();
+        // An idle store must not turn over what is all but full for ever.
+        let idle = !behind && !self.log.busy() && self.cleaner.tokens == 0;
+        let worth = size - size / if idle { IDLE_WORTH_PART } else { WORTH_PART };
         for (segment, state) in self.state.segments.iter() {
             let live = self.live_in(segment);
-            if live > size - size / WORTH_PART
+            if live > worth
                 || state.last_lsn == 0
                 || self.space.is_free(segment)
                 || self.cleaner.done.contains_key(&segment)
@@ -343,7 +349,8 @@ impl<D: Device, I: Index> Store<D, I> {
             }
             let (used, all) = (f64::from(live), f64::from(size));
             let age = now.saturating_sub(state.stamp) as f64 + 1.0;
-            let score = (all - used) * age / (all + used);
+            // Where space is short, what gives the most at once.
+            let score = if behind { all - used } else { (all - used) * age / (all + used) };
             if best.is_none_or(|b| b.0 < score) {
                 best = Some((score, segment, live));
             }
