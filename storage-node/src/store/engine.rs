@@ -46,7 +46,7 @@ pub(super) enum Running {
     /// The batch under way.
     Batch,
     /// A page, for this slot; how often its read has been made again.
-    Page { slot: u32, location: u64, retries: u32 },
+    Page { slot: u32, location: u64, retries: u32, epoch: u64 },
     /// A part of a read's data, from this index in its `wanted`.
     Piece { read: usize, first: u32 },
     /// The root under way.
@@ -56,7 +56,7 @@ pub(super) enum Running {
     /// Blocks of the segment that is being cleaned, from this one on.
     Clean { segment: u32, at: u32 },
     /// A page of a deleted object's table; how often its read has been made again.
-    Dead { location: u64, retries: u32 },
+    Dead { location: u64, retries: u32, epoch: u64 },
 }
 
 /// A store. `D` is the device and `I` the index; the defaults are the real ones.
@@ -80,7 +80,7 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) running: Slab<Running>,
     pub(super) reads: Slab<Read>,
     pub(super) starved: VecDeque<usize>,
-    loads: usize,
+    pub(super) loads: usize,
     pub(super) read_pool: Pool,
     pub(super) events: Vec<StoreEvent>,
     completions: Vec<Completion>,
@@ -376,7 +376,8 @@ impl<D: Device, I: Index> Store<D, I> {
                 break;
             };
             self.loads += 1;
-            let id = self.running.insert(Running::Page { slot, location, retries: 0 }) as u64;
+            let epoch = self.space.read_begins();
+            let id = self.running.insert(Running::Page { slot, location, retries: 0, epoch }) as u64;
             let offset = byte_of(location);
             self.dev.start(id, Op::Read { offset, buf });
         }
@@ -413,15 +414,17 @@ impl<D: Device, I: Index> Store<D, I> {
             };
             match running {
                 Running::Batch => self.batch_written(completion.result),
-                Running::Page { slot, location, retries } => match (completion.result, completion.buf) {
+                Running::Page { slot, location, retries, epoch } => match (completion.result, completion.buf)
+                {
                     (Err(error), Some(buf)) if retries < PAGE_RETRIES_MAX => {
                         tracing::warn!(device = self.dev.name(), %error, "a table page cannot be read: trying again");
-                        let again = Running::Page { slot, location, retries: retries + 1 };
+                        let again = Running::Page { slot, location, retries: retries + 1, epoch };
                         let id = self.running.insert(again) as u64;
                         self.dev.start(id, Op::Read { offset: byte_of(location), buf });
                     }
                     (result, buf) => {
                         self.loads -= 1;
+                        self.space.read_ended(epoch);
                         let bytes = result.is_ok().then_some(buf).flatten();
                         self.page_loaded(slot, bytes.as_deref());
                     }
@@ -438,13 +441,14 @@ impl<D: Device, I: Index> Store<D, I> {
                 Running::Clean { segment, at } => {
                     self.clean_window(segment, at, completion.result, completion.buf);
                 }
-                Running::Dead { location, retries } => match (completion.result, completion.buf) {
+                Running::Dead { location, retries, epoch } => match (completion.result, completion.buf) {
                     (Err(_), Some(buf)) if retries < PAGE_RETRIES_MAX => {
-                        let again = Running::Dead { location, retries: retries + 1 };
+                        let again = Running::Dead { location, retries: retries + 1, epoch };
                         let id = self.running.insert(again) as u64;
                         self.dev.start(id, Op::Read { offset: byte_of(location), buf });
                     }
                     (result, buf) => {
+                        self.space.read_ended(epoch);
                         let bytes = result.is_ok().then_some(buf).flatten();
                         self.dead_page(location, bytes.as_deref());
                     }

@@ -28,10 +28,17 @@ pub struct Reaper {
     reaped: Vec<(u64, Vec<Delta>)>,
 }
 
+impl Reaper {
+    /// Pages that are being read.
+    pub fn reading(&self) -> usize {
+        self.reaping.len() - self.reaped.len()
+    }
+}
+
 impl<D: Device, I: Index> Store<D, I> {
     /// Reads some pages of deleted objects' tables, and writes down what no longer counts.
     pub(super) fn reap_step(&mut self) {
-        let reading = self.reaper.reaping.len() - self.reaper.reaped.len();
+        let reading = self.reaper.reading();
         let full = self.reaper.reaped.len() >= REAP_MAX;
         if !self.reaper.reaped.is_empty() && (full || reading == 0) && self.space.background_may() {
             let mut locations = Vec::new();
@@ -72,7 +79,9 @@ impl<D: Device, I: Index> Store<D, I> {
             let Some(buf) = Pool::new(u64::MAX, 0, None).get(BLOCK_SIZE) else {
                 return;
             };
-            let id = self.running.insert(Running::Dead { location, retries: 0 }) as u64;
+            let id =
+                self.running.insert(Running::Dead { location, retries: 0, epoch: self.space.read_begins() })
+                    as u64;
             self.dev.start(id, Op::Read { offset: byte_of(location), buf });
         }
     }

@@ -351,7 +351,7 @@ impl<D: Device, I: Index> Store<D, I> {
             // Reads that begin from now on cannot name these segments.
             self.space.waiting = std::mem::take(&mut self.space.next_waiting);
             self.space.epoch += 1;
-            self.space.old_reads = self.reads.len();
+            self.space.old_reads = self.reads.len() + self.loads + self.reaper.reading();
         }
     }
 
