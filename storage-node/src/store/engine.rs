@@ -527,7 +527,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if loaded.flush {
             self.flush_page(slot);
         }
-        if self.is_behind() {
+        if self.cleaner.done_count() > 0 {
             // What was queued on the page has replaced blocks.
             self.cleaner.look_again();
         }

@@ -475,9 +475,11 @@ impl<D: Device, I: Index> Store<D, I> {
         due.then_some(false)
     }
 
-    /// Loads the pages that tell what queued changes add, where that decides whether the store is full.
+    /// Loads the pages that tell what queued changes add and replace, where that decides whether the store is
+    /// full, or whether segments that have been emptied can be freed.
     pub(super) fn be_exact(&mut self) {
-        if self.is_inexact() {
+        let short = self.cleaner.done_count() > 0 && self.free_count() <= self.space.limits.low;
+        if self.loads == 0 && self.state.tables.queued() > 0 && (short || self.is_inexact()) {
             self.state.tables.resolve();
         }
     }
