@@ -71,6 +71,9 @@ enum Command {
     Monitor(cmd::daemons::MonitorArgs),
     StorageNode(cmd::daemons::NodeArgs),
     Nbd(cmd::daemons::NbdArgs),
+    /// Look at, check and export the stores of storage nodes that do not run
+    #[command(subcommand, after_help = cmd::store::EXIT_CODES)]
+    Store(cmd::store::StoreCommand),
     /// Try CRUSH maps without a cluster
     #[command(subcommand)]
     Crush(CrushCommand),
@@ -101,8 +104,10 @@ fn start_logging(global: &Global, quiet: &str) -> Outcome {
 fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
     let global = &cli.global;
     let daemon = matches!(cli.command, Command::Monitor(_) | Command::StorageNode(_) | Command::Nbd(_));
+    // What recovery would log, these commands say themselves.
+    let quiet = if matches!(cli.command, Command::Store(_)) { "off" } else { "warn" };
     if !daemon {
-        start_logging(global, "warn")?;
+        start_logging(global, quiet)?;
     }
     match &cli.command {
         Command::Up(args) => up::run(args, global),
@@ -114,6 +119,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Monitor(args) => cmd::daemons::monitor(args, global),
         Command::StorageNode(args) => cmd::daemons::storage_node(args, global, out),
         Command::Nbd(args) => cmd::daemons::nbd(args, global),
+        Command::Store(command) => cmd::store::run(command, out),
         Command::Crush(CrushCommand::Test(args)) => Ok(cmd::crush::run(args, out)?),
         Command::Bench(command) => cmd::bench::run(command, out),
         Command::Completions(args) => cmd::completions::run(args, Cli::command(), out),

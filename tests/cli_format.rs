@@ -97,7 +97,7 @@ fn what_was_made_can_be_had_as_json() {
     let made: Value = serde_json::from_str(&good(&format)).unwrap();
     assert_eq!(made["device"]["path"], device);
     assert_eq!((&made["device"]["kind"], &made["size"]), (&"file".into(), &(600u64 << 20).into()));
-    assert_eq!(made["segment_bytes"], 32 << 20, "a small device has small segments");
+    assert_eq!(made["segment_bytes"], 16 << 20, "a small device has small segments");
     assert_eq!(made["replaced"][0]["offset"], 0x438);
     assert_eq!(made["replaced"][0]["what"], "an ext2/3/4 file system (family pictures)");
     assert_eq!(made["incarnation"].as_str().map(str::len), Some(16));

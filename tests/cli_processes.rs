@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// An entry of `processes.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,10 +48,25 @@ fn kill_9(process: &Process) {
     kill(Pid::from_raw(i32::try_from(process.pid).unwrap()), Signal::SIGKILL).unwrap();
 }
 
-fn health(dir: &Path) -> String {
+/// What the status says, in full; not JSON while no monitor answers in time, as on a busy machine.
+fn status(dir: &Path) -> String {
     let monitor = named(dir, "monitor").unwrap().address;
-    let status: Value = serde_json::from_str(&good(&["status", "--json", "--monitor", &monitor])).unwrap();
-    status["health"].as_str().unwrap().to_owned()
+    stdout(&run(&["status", "--json", "--monitor", &monitor]))
+}
+
+fn health(dir: &Path) -> String {
+    let status: Value = serde_json::from_str(&status(dir)).unwrap_or_default();
+    status["health"].as_str().unwrap_or_default().to_owned()
+}
+
+/// As `eventually`, twice as patient (two builds at once make a minute of a second), and with the whole
+/// status if it never comes to be.
+fn comes_to_be(what: &str, dir: &Path, is: impl Fn(&str) -> bool) {
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while !is(&health(dir)) {
+        assert!(Instant::now() < deadline, "it never came to be that {what}: {}", status(dir));
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
@@ -70,17 +86,18 @@ fn a_process_that_dies_is_told_and_can_be_started_by_hand() {
     ];
     assert_eq!(names, expected);
     assert!(all.iter().all(runs));
-    eventually("all is well", || health(&dir) == "HEALTH_OK");
+    comes_to_be("all is well", &dir, |it| it == "HEALTH_OK");
 
     let node = named(&dir, "node-1").unwrap();
     kill_9(&node);
     eventually("the death is written down", || named(&dir, "node-1").is_none());
-    eventually("the death is seen", || health(&dir) == "HEALTH_WARN");
+    // On a busy machine the others may be late too: then it is HEALTH_ERR for a while.
+    comes_to_be("the death is seen", &dir, |it| it == "HEALTH_WARN" || it == "HEALTH_ERR");
 
     // As the help says: the same configuration, by hand.
     let mut by_hand = Up::run(trefoil(&["storage-node", "--config", &node.config]));
     assert_eq!(by_hand.ready(), node.address);
-    eventually("all is well again", || health(&dir) == "HEALTH_OK");
+    comes_to_be("all is well again", &dir, |it| it == "HEALTH_OK");
     by_hand.stop();
 
     up.stop();
@@ -105,7 +122,7 @@ fn a_process_that_dies_is_started_again_if_that_was_asked_for() {
         assert_eq!(before.address, after.address);
         last.push(after);
     }
-    eventually("all is well again", || health(&dir) == "HEALTH_OK");
+    comes_to_be("all is well again", &dir, |it| it == "HEALTH_OK");
     up.stop();
     assert!(!last.iter().any(runs), "nothing is left behind");
 }

@@ -6,7 +6,7 @@
 //! [`Durable::apply`], so that what is true after a crash cannot differ from what was true before.
 
 use crate::ids::*;
-use crate::message::{Line, WriteOp};
+use crate::message::{Line, ObjectVote, WriteOp};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -146,6 +146,21 @@ pub struct GroupState {
     pub objects: FxHashMap<ObjectIndex, Head>,
     /// Objects that are behind, with their lines. May name objects that the node does not have.
     pub behind: FxHashMap<ObjectIndex, Line>,
+}
+
+impl GroupState {
+    /// The votes of an answer to Open: the objects that the node has, and those which it lacks and is
+    /// behind with, in order.
+    pub fn votes(&self) -> Vec<ObjectVote> {
+        let has = self.objects.iter().map(|(index, head)| (*index, *head));
+        let lacks = self.behind.keys().filter(|index| !self.objects.contains_key(index));
+        let all = has.chain(lacks.map(|index| (*index, Head::ZERO)));
+        let mut votes: Vec<ObjectVote> = all
+            .map(|(index, head)| ObjectVote { index, head, behind: self.behind.get(&index).copied() })
+            .collect();
+        votes.sort_unstable_by_key(|vote| vote.index);
+        votes
+    }
 }
 
 /// What a node's records add up to, less the blocks.

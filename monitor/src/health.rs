@@ -3,7 +3,7 @@
 //! Computed when somebody asks, from the map and from what nodes have said since this monitor leads.
 //! What is not known is never shown as healthy.
 
-use crate::rpc::Heartbeat;
+use crate::rpc::{DeviceHealth, Heartbeat};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use trefoil_core::map::liveness::Liveness;
@@ -15,6 +15,16 @@ const DETAILS_MAX: usize = 20;
 
 /// A node that has used more than this share of its room, in percent, is nearly full.
 const NEARFULL_PERCENT: u64 = 85;
+
+/// An operation of a device that takes longer than this (µs) is stuck: drives give up on a bad sector
+/// after some 7 seconds at most, and answer anything else within one.
+const STUCK_US: u64 = 8_000_000;
+/// A device whose operations take so many times as long as those of the median of the other nodes is slow,
+const SLOW_TIMES: u64 = 20;
+/// if they take longer than this (µs): a disk's ordinary seek, whatever the others are;
+const SLOW_US_MIN: u64 = 20_000;
+/// and if so many have ended in the time that the mean is of.
+const SLOW_OPS_MIN: u64 = 5;
 
 /// The worst of all checks.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -72,10 +82,16 @@ checks! {
         "Bring the nodes that are down back, those first that are named by most groups.";
     NODE_NEARFULL = HEALTH_WARN,
         "Nodes have used more than 85 % of their room.",
-        "Add nodes, or remove or trim volumes.";
+        "Remove volumes that are not needed, trim the others (fstrim in the guests), or add nodes, before writes are refused.";
     NODE_FULL = HEALTH_ERR,
-        "Nodes refuse new data for lack of room. Writes go on as long as a majority of each group has room.",
-        "Add nodes, or remove or trim volumes.";
+        "Nodes refuse new data for lack of room. Writes go on as long as a majority of each group has room; overwrites, trims and reads go on in any case.",
+        "Remove volumes, or trim them (fstrim in the guests): both work on full nodes, and the room is there within seconds. Or add nodes.";
+    NODE_SLOW = HEALTH_WARN,
+        "The devices of nodes are stuck (an operation has not ended for 8 s) or slow (20 times slower than the median of the other nodes). Their clients are served by the other copies.",
+        "Look at the host's kernel log and the device's SMART data. If it does not recover, stop the node: I/O goes on without it.";
+    NODE_DEVICE_ERRORS = HEALTH_WARN,
+        "The devices of nodes have failed reads or writes since the nodes started. What could not be read was answered by other copies.",
+        "Look at the host's kernel log and the device's SMART data; the node's log names the places. Replace a device that goes on failing. Starting the node again begins the count anew.";
     NODE_LOST_STATE = HEALTH_ERR,
         "Nodes have lost data that they had acknowledged. Their copies are not believed until they are healed.",
         "Replace the device, or check why it lost acknowledged writes (a volatile cache without power protection?).";
@@ -172,6 +188,29 @@ fn majority_up(set: &[NodeId], up: impl Fn(NodeId) -> bool) -> bool {
     2 * set.iter().filter(|node| up(**node)).count() > set.len()
 }
 
+/// Why a device counts as slow, if it does.
+fn slow(all: &BTreeMap<NodeId, DeviceHealth>, node: NodeId, device: &DeviceHealth) -> Option<String> {
+    if device.oldest_us > STUCK_US {
+        return Some(format!("an operation has not ended for {:.1} s", device.oldest_us as f64 / 1e6));
+    }
+    let compare = |what: &str, of: fn(&DeviceHealth) -> (u64, u64)| {
+        let (count, mean) = of(device);
+        let others = all.iter().filter(|(id, _)| **id != node).map(|(_, other)| of(other));
+        let mut others: Vec<u64> = others.filter(|(n, _)| *n >= SLOW_OPS_MIN).map(|(_, us)| us).collect();
+        others.sort_unstable();
+        let median = *others.get(others.len() / 2)?;
+        let slow = count >= SLOW_OPS_MIN && mean > SLOW_US_MIN && mean > median.saturating_mul(SLOW_TIMES);
+        slow.then(|| {
+            format!(
+                "{what} take {:.1} ms, those of other nodes {:.1} ms",
+                mean as f64 / 1e3,
+                median as f64 / 1e3
+            )
+        })
+    };
+    compare("writes", |it| (it.writes, it.write_us)).or_else(|| compare("reads", |it| (it.reads, it.read_us)))
+}
+
 /// The checks that apply, worst first.
 pub(crate) fn status(facts: Facts<'_>) -> Status {
     let map = facts.map;
@@ -204,6 +243,21 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     });
     nodes_report(NODE_NEARFULL, "nodes nearly full", nearly);
     nodes_report(NODE_FULL, "nodes full", said(|it| it.full));
+    let devices: BTreeMap<NodeId, DeviceHealth> = facts
+        .heartbeats
+        .iter()
+        .filter(|(id, _)| up(**id))
+        .map(|(id, heartbeat)| (*id, heartbeat.device))
+        .collect();
+    let slow: Vec<String> = devices
+        .iter()
+        .filter_map(|(id, device)| {
+            Some(format!("{id} ({}): {}", map.nodes.get(id)?.address, slow(&devices, *id, device)?))
+        })
+        .collect();
+    nodes_report(NODE_SLOW, "nodes with a slow device", slow);
+    let failing = said(|it| it.device.errors > 0);
+    nodes_report(NODE_DEVICE_ERRORS, "nodes with errors of their device", failing);
     let lost = nodes_with(&|id| map.nodes[&id].lost);
     nodes_report(NODE_LOST_STATE, "nodes with lost state", lost);
     nodes_report(BAD_BLOCKS, "nodes with bad blocks", said(|it| it.bad_blocks > 0));
@@ -265,5 +319,42 @@ pub(crate) fn volume_status(map: &ClusterMap, id: VolumeId, expired: bool, diffe
         attached: held && kind == Some(HolderKind::FrontEnd),
         healing: held && kind == Some(HolderKind::Healer),
         needs_heal: !held && (!clean || differs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(writes: u64, write_us: u64) -> DeviceHealth {
+        DeviceHealth { writes, write_us, ..DeviceHealth::default() }
+    }
+
+    fn slow_nodes(devices: &[DeviceHealth]) -> Vec<u32> {
+        let all: BTreeMap<NodeId, DeviceHealth> =
+            devices.iter().enumerate().map(|(n, device)| (NodeId(n as u32), *device)).collect();
+        all.iter().filter(|(id, device)| slow(&all, **id, device).is_some()).map(|(id, _)| id.0).collect()
+    }
+
+    #[test]
+    fn a_device_is_slow_by_the_measure_of_the_others() {
+        let fine = device(100, 500);
+        assert!(slow_nodes(&[fine, fine, fine]).is_empty());
+        assert_eq!(slow_nodes(&[fine, device(100, 50_000), fine]), [1]);
+        assert!(slow_nodes(&[fine, device(2, 50_000), fine]).is_empty(), "two writes say nothing");
+        assert!(slow_nodes(&[fine, device(100, 15_000), fine]).is_empty(), "not slow by itself");
+        assert!(slow_nodes(&[device(100, 30_000); 3]).is_empty(), "all are alike: this is what they can do");
+        assert!(slow_nodes(&[device(100, 60_000)]).is_empty(), "nobody to compare with");
+        assert!(slow_nodes(&[device(0, 0), device(100, 60_000)]).is_empty(), "nor here");
+        let reads = DeviceHealth { reads: 9, read_us: 80_000, ..fine };
+        let quick = DeviceHealth { reads: 9, read_us: 800, ..fine };
+        assert_eq!(slow_nodes(&[quick, quick, reads]), [2]);
+    }
+
+    #[test]
+    fn a_device_that_does_not_answer_is_slow_by_itself() {
+        let stuck = DeviceHealth { oldest_us: STUCK_US + 1, ..DeviceHealth::default() };
+        assert_eq!(slow_nodes(&[stuck]), [0]);
+        assert!(slow_nodes(&[DeviceHealth { oldest_us: STUCK_US, ..stuck }]).is_empty());
     }
 }

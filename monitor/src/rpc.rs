@@ -21,7 +21,7 @@ pub const KIND_REQUEST: u16 = KIND_USER_MIN;
 /// The frame of a [`Response`].
 pub const KIND_RESPONSE: u16 = KIND_USER_MIN + 1;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -39,6 +39,27 @@ pub enum VolumeKey {
     Id(VolumeId),
     /// By its name, as clients do.
     Name(String),
+}
+
+/// How a node's device does. All zeros: nothing was measured.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceHealth {
+    /// Reads that ended within the last minute or so.
+    pub reads: u64,
+    /// Their mean time, in microseconds.
+    pub read_us: u64,
+    /// The time of the slowest, in microseconds.
+    pub read_max_us: u64,
+    /// Writes, as `reads`.
+    pub writes: u64,
+    /// See `read_us`.
+    pub write_us: u64,
+    /// See `read_max_us`.
+    pub write_max_us: u64,
+    /// The age of the oldest operation that has not ended, in microseconds.
+    pub oldest_us: u64,
+    /// Reads and writes that have failed since the node started.
+    pub errors: u64,
 }
 
 /// What a node says of itself, every second or so.
@@ -72,6 +93,8 @@ pub struct Heartbeat {
     pub read_bytes: u64,
     /// See `reads`.
     pub write_bytes: u64,
+    /// Its device.
+    pub device: DeviceHealth,
     /// Groups of which the node has seen that its copy differs from a peer's (section 8): all of them at
     /// present, at most [`DIFFERING_MAX`].
     pub differing: Vec<GroupId>,

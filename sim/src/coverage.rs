@@ -54,6 +54,12 @@ cover! {
     RepairsGivenUp = "repairs given up",
     /// Writes refused for want of room.
     NoSpace = "no space",
+    /// Writes of data that a full node took.
+    FullOverwrites = "overwrites at full",
+    /// Runs whose last front ends got through with nodes that stayed full.
+    CalmAtFull = "everything read and written at full",
+    /// Writes that waited until the store knew how many blocks they would add.
+    GrowthUnknown = "waits for the table at full",
     /// Reads acknowledged.
     Reads = "reads",
     /// Writes acknowledged.

@@ -23,6 +23,8 @@ pub struct Image {
     pub tables: FxHashMap<ObjectId, Table>,
     /// Blocks whose bytes are not good.
     pub bad: FxHashSet<(ObjectId, u32)>,
+    /// Blocks that are no holes.
+    pub live: u64,
 }
 
 impl Image {
@@ -37,7 +39,8 @@ impl Image {
         if table.len() <= block as usize {
             table.resize(block as usize + 1, 0);
         }
-        table[block as usize] = sum;
+        let old = std::mem::replace(&mut table[block as usize], sum);
+        self.live = self.live + u64::from(sum != 0) - u64::from(old != 0);
         if !self.bad.is_empty() {
             self.bad.remove(&(object, block));
         }
@@ -86,6 +89,12 @@ impl Image {
     fn forget(&mut self, volume: VolumeId) {
         self.tables.retain(|o, _| o.group.volume != volume);
         self.bad.retain(|(o, _)| o.group.volume != volume);
+        self.live = self.tables.values().flatten().filter(|sum| **sum != 0).count() as u64;
+    }
+
+    /// How many of these blocks are holes.
+    pub fn growth(&self, object: ObjectId, blocks: BlockRange) -> u32 {
+        (blocks.first..blocks.end()).filter(|block| self.sum(object, *block) == 0).count() as u32
     }
 }
 

@@ -7,6 +7,7 @@ pub mod daemons;
 pub mod format;
 pub mod lists;
 pub mod status;
+pub mod store;
 pub mod volume;
 
 use clap::Args;

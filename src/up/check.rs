@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use trefoil_storage_node::store::usable_bytes;
 
 /// Longest path of a unix socket that the kernel takes.
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -74,7 +75,7 @@ pub fn space(dir: &Path, devices: &[(&Path, Size)]) -> anyhow::Result<Option<Str
 
 /// A warning where volumes promise more than the nodes can hold.
 pub fn capacity(volumes: u64, nodes: &[Size]) -> Option<String> {
-    let total: u64 = nodes.iter().map(|size| size.0).fold(0, u64::saturating_add);
+    let total: u64 = nodes.iter().map(|size| usable_bytes(size.0)).fold(0, u64::saturating_add);
     let usable = Size(total / 3);
     (volumes > usable.0).then(|| {
         format!(
@@ -121,7 +122,8 @@ mod tests {
         assert_eq!(space(dir.path(), &[(&device, Size(0))]).unwrap(), None);
         let told = space(dir.path(), &[(&device, Size(1 << 60))]).unwrap().unwrap();
         assert!(told.contains("may come to need 1 EiB more"), "{told}");
-        assert_eq!(capacity(1 << 30, &[Size(1 << 30); 3]), None);
-        assert!(capacity((1 << 30) + 1, &[Size(1 << 30); 3]).unwrap().contains("hold 1 GiB"));
+        // A part of each node is kept for cleaning.
+        assert_eq!(capacity(7 << 30, &[Size(8 << 30); 3]), None);
+        assert!(capacity(8 << 30, &[Size(8 << 30); 3]).unwrap().contains("of three copies"));
     }
 }

@@ -29,10 +29,16 @@ pub struct NodeConfig {
     pub format_if_missing: bool,
     /// Bytes to format; a file is made that long. Default: all that is there.
     pub size: Option<u64>,
-    /// Bytes of memory for pages of block tables.
-    pub table_cache_bytes: u64,
-    /// Bytes of memory for reads under way.
-    pub read_memory_bytes: u64,
+    /// Bytes of memory that the process may take. What it keeps has its share of it: pages of block tables
+    /// 3/8, reads under way 1/4, writes that are not durable yet 1/8, changes that wait for a page 1/16;
+    /// 3/16 are left for repairs, connections and the objects' heads (65 MB per TiB of data).
+    pub memory_bytes: u64,
+    /// Bytes of memory for pages of block tables, where it is not to be the share.
+    pub table_cache_bytes: Option<u64>,
+    /// Bytes of memory for reads under way, where it is not to be the share.
+    pub read_memory_bytes: Option<u64>,
+    /// Bytes of memory for writes that are not durable yet, where it is not to be the share.
+    pub pending_bytes: Option<u64>,
     /// Bytes of log after which a checkpoint is taken: bounds the time that a start takes after a crash.
     pub checkpoint_bytes: u64,
     /// Connections of front ends and nodes at once.
@@ -56,8 +62,10 @@ impl Default for NodeConfig {
             class: None,
             format_if_missing: false,
             size: None,
-            table_cache_bytes: store.table_cache_bytes,
-            read_memory_bytes: store.read_bytes_max,
+            memory_bytes: 512 << 20,
+            table_cache_bytes: None,
+            read_memory_bytes: None,
+            pending_bytes: None,
             checkpoint_bytes: store.checkpoint_bytes,
             connections_max: 1024,
             allow_plaintext: false,
@@ -93,7 +101,20 @@ pub enum ConfigError {
     /// A limit that makes no sense.
     #[error("`{0}` is too small: at least {1}")]
     TooSmall(&'static str, u64),
+    /// More was given away than there is.
+    #[error(
+        "table pages, reads and pending writes may take {0} bytes, and `memory_bytes` is {1}: raise it to {2} \
+         or more, or lower `table_cache_bytes`, `read_memory_bytes` or `pending_bytes`"
+    )]
+    TooMuchMemory(u64, u64, u64),
 }
+
+/// Bytes that a change which waits for a page of its table takes, as far as they are counted.
+const QUEUED_CHANGE_BYTES: u64 = 128;
+/// The least that a node can work with.
+const MEMORY_MIN: u64 = 128 << 20;
+/// Bytes of memory per object of 4 MiB: its head, and where its pages are.
+const OBJECT_BYTES: u64 = 250;
 
 impl NodeConfig {
     /// Looks for what cannot work.
@@ -117,22 +138,49 @@ impl NodeConfig {
             return Err(ConfigError::BadHost(self.host.clone()));
         }
         let least = [
-            ("table_cache_bytes", self.table_cache_bytes, 1 << 20),
-            ("read_memory_bytes", self.read_memory_bytes, 8 << 20),
+            ("memory_bytes", self.memory_bytes, MEMORY_MIN),
+            ("table_cache_bytes", self.table_cache(), 1 << 20),
+            ("read_memory_bytes", self.read_memory(), 8 << 20),
+            ("pending_bytes", self.pending(), 8 << 20),
             ("checkpoint_bytes", self.checkpoint_bytes, 1 << 20),
             ("connections_max", self.connections_max as u64, 8),
         ];
-        match least.into_iter().find(|(_, value, least)| value < least) {
-            Some((key, _, least)) => Err(ConfigError::TooSmall(key, least)),
-            None => Ok(()),
+        if let Some((key, _, least)) = least.into_iter().find(|(_, value, least)| value < least) {
+            return Err(ConfigError::TooSmall(key, least));
         }
+        let shares = [self.table_cache(), self.read_memory(), self.pending()];
+        let all = shares.into_iter().fold(0, u64::saturating_add);
+        // By the shares these are three quarters. An eighth is the least to leave for all the rest.
+        if all > self.memory_bytes / 8 * 7 {
+            return Err(ConfigError::TooMuchMemory(all, self.memory_bytes, all.saturating_add(all / 7 + 8)));
+        }
+        Ok(())
+    }
+
+    fn table_cache(&self) -> u64 {
+        self.table_cache_bytes.unwrap_or(self.memory_bytes / 8 * 3)
+    }
+    fn read_memory(&self) -> u64 {
+        self.read_memory_bytes.unwrap_or(self.memory_bytes / 4)
+    }
+    fn pending(&self) -> u64 {
+        self.pending_bytes.unwrap_or(self.memory_bytes / 8)
+    }
+
+    /// Memory, in bytes, that a device of so many bytes may need when it is full of objects of 4 MiB, beyond
+    /// what is left of `memory_bytes`; 0: it will do.
+    pub(crate) fn memory_short(&self, device: u64) -> u64 {
+        let rest = self.memory_bytes.saturating_sub(self.table_cache() + self.read_memory() + self.pending());
+        (device / trefoil_core::limits::OBJECT_SIZE_DEFAULT * OBJECT_BYTES).saturating_sub(rest)
     }
 
     /// The store's part of it.
     pub(crate) fn store_options(&self) -> StoreOptions {
         StoreOptions {
-            table_cache_bytes: self.table_cache_bytes,
-            read_bytes_max: self.read_memory_bytes,
+            table_cache_bytes: self.table_cache(),
+            read_bytes_max: self.read_memory(),
+            pending_bytes_max: self.pending(),
+            queued_changes_max: (self.memory_bytes / 16 / QUEUED_CHANGE_BYTES) as usize,
             checkpoint_bytes: self.checkpoint_bytes,
             engine: if self.no_io_uring { Engine::Blocking } else { Engine::Auto },
             ..StoreOptions::default()
@@ -166,8 +214,40 @@ mod tests {
         assert_eq!(NodeConfig { listen: any, ..good() }.check(), Err(ConfigError::Plaintext(any)));
         let open = NodeConfig { listen: any, allow_plaintext: true, ..good() };
         assert_eq!(open.check(), Err(ConfigError::Unspecified(any)));
-        let small = NodeConfig { table_cache_bytes: 1, ..good() };
+        let small = NodeConfig { table_cache_bytes: Some(1), ..good() };
         assert!(matches!(small.check(), Err(ConfigError::TooSmall("table_cache_bytes", _))));
+    }
+
+    #[test]
+    fn memory_is_shared_out_and_not_more_than_there_is() {
+        for memory in [MEMORY_MIN, 512 << 20, 7 << 30] {
+            let config = NodeConfig { memory_bytes: memory, ..good() };
+            assert_eq!(config.check(), Ok(()));
+            let store = config.store_options();
+            let queued = store.queued_changes_max as u64 * QUEUED_CHANGE_BYTES;
+            let all = store.table_cache_bytes + store.read_bytes_max + store.pending_bytes_max + queued;
+            assert!(all <= memory / 16 * 13, "{all} of {memory}");
+            assert!(store.pending_bytes_max >= 2 * store.batch_bytes_max);
+        }
+        let less = NodeConfig { memory_bytes: MEMORY_MIN - 1, ..good() };
+        assert_eq!(less.check(), Err(ConfigError::TooSmall("memory_bytes", MEMORY_MIN)));
+        let config = NodeConfig { table_cache_bytes: Some(600 << 20), ..good() };
+        let Err(ConfigError::TooMuchMemory(all, _, enough)) = config.check() else { panic!() };
+        assert!(all > 600 << 20);
+        let keys = (config.read_memory_bytes, config.pending_bytes);
+        assert_eq!(keys, (None, None));
+        // What it says is enough, with the other shares as they are.
+        let (read, pending) = (Some(config.read_memory()), Some(config.pending()));
+        let more = NodeConfig {
+            memory_bytes: enough,
+            read_memory_bytes: read,
+            pending_bytes: pending,
+            ..config.clone()
+        };
+        assert_eq!(more.check(), Ok(()));
+        assert_eq!(more.store_options().table_cache_bytes, 600 << 20, "an explicit key counts");
+        assert_eq!(good().memory_short(1 << 40), 0);
+        assert!(good().memory_short(4 << 40) > 0);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The storage node: a log-structured store and its daemon.
 //!
-//! [`run`] is the daemon: one thread, one device. [`store`] is what it keeps its objects in.
-//! [`bench`] measures it.
+//! [`run`] is the daemon: one thread, one device. [`store`] is what it keeps its objects in. [`offline`]
+//! looks at, checks and exports stores whose daemons do not run. [`bench`] measures the store.
 
 pub mod bench;
 pub mod config;
 mod daemon;
 pub mod device;
+pub mod offline;
 pub mod store;
 
 pub use config::NodeConfig;

@@ -16,14 +16,14 @@ use trefoil_storage_node::store::{
     SuperblockError, format,
 };
 
-const SIZE: u64 = (2 << 20) + (4 << 25);
+const SIZE: u64 = (2 << 20) + (12 << 24);
 
 fn format_options(size: Option<u64>, force: bool) -> FormatOptions {
     FormatOptions {
         size,
         cluster_id: [9; 16],
         node_id: NodeId(4),
-        segment_bytes: Some(32 << 20),
+        segment_bytes: Some(16 << 20),
         preallocate: false,
         force,
     }
@@ -192,16 +192,20 @@ fn a_device_that_is_not_ours_is_refused_untouched() {
     file.set_len(SIZE - 4096).expect("truncated");
     assert!(matches!(error(dir.path()), OpenError::Superblock(SuperblockError::Truncated { .. })));
     file.set_len(SIZE).expect("extended");
-    // A newer version (with a good checksum, as a newer program would write it).
-    let mut block = std::fs::read(&path).expect("read")[..4096].to_vec();
-    let sum_at = 64;
-    block[8..12].copy_from_slice(&99u32.to_le_bytes());
-    block[sum_at..sum_at + 8].fill(0);
-    let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &block);
-    block[sum_at..sum_at + 8].copy_from_slice(&sum.to_le_bytes());
-    file.write_all_at(&block, 0).expect("written");
-    let newer = error(dir.path());
-    assert!(newer.to_string().contains("format version 99"), "{newer}");
+    // Another version: of one copy that may be rot, of both it is not.
+    for (version, text) in [(99u32, "format version 99"), (1, "format version 1")] {
+        let good = std::fs::read(&path).expect("read")[..4096].to_vec();
+        let mut block = good.clone();
+        block[8..12].copy_from_slice(&version.to_le_bytes());
+        file.write_all_at(&block, 0).expect("written");
+        drop(open(dir.path()).0);
+        file.write_all_at(&block, 1 << 20).expect("written");
+        let other = error(dir.path());
+        assert!(other.to_string().contains(text), "{other}");
+        for at in [0, 1 << 20] {
+            file.write_all_at(&good, at).expect("written");
+        }
+    }
     // Foreign.
     file.write_all_at(&[0; 4096], 0).expect("written");
     file.write_all_at(&[0; 4096], 1 << 20).expect("written");

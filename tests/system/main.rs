@@ -13,6 +13,7 @@
 //! | [`rot`] | bytes of a device flipped |
 //! | [`catch_up`] | a node that was away while data changed |
 //! | [`full`] | no space left |
+//! | [`offline`] | nothing runs: volumes taken out of bare devices |
 //! | [`bad_input`] | what users, disks and strangers get wrong |
 //! | [`stand_in`] | the tools below against a server that is known to be right |
 //!
@@ -32,8 +33,11 @@ mod full;
 mod health;
 mod kills;
 mod nbd_client;
+mod offline;
 mod power;
 mod prober;
+mod reclaim;
+mod rollback;
 mod rot;
 mod stand_in;
 mod takeover;

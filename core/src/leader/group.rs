@@ -1,11 +1,12 @@
 //! A group: opened (5.1), decided (5.2), settled (5.4), opened again (5.7, 5.8).
 
+use super::choose::{self, Answer};
 use super::object::{CopyState, Object};
 use super::read::{Confirming, Read};
 use super::{LeaderCounters, ObjectSet, Output, Shared};
 use crate::client::{ClientOp, OpId};
 use crate::ids::*;
-use crate::message::{FromNode, Line, ObjectVote, Refusal, ToNode};
+use crate::message::{FromNode, Line, Refusal, ToNode};
 use crate::placement::PgConfig;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, VecDeque};
@@ -40,31 +41,6 @@ pub(super) enum Link {
     Settling,
     /// It has settled.
     Settled,
-}
-
-/// A node's answer to the present ballot.
-#[derive(Debug)]
-struct Answer {
-    settled: Ballot,
-    lost: bool,
-    objects: FxHashMap<ObjectIndex, ObjectVote>,
-}
-
-impl Answer {
-    /// The vote on an object: `None` for a copy that was lost.
-    fn vote(&self, index: ObjectIndex) -> Option<Vote> {
-        if self.lost {
-            return None;
-        }
-        match self.objects.get(&index) {
-            None => Some(Vote { line: self.settled, head: Head::ZERO }),
-            Some(vote) => match vote.behind {
-                Some(Line::Lost) => None,
-                Some(Line::At(line)) => Some(Vote { line, head: vote.head }),
-                None => Some(Vote { line: self.settled, head: vote.head }),
-            },
-        }
-    }
 }
 
 /// A node's place in a group.
@@ -102,6 +78,15 @@ pub(super) struct Group<P> {
     pub closed: ObjectSet,
     /// Copies on connected nodes that are not in line, and when to (re)order their repair. Clients' first.
     pub behind: BTreeMap<(ObjectIndex, usize), Time>,
+    /// The copy whose repair was ordered last.
+    pub repair_cursor: (ObjectIndex, usize),
+    /// Objects that copies could not take for want of room in the last ballot, and the slots of these: the
+    /// present one is decided by their votes, if they are a quorum.
+    pub no_room: FxHashMap<ObjectIndex, u8>,
+    /// No further round for want of room before this, while nobody's write asks for one.
+    pub full_round_after: Time,
+    /// When the present ballot was taken.
+    pub round_began: Time,
     pub undecided: usize,
     /// Operations that wait for the decision.
     pub waiting: VecDeque<ClientOp<P>>,
@@ -127,6 +112,10 @@ impl<P: Clone + Default> Group<P> {
             busy: ObjectSet::new(),
             closed: ObjectSet::new(),
             behind: BTreeMap::new(),
+            repair_cursor: (0, 0),
+            no_room: FxHashMap::default(),
+            full_round_after: Time(0),
+            round_began: Time(0),
             undecided: 0,
             waiting: VecDeque::new(),
             reads: FxHashMap::default(),
@@ -196,9 +185,11 @@ impl<P: Clone + Default> Group<P> {
             return out.push(Output::NeedGeneration);
         };
         self.counters.rounds += 1;
+        self.note_no_room();
         self.take_back(shared);
         self.ballot = ballot;
         self.phase = Phase::Opening;
+        self.round_began = now;
         self.round_after = now.after(self.round_pause);
         self.round_pause = (self.round_pause * 2).min(ROUND_PAUSE_MAX);
         for slot in &mut self.slots {
@@ -317,6 +308,7 @@ impl<P: Clone + Default> Group<P> {
     /// 5.8 for a new epoch.
     pub fn configure(&mut self, shared: &mut Shared, now: Time, config: PgConfig, out: &mut Vec<Output<P>>) {
         self.take_back(shared);
+        self.no_room.clear(); // slots are others now
         self.config = config;
         self.make_slots();
         if self.phase != Phase::Closed {
@@ -337,8 +329,7 @@ impl<P: Clone + Default> Group<P> {
             FromNode::Opened { ballot, settled, lost, objects, .. }
                 if ballot == self.ballot && self.slots[i].link == Link::Opening =>
             {
-                let objects = objects.into_iter().map(|vote| (vote.index, vote)).collect();
-                self.opened(shared, now, i, Answer { settled, lost, objects }, out);
+                self.opened(shared, now, i, Answer::new(settled, lost, objects), out);
             }
             FromNode::OpenRefused { ballot, promised, fence, epoch, why, .. } => {
                 let by = promised.generation().max(fence);
@@ -376,9 +367,8 @@ impl<P: Clone + Default> Group<P> {
             FromNode::Gap { object, ballot, repair, .. } if ballot == self.ballot => {
                 self.gap(shared, now, i, object.index, repair, out);
             }
-            FromNode::NoSpace { object, ballot, .. } if ballot == self.ballot => {
-                shared.refused_for_room(now, node);
-                self.no_space(shared, now, i, object.index, out);
+            FromNode::NoSpace { object, ballot, seq } if ballot == self.ballot => {
+                self.no_space(shared, now, i, (object.index, seq), out);
             }
             FromNode::Data { id, checksums, data, .. } => {
                 self.data(shared, now, i, id, checksums, data, out);
@@ -420,15 +410,12 @@ impl<P: Clone + Default> Group<P> {
 
     fn reports_less(&self, i: usize, answer: &Answer) -> bool {
         answer.settled != self.ballot
-            || self.objects.iter().any(|(index, object)| {
-                let head = answer.objects.get(index).map_or(Head::ZERO, |vote| vote.head);
-                head.seq < object.copies[i].have
-            })
+            || self.objects.iter().any(|(index, object)| answer.head(*index).seq < object.copies[i].have)
     }
 
     /// 5.2: the base of every object is the head of the greatest vote. Once per ballot.
     fn decide_if_possible(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
-        if !self.quorum(|_, slot| slot.answer.as_ref().is_some_and(|answer| !answer.lost)) {
+        if !choose::enough(&self.config, |node| self.answer_of(node)) {
             return;
         }
         let mut named: Vec<ObjectIndex> = self
@@ -445,6 +432,10 @@ impl<P: Clone + Default> Group<P> {
         if more_to_come && bases.iter().any(|(_, base)| base.is_none()) {
             return; // copies were lost: wait for every node that may still answer
         }
+        if self.waits_for_refusers(now) {
+            return;
+        }
+        self.no_room.clear();
         self.phase = Phase::Decided;
         for (index, base) in bases {
             let object = match base {
@@ -468,23 +459,20 @@ impl<P: Clone + Default> Group<P> {
         }
     }
 
-    /// The head of the greatest vote among the members' answers; `None` where too many have lost theirs.
+    /// What a node has answered in this ballot, until it is settled.
+    fn answer_of(&self, node: NodeId) -> Option<&Answer> {
+        self.slots.iter().find(|slot| slot.node == node)?.answer.as_ref()
+    }
+
+    /// 5.2 for one object: among those who had no room for it, if they are a quorum, else among all.
     fn decide(&self, index: ObjectIndex) -> Option<Head> {
-        let vote = |slot: &Slot| slot.answer.as_ref().and_then(|answer| answer.vote(index));
-        if !self.quorum(|_, slot| vote(slot).is_some()) {
-            return None;
-        }
-        #[cfg(feature = "deliberate-bugs")]
-        if crate::bugs::stale_copy_without_vote() {
-            let stale = |slot: &Slot| {
-                slot.answer
-                    .as_ref()
-                    .is_some_and(|a| a.objects.get(&index).is_some_and(|v| v.behind.is_some()))
-            };
-            let votes = self.slots.iter().filter(|slot| slot.member && !stale(slot)).filter_map(vote);
-            return Some(votes.max().unwrap_or_default().head);
-        }
-        self.slots.iter().filter(|slot| slot.member).filter_map(vote).max().map(|vote| vote.head)
+        let mask = self.no_room.get(&index).copied().unwrap_or(0);
+        let had_no_room = |node| {
+            let (i, slot) = self.slots.iter().enumerate().find(|(_, slot)| slot.node == node)?;
+            slot.answer.as_ref().filter(|_| mask & 1 << i != 0)
+        };
+        let of_these = if mask == 0 { None } else { choose::base(&self.config, had_no_room, index) };
+        of_these.or_else(|| choose::base(&self.config, |node| self.answer_of(node), index))
     }
 
     /// 5.3 and 5.4: this node's own `except`, worked out now from its own answer; behind it the writes in
@@ -503,11 +491,12 @@ impl<P: Clone + Default> Group<P> {
         let mut except = Vec::new();
         for (index, object) in &mut self.objects {
             let vote = answer.objects.get(index);
-            let head = vote.map_or(Head::ZERO, |vote| vote.head);
+            let head = answer.head(*index);
             let lost = answer.lost || vote.is_some_and(|vote| vote.behind == Some(Line::Lost));
             let nothing = head == Head::ZERO && object.base == Head::ZERO && object.acked == 0;
             if object.in_line(self.ballot, head) && (nothing || !lost) {
                 object.copies[i].state = CopyState::InLine;
+                object.copies[i].no_room = false;
                 object.copies[i].have = object.copies[i].have.max(head.seq);
             } else {
                 object.copies[i].state = CopyState::Except;
@@ -568,7 +557,7 @@ impl<P: Clone + Default> Group<P> {
         };
         let stuck =
             |index: &ObjectIndex| self.objects.get(index).is_some_and(|o| o.decided && !has_source(o));
-        if self.closed.iter().any(stuck) {
+        if self.closed.iter().any(stuck) || self.round_for_room(now) {
             self.next_round(shared, now, out);
         }
     }

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! One machine leads one volume under one generation. A volume's objects fall into groups, one for each
-//! placement group; each group is opened, decided and settled on its own ([`group`]), holds its objects'
-//! state ([`object`]), numbers and counts writes ([`write`]), routes reads ([`read`]) and orders repairs
-//! ([`repair`]).
+//! placement group; each group is opened, decided ([`choose`]) and settled on its own ([`group`]), holds its
+//! objects' state ([`object`]), numbers and counts writes ([`write`]), routes reads ([`read`]), orders repairs
+//! ([`repair`]) and deals with nodes that are full ([`full`]).
 //!
 //! A write is acknowledged when a quorum of whole copies has *reported* it durable. The machine decides
 //! nothing about durability by itself: it counts what nodes have said.
@@ -18,6 +18,8 @@
 //! 200 bytes each, 50 MiB per TiB of written volume).
 
 mod api;
+pub mod choose;
+mod full;
 mod group;
 mod object;
 mod read;
@@ -35,11 +37,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long a detach waits for the copies that are not needed for a majority (µs).
 const RELEASE_GRACE: u64 = 1_000_000;
-/// How long a node that has said that it is full counts as full (µs); doubled each time that it refuses a
-/// write again, up to the second. To find out costs a next round, which takes room that the node keeps for
-/// it: a client that tries again and again must not use that up.
-const FULL_FOR: u64 = 1_000_000;
-const FULL_FOR_MAX: u64 = 300_000_000;
 /// Time between ticks while a client waits for reads, while something else is under way, and else (µs).
 const TICK_READS: u64 = 10_000;
 const TICK_BUSY: u64 = 50_000;
@@ -62,9 +59,13 @@ struct Peer {
     slow_until: Time,
     /// Repairs ordered and not answered yet.
     repairs: usize,
+    /// When it was last heard to be full, and until when that is believed; 0: it is not known to be.
     full_until: Time,
-    /// How long it counted as full after it refused a write last.
+    /// How long it is believed the next time; 0: it has not refused a write since it had room.
     full_for: u64,
+    /// It has refused the last repair for want of room: none but urgent ones are ordered before this; 0:
+    /// it has not.
+    repair_after: Time,
     /// Since when an answer is awaited without any having come.
     asked: Option<Time>,
 }
@@ -107,23 +108,6 @@ impl Shared {
         self.peers.entry(node).or_default()
     }
 
-    /// A node has refused a write for want of room.
-    fn refused_for_room(&mut self, now: Time, node: NodeId) {
-        let peer = self.peer(node);
-        peer.full_for = (peer.full_for * 2).clamp(FULL_FOR, FULL_FOR_MAX);
-        peer.full_until = peer.full_until.max(now.after(peer.full_for));
-    }
-
-    /// A node has taken a write, and says whether it will soon be full.
-    fn took(&mut self, now: Time, node: NodeId, full: bool) {
-        let peer = self.peer(node);
-        if full {
-            peer.full_until = peer.full_until.max(now.after(FULL_FOR));
-        } else {
-            (peer.full_for, peer.full_until) = (0, Time(0));
-        }
-    }
-
     fn is_up(&self, node: NodeId) -> bool {
         self.peers.get(&node).is_some_and(|peer| peer.up && !peer.distrusted)
     }
@@ -154,6 +138,8 @@ pub struct LeaderCounters {
     pub hedged: u64,
     /// Copies that were left behind by a Gap or a NoSpace.
     pub left_behind: u64,
+    /// Writes whose blocks were looked at first, because the nodes are full.
+    pub probes: u64,
 }
 
 /// What a leader has under way; see [`Leader::under_way`].
@@ -331,6 +317,7 @@ impl<P: Clone + Default> Leader<P> {
             sum.confirms += c.confirms;
             sum.hedged += c.hedged;
             sum.left_behind += c.left_behind;
+            sum.probes += c.probes;
         }
         sum
     }

@@ -30,6 +30,8 @@ pub(super) struct Copy {
     /// The greatest number that the node has reported durable in this ballot. Stays true when its
     /// connection breaks.
     pub have: u64,
+    /// Its node has refused a write or a repair of it for want of room, and it has not been whole since.
+    pub no_room: bool,
 }
 
 /// A write that was issued.
@@ -44,6 +46,8 @@ pub(super) struct Entry<P> {
     /// Nodes (by slot) that it was sent to and that have not answered.
     pub pending: u8,
     pub acked: bool,
+    /// A node has refused this very write for want of room.
+    pub refused: bool,
     /// What it takes of a node's backlog.
     pub bytes: u64,
 }
@@ -97,6 +101,12 @@ impl<P> Object<P> {
     /// True if an operation that waits, and must come first, overlaps this one.
     pub fn waits_behind(&self, blocks: BlockRange, is_write: bool) -> bool {
         self.waiting.iter().any(|op| (is_write || op.kind.is_write()) && op.kind.blocks().overlaps(blocks))
+    }
+
+    /// The slots, as bits, whose nodes have refused the object for want of room.
+    pub fn without_room(&self) -> u8 {
+        let bit = |(i, copy): (usize, &Copy)| u8::from(copy.no_room) << i;
+        self.copies.iter().enumerate().map(bit).sum()
     }
 
     /// 5.3: is a copy that reports this head in line?

@@ -69,6 +69,21 @@ impl<P: Clone + Default> Group<P> {
             return None;
         }
         let Some(i) = self.pick(shared, now, op.object, 0) else { return Some(op) };
+        let id = self.new_read(shared, now, op, i, out);
+        if !shared.lease_holds(now) {
+            self.want_confirm(shared, now, id, out);
+        }
+        None
+    }
+
+    pub fn new_read(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        op: ClientOp<P>,
+        i: usize,
+        out: &mut Vec<Output<P>>,
+    ) -> u64 {
         let id = shared.next_id;
         shared.next_id += 1;
         let read = Read {
@@ -84,15 +99,12 @@ impl<P: Clone + Default> Group<P> {
         };
         self.reads.insert(id, read);
         self.send_read(shared, now, id, i, out);
-        if !shared.lease_holds(now) {
-            self.want_confirm(shared, now, id, out);
-        }
-        None
+        id
     }
 
     /// 6.1: a node that is connected and settled, holds the object whole, and has reported everything
     /// that was acknowledged; of these the one with the least to do.
-    fn pick(&self, shared: &Shared, now: Time, index: ObjectIndex, not: u8) -> Option<usize> {
+    pub fn pick(&self, shared: &Shared, now: Time, index: ObjectIndex, not: u8) -> Option<usize> {
         let object = self.objects.get(&index)?;
         let fits = |(i, slot): &(usize, &super::group::Slot)| {
             slot.link == Link::Settled
@@ -166,6 +178,10 @@ impl<P: Clone + Default> Group<P> {
         if checksums.len() != read.op.kind.blocks().count as usize {
             return shared.reset(node, "it answers a read with another number of blocks");
         }
+        if read.op.kind.is_write() {
+            let holes = checksums.contains(&HOLE);
+            return self.probed(shared, now, id, holes, out);
+        }
         if read.found.is_none() {
             read.found = Some((checksums, data));
         }
@@ -196,6 +212,9 @@ impl<P: Clone + Default> Group<P> {
         out: &mut Vec<Output<P>>,
     ) {
         let Some(read) = self.answered(shared, i, id) else { return };
+        if read.op.kind.is_write() {
+            return self.probed(shared, now, id, false, out);
+        }
         read.failed |= 1 << i;
         match &mut read.bad {
             None => read.bad = Some(blocks.to_vec()),

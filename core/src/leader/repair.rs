@@ -6,6 +6,7 @@ use super::{Output, Shared};
 use crate::ids::*;
 use crate::limits::LEADER_REPAIRS_PER_NODE;
 use crate::message::ToNode;
+use std::ops::Bound;
 
 /// Copies that are looked at in one go: what is left is looked at when a repair ends, or at the next tick.
 const LOOK_AT_MAX: usize = 256;
@@ -28,10 +29,20 @@ impl<P: Clone + Default> Group<P> {
         for (index, i) in urgent {
             self.order_repair(shared, index, i, true, out);
         }
-        let due: Vec<(ObjectIndex, usize)> =
-            self.behind.iter().filter(|(_, at)| **at <= now).map(|(key, _)| *key).take(LOOK_AT_MAX).collect();
+        // Goes on behind the last one: where a full node refuses some, the others have their turn too.
+        let cursor = self.repair_cursor;
+        let behind = self.behind.range((Bound::Excluded(cursor), Bound::Unbounded));
+        let due: Vec<(ObjectIndex, usize)> = behind
+            .chain(self.behind.range(..=cursor))
+            .filter(|(_, at)| **at <= now)
+            .map(|(key, _)| *key)
+            .take(LOOK_AT_MAX)
+            .collect();
         for (index, i) in due {
-            if shared.peer(self.slots[i].node).repairs < LEADER_REPAIRS_PER_NODE {
+            let peer = shared.peer(self.slots[i].node);
+            if peer.repairs < LEADER_REPAIRS_PER_NODE && peer.repair_after <= now {
+                peer.pace_repairs(now);
+                self.repair_cursor = (index, i);
                 self.order_repair(shared, index, i, false, out);
             }
         }

@@ -11,8 +11,6 @@ use std::collections::VecDeque;
 
 /// Pause before a copy that refused a write, or whose repair failed, is repaired again (µs).
 const REPAIR_RETRY: u64 = 100_000;
-/// The same where the node had no room.
-const NO_SPACE_RETRY: u64 = 1_000_000;
 /// What a write without data takes of a node's backlog.
 const ENTRY_BYTES: u64 = 64;
 
@@ -74,30 +72,40 @@ impl<P: Clone + Default> Group<P> {
         op: ClientOp<P>,
         out: &mut Vec<Output<P>>,
     ) -> Option<ClientOp<P>> {
+        let object = self.objects.get(&op.object)?;
+        if matches!(op.kind, OpKind::Zero { .. }) && object.untouched() && shared.lease_holds(now) {
+            // Nothing was ever written, as a quorum has said, and under the lease nobody else can have
+            // written since: the holes are there already, and durable.
+            shared.done(op.id, Ok(OpOutput::Written), out);
+            return None;
+        }
+        if matches!(op.kind, OpKind::Write { .. }) && !self.may_add(shared, now) {
+            if object.untouched() && shared.lease_holds(now) {
+                shared.done(op.id, Err(OpError::NoSpace), out);
+                return None;
+            }
+            return self.probe(shared, now, op, out);
+        }
+        self.issue_write(shared, now, op, out);
+        None
+    }
+
+    /// Numbers a write and sends it to everyone whose copy is live.
+    pub fn issue_write(&mut self, shared: &mut Shared, now: Time, op: ClientOp<P>, out: &mut Vec<Output<P>>) {
         let ClientOp { id, object: index, kind } = op;
         let write = match kind {
             OpKind::Write { blocks, checksums, data } => WriteOp::Data { blocks, checksums, data },
             OpKind::Zero { blocks } => WriteOp::Zero { blocks },
-            OpKind::Read { .. } | OpKind::Status { .. } => return None,
+            OpKind::Read { .. } | OpKind::Status { .. } => return,
         };
-        let is_zero = matches!(write, WriteOp::Zero { .. });
-        if !self.has_room(shared, now) {
-            shared.done(id, Err(OpError::NoSpace), out);
-            return None;
-        }
         let (group, ballot) = (self.id, self.ballot);
-        let object = self.objects.get_mut(&index)?;
-        if is_zero && object.untouched() && shared.lease_holds(now) {
-            // Nothing was ever written, as a quorum has said, and under the lease nobody else can have
-            // written since: the holes are there already, and durable.
-            shared.done(id, Ok(OpOutput::Written), out);
-            return None;
-        }
+        let Some(object) = self.objects.get_mut(&index) else { return };
         object.issued += 1;
         let seq = object.issued;
         let bytes = (u64::from(write.data_blocks()) * BLOCK_SIZE as u64).max(ENTRY_BYTES);
         let blocks = write.blocks();
-        let mut entry = Entry { seq, blocks, op: None, id: Some(id), pending: 0, acked: false, bytes };
+        let mut entry =
+            Entry { seq, blocks, op: None, id: Some(id), pending: 0, acked: false, refused: false, bytes };
         let mut to = NodeList::default();
         for (i, slot) in self.slots.iter().enumerate() {
             let gets = slot.live()
@@ -116,13 +124,6 @@ impl<P: Clone + Default> Group<P> {
             let snap = shared.spec.snap;
             out.push(Output::Send { to, msg: ToNode::Write { object, ballot, seq, snap, op: write } });
         }
-        None
-    }
-
-    /// False where so many nodes have said that they are full that no quorum has room.
-    fn has_room(&self, shared: &Shared, now: Time) -> bool {
-        let full = |node: NodeId| shared.peers.get(&node).is_some_and(|peer| peer.full_until > now);
-        self.quorum(|_, slot| !full(slot.node))
     }
 
     /// The writes in flight that a node's copies in line lack, behind its Settle.
@@ -180,9 +181,11 @@ impl<P: Clone + Default> Group<P> {
         copy.have = copy.have.max(seq);
         clear_pending(shared, node, i, &mut object.entries, |entry| entry.seq <= seq);
         if repaired {
+            copy.no_room = false;
             self.behind.remove(&(index, i));
             let peer = shared.peer(node);
             peer.repairs = peer.repairs.saturating_sub(1);
+            peer.repair_after = Time(0);
         }
         self.advance(shared, now, index, out);
         if repaired {
@@ -301,41 +304,8 @@ impl<P: Clone + Default> Group<P> {
         self.order_repairs(shared, now, out);
     }
 
-    /// The node has no room for this object.
-    pub fn no_space(
-        &mut self,
-        shared: &mut Shared,
-        now: Time,
-        i: usize,
-        index: ObjectIndex,
-        out: &mut Vec<Output<P>>,
-    ) {
-        if self.objects.get(&index).is_none_or(|o| o.copies[i].state == CopyState::Except) {
-            return;
-        }
-        self.leave_behind(shared, i, index, now.after(NO_SPACE_RETRY));
-        let Some(object) = self.objects.get(&index) else { return };
-        let may_hold = |i: usize| !matches!(object.copies[i].state, CopyState::Except);
-        if self.quorum(|i, _| may_hold(i)) {
-            return;
-        }
-        // A quorum cannot take these writes. Their clients are told; whether they are part of the object
-        // is settled by the next round's decision, so that no read waits for them for ever.
-        let Some(object) = self.objects.get_mut(&index) else { return };
-        let mut told = false;
-        for entry in object.entries.iter_mut().filter(|entry| !entry.acked) {
-            if let Some(id) = entry.id.take() {
-                shared.done(id, Err(OpError::NoSpace), out);
-            }
-            told = true;
-        }
-        if told {
-            self.next_round(shared, now, out);
-        }
-    }
-
     /// The node's copy gets nothing more until a Repair is sent.
-    fn leave_behind(&mut self, shared: &mut Shared, i: usize, index: ObjectIndex, retry: Time) {
+    pub fn leave_behind(&mut self, shared: &mut Shared, i: usize, index: ObjectIndex, retry: Time) {
         let node = self.slots[i].node;
         let Some(object) = self.objects.get_mut(&index) else { return };
         if matches!(object.copies[i].state, CopyState::Repairing { .. }) {

@@ -4,7 +4,7 @@ use super::{ConnId, Node, Output, ReadMode, Reading};
 use crate::checksum::HOLE;
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
-use crate::message::{FromNode, Line, ObjectVote, Refusal, ToNode, WriteOp};
+use crate::message::{FromNode, Line, Refusal, ToNode, WriteOp};
 use crate::record::{Promise, Record};
 
 impl<P: Clone> Node<P> {
@@ -100,22 +100,7 @@ impl<P: Clone> Node<P> {
             self.tell_replaced(older, group, promised, out);
         }
         let state = self.state.group_mut(group);
-        let mut objects: Vec<ObjectVote> = state
-            .objects
-            .iter()
-            .map(|(index, head)| ObjectVote {
-                index: *index,
-                head: *head,
-                behind: state.behind.get(index).copied(),
-            })
-            .collect();
-        let absent = state.behind.iter().filter(|(index, _)| !state.objects.contains_key(index));
-        objects.extend(absent.map(|(index, line)| ObjectVote {
-            index: *index,
-            head: Head::ZERO,
-            behind: Some(*line),
-        }));
-        objects.sort_unstable_by_key(|vote| vote.index);
+        let objects = state.votes();
         let msg =
             FromNode::Opened { group, ballot, settled: state.settled.ballot, lost: state.lost, objects };
         // Held until the promise, and every write among the votes, is durable.
@@ -186,6 +171,10 @@ impl<P: Clone> Node<P> {
         let mut remove: Vec<ObjectIndex> =
             state.behind.keys().filter(|index| except.binary_search(index).is_err()).copied().collect();
         remove.sort_unstable();
+        // Both are objects of the group, and different ones: more are no group's.
+        if add.len() + remove.len() > GROUP_OBJECTS_MAX {
+            return out.push(Output::CloseLeader { conn, why: "a Settle of more objects than a group has" });
+        }
         let settled = state.promised;
         if state.settled != settled || state.lost || !add.is_empty() || !remove.is_empty() {
             self.persist(Record::Settle { group, settled, add, remove }, out);
@@ -227,15 +216,17 @@ impl<P: Clone> Node<P> {
         let objects = state.objects.len();
         let head = known.unwrap_or_default();
         if seq == head.seq + 1 {
-            // Zeros take a record and pages of the table, and give nothing back: without room they would eat
-            // up what is kept for Open and Settle, and with it the node.
-            if u64::from(op.data_blocks()).max(1) > self.room
-                || (known.is_none() && objects >= GROUP_OBJECTS_MAX)
-            {
+            // What is there already is written over, and zeros give room back: both also when full, or
+            // nobody could ever make room.
+            let adds = match &op {
+                WriteOp::Zero { .. } => 0,
+                WriteOp::Data { blocks, .. } => self.growth.take().unwrap_or(blocks.count),
+            };
+            if u64::from(adds) > self.room || (known.is_none() && objects >= GROUP_OBJECTS_MAX) {
                 self.counters.no_space += 1;
                 return self.hold_leader(conn, FromNode::NoSpace { object, ballot, seq }, out);
             }
-            self.persist(Record::Write { object, head: Head { ballot, seq }, snap, op }, out);
+            self.persist_adding(Record::Write { object, head: Head { ballot, seq }, snap, op }, adds, out);
             // Held until the write's record is durable, and with it all before it.
             self.hold_leader(conn, FromNode::Have { object, ballot, seq, full: self.full }, out);
         } else if head.ballot == ballot && head.seq >= seq {

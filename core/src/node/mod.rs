@@ -24,7 +24,7 @@ pub use api::*;
 
 use crate::checksum::UNKNOWN;
 use crate::ids::*;
-use crate::message::FromNode;
+use crate::message::{FromNode, ToNode, WriteOp};
 use crate::placement::PgConfig;
 use crate::record::{Durable, GroupState, Record};
 use peers::Heal;
@@ -103,6 +103,8 @@ pub struct Node<P> {
     digest_cursor: Option<GroupId>,
     room: u64,
     full: bool,
+    /// What the store has said of the write that comes next; see [`Node::asks_growth`].
+    growth: Option<u32>,
     counters: NodeCounters,
 }
 
@@ -127,6 +129,7 @@ impl<P: Clone> Node<P> {
             digest_cursor: None,
             room: u64::MAX,
             full: false,
+            growth: None,
             counters: NodeCounters::default(),
         }
     }
@@ -163,13 +166,43 @@ impl<P: Clone> Node<P> {
                 self.tick_digests(out);
             }
         }
+        self.growth = None; // it was about this input
     }
 
-    /// Blocks of data that the store has room for, and whether leaders are to be told that it is nearly
-    /// full. Said before each batch of inputs; what needs more is refused before anything is applied.
+    /// Blocks that may be added to what the store holds, and whether leaders are to be told that it is
+    /// nearly full. Said before each batch of inputs, and again whenever the machine has less
+    /// ([`Node::room`]) than the next input may need: each block of a record is taken off here as if it
+    /// were an added one. What adds more than there is room for is refused before anything is applied; what
+    /// adds nothing (an overwrite, zeros) never is.
     pub fn set_room(&mut self, blocks: u64, full: bool) {
         self.room = blocks;
         self.full = full;
+    }
+
+    /// What is left of [`Node::set_room`].
+    pub fn room(&self) -> u64 {
+        self.room
+    }
+
+    /// The blocks of a write that fits only if some of them are there already. The store is to be asked,
+    /// as it is behind every record given out so far, how many of them are holes, and
+    /// [`Node::set_growth`] to be called right before the message is fed. Not asked, all count as added.
+    pub fn asks_growth(&self, msg: &ToNode<P>) -> Option<(ObjectId, BlockRange)> {
+        match msg {
+            ToNode::Write { object, op: WriteOp::Data { blocks, .. }, .. }
+                if u64::from(blocks.count) > self.room && !self.repairs.contains_key(object) =>
+            {
+                Some((*object, *blocks))
+            }
+            _ => None,
+        }
+    }
+
+    /// How many blocks the next input, a Write, would add: the holes among its own, and what the store needs
+    /// besides. `u32::MAX` before any input: the store takes no data at all, also none that adds nothing.
+    /// Forgotten after that input.
+    pub fn set_growth(&mut self, blocks: u32) {
+        self.growth = Some(blocks);
     }
 
     /// The state as of the last record given out.
@@ -194,8 +227,14 @@ impl<P: Clone> Node<P> {
 
     /// Gives out a record and takes it into the state.
     fn persist(&mut self, record: Record<P>, out: &mut Vec<Output<P>>) -> Ticket {
+        let adds = record.data_blocks();
+        self.persist_adding(record, adds, out)
+    }
+
+    /// The same for a record that adds so many blocks.
+    fn persist_adding(&mut self, record: Record<P>, adds: u32, out: &mut Vec<Output<P>>) -> Ticket {
         self.state.apply(&record);
-        self.room = self.room.saturating_sub(u64::from(record.data_blocks()));
+        self.room = self.room.saturating_sub(u64::from(adds));
         self.given += 1;
         out.push(Output::Persist { ticket: self.given, record });
         self.given

@@ -288,6 +288,7 @@ fn digest_of(state: &GroupState) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::GROUP_OBJECTS_MAX;
     use crate::message::{ToNode, WriteOp};
     use crate::node::{Input, NodeConfig};
     use crate::placement::PgConfig;
@@ -330,35 +331,71 @@ mod tests {
         assert!(matches!(out[..], [Output::Persist { record: Record::Heal { checksum: 7, .. }, .. }]));
     }
 
-    #[test]
-    fn zeros_do_not_eat_up_the_reserve() {
+    /// A node that leads the group of [`OBJECT`] under ballot (1, 0), by connection 1.
+    fn led() -> (Node<u8>, Ballot) {
         let mut node = node();
         let (group, ballot) = (OBJECT.group, Ballot::new(Generation(1), 0).expect("a ballot"));
         let leader = |msg| Input::Leader { conn: 1, msg };
         tell(&mut node, leader(ToNode::Open { group, ballot, epoch: Epoch(1) }));
         tell(&mut node, leader(ToNode::Settle { group, ballot, except: vec![] }));
-        let op = WriteOp::Zero { blocks: BlockRange::new(0, 1) };
-        let write = ToNode::Write { object: OBJECT, ballot, seq: 1, snap: 0, op };
-        node.set_room(0, true);
-        let out = tell(&mut node, leader(write.clone()));
-        assert!(
-            matches!(out[..], [Output::ToLeader { msg: FromNode::NoSpace { seq: 1, .. }, .. }]),
-            "{out:?}"
-        );
+        (node, ballot)
+    }
+
+    #[test]
+    fn a_full_node_takes_what_adds_nothing() {
+        let (mut node, ballot) = led();
+        let write = |seq, op| ToNode::Write { object: OBJECT, ballot, seq, snap: 0, op };
+        let blocks = BlockRange::new(0, 2);
+        let data = |seq| write(seq, WriteOp::Data { blocks, checksums: [3, 4].into(), data: 1 });
+        let leader = |msg| Input::Leader { conn: 1, msg };
+        let taken =
+            |out: &[Output<u8>]| matches!(out[0], Output::Persist { record: Record::Write { .. }, .. });
+        let refused =
+            |out: &[Output<u8>]| matches!(out, [Output::ToLeader { msg: FromNode::NoSpace { .. }, .. }]);
+
+        node.set_room(2, true);
+        assert_eq!(node.asks_growth(&data(1)), None, "there is room for all of it");
         node.set_room(1, true);
-        let out = tell(&mut node, leader(write));
-        assert!(matches!(out[0], Output::Persist { record: Record::Write { .. }, .. }));
+        assert_eq!(node.asks_growth(&data(1)), Some((OBJECT, blocks)));
+        assert!(refused(&tell(&mut node, leader(data(1)))), "the store was not asked");
+        node.set_growth(2);
+        assert!(refused(&tell(&mut node, leader(data(1)))));
+        node.set_growth(1);
+        assert!(taken(&tell(&mut node, leader(data(1)))));
+        assert_eq!(node.room(), 0);
+        assert!(refused(&tell(&mut node, leader(data(2)))), "what was said of the last write is forgotten");
+        node.set_growth(0);
+        tell(&mut node, Input::Tick);
+        assert!(refused(&tell(&mut node, leader(data(2)))), "it was about the next input");
+        node.set_growth(0);
+        assert!(taken(&tell(&mut node, leader(data(2)))), "an overwrite");
+        let zero = write(3, WriteOp::Zero { blocks });
+        assert_eq!(node.asks_growth(&zero), None);
+        assert!(taken(&tell(&mut node, leader(zero))), "zeros give room back");
+    }
+
+    #[test]
+    fn a_settle_that_names_more_than_a_group_has_is_refused_without_harm() {
+        let (mut node, ballot) = led();
+        let settle = |except: Vec<u32>| Input::Leader {
+            conn: 1,
+            msg: ToNode::Settle { group: OBJECT.group, ballot, except },
+        };
+        let most = GROUP_OBJECTS_MAX as u32;
+        tell(&mut node, settle((0..most).collect()));
+        let before = node.state().clone();
+        // Each list is of an allowed length: together they are not one group's.
+        let out = tell(&mut node, settle((u32::MAX - most..u32::MAX).collect()));
+        assert!(matches!(out[..], [Output::CloseLeader { .. }]));
+        assert_eq!(*node.state(), before);
     }
 
     /// The store tells of a damaged page when it is loaded. Written to since, the page is good again and
     /// its other entries are still unknown, also after a restart: nothing but a read shows them.
     #[test]
     fn a_read_that_finds_unknown_blocks_has_the_copy_repaired() {
-        let mut node = node();
-        let (group, ballot) = (OBJECT.group, Ballot::new(Generation(1), 0).expect("a ballot"));
+        let (mut node, ballot) = led();
         let leader = |msg| Input::Leader { conn: 1, msg };
-        tell(&mut node, leader(ToNode::Open { group, ballot, epoch: Epoch(1) }));
-        tell(&mut node, leader(ToNode::Settle { group, ballot, except: vec![] }));
         let blocks = BlockRange::new(0, 1);
         let read = ToNode::Read { object: OBJECT, ballot, id: 5, blocks, data: true };
         let token = match tell(&mut node, leader(read))[..] {

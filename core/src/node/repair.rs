@@ -5,11 +5,11 @@
 //! with a Gap; it orders another one, from another source if need be.
 
 use super::{ConnId, Node, Output, ReadMode, ReadResult, Reading};
-use crate::checksum::HOLE;
+use crate::checksum::{HOLE, UNKNOWN};
 use crate::ids::*;
 use crate::limits::*;
 use crate::message::{FromNode, PeerMsg, WriteOp};
-use crate::record::{Patch, Record};
+use crate::record::{GroupState, Patch, Record};
 use std::collections::BTreeMap;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +49,37 @@ pub(super) struct Repair<P> {
     overlay_bytes: usize,
 }
 
+/// A block of the copy takes room: it is no hole. A bad one counts as if it were good: its bytes may be
+/// found again.
+fn is_there(sum: u64) -> bool {
+    sum != HOLE && sum != UNKNOWN
+}
+
+impl<P> Repair<P> {
+    /// Blocks that the pieces fetched so far, and these writes behind them, add to the old copy; what they
+    /// give back taken off.
+    fn adds(&self, writes: &[WriteOp<P>]) -> u64 {
+        let before: Vec<bool> = self.have.iter().map(|sum| is_there(*sum)).collect();
+        let mut after = before.clone();
+        let mut set = |block: u32, there: bool| {
+            if after.len() <= block as usize {
+                after.resize(block as usize + 1, false);
+            }
+            after[block as usize] = there;
+        };
+        for patch in &self.patches {
+            patch.blocks.iter().for_each(|(block, sum)| set(*block, *sum != HOLE));
+            patch.bad.iter().for_each(|(block, sum)| set(*block, is_there(*sum)));
+        }
+        for op in writes {
+            let blocks = op.blocks();
+            (blocks.first..blocks.end()).for_each(|block| set(block, matches!(op, WriteOp::Data { .. })));
+        }
+        let count = |of: &[bool]| of.iter().filter(|there| **there).count() as u64;
+        count(&after).saturating_sub(count(&before))
+    }
+}
+
 impl<P: Clone> Node<P> {
     pub(super) fn order_repair(
         &mut self,
@@ -59,7 +90,9 @@ impl<P: Clone> Node<P> {
         out: &mut Vec<Output<P>>,
     ) {
         self.drop_repair(object);
-        if self.repairs.len() >= NODE_REPAIR_QUEUE_MAX {
+        let unknown = |state: &GroupState| !state.objects.contains_key(&object.index);
+        let more = |state: &GroupState| unknown(state) && state.objects.len() >= GROUP_OBJECTS_MAX;
+        if self.repairs.len() >= NODE_REPAIR_QUEUE_MAX || self.group(object.group).is_some_and(more) {
             return self.tell_given_up(conn, object, ballot, out);
         }
         let repair = Repair {
@@ -111,7 +144,22 @@ impl<P: Clone> Node<P> {
             return;
         }
         repair.have = found.checksums;
+        // Nothing is there that could be written over or given back: not worth a fetch.
+        if self.room == 0 && !repair.have.iter().any(|sum| is_there(*sum)) {
+            return self.refuse_for_room(object, out);
+        }
         self.fetch_next(object, out);
+    }
+
+    /// The repair would add more blocks than there is room for. Its leader is told and orders it again
+    /// later; the copy stays as it is.
+    fn refuse_for_room(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
+        let Some(repair) = self.take_repair(object) else { return };
+        self.counters.no_space += 1;
+        self.counters.repairs_failed += 1;
+        let (ballot, seq) = (repair.ballot, repair.upto);
+        self.hold_leader(repair.conn, FromNode::NoSpace { object, ballot, seq }, out);
+        self.start_repairs(out);
     }
 
     fn fetch_next(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
@@ -174,6 +222,11 @@ impl<P: Clone> Node<P> {
             Some((least, greatest)) => (least.min(head), greatest.max(head)),
         });
         repair.next = blocks.end();
+        // Even if everything behind this piece were given back: the rest need not be fetched.
+        let rest = repair.have[repair.next as usize..].iter().filter(|sum| is_there(**sum)).count() as u64;
+        if repair.adds(&[]) > self.room.saturating_add(rest) {
+            return self.refuse_for_room(object, out);
+        }
         self.fetch_next(object, out);
     }
 
@@ -229,27 +282,23 @@ impl<P: Clone> Node<P> {
             return self.drop_repair(object);
         }
         let head = if last > least.seq { Head { ballot: repair.ballot, seq: last } } else { greatest };
-        let Some(mut repair) = self.take_repair(object) else { return };
-        let mut rest = repair.overlay.split_off(&(least.seq + 1));
+        let Some(repair) = self.repairs.get_mut(&object) else { return };
+        let mut rest = std::mem::take(&mut repair.overlay).split_off(&(least.seq + 1));
         rest.retain(|seq, _| *seq <= last);
-        let record = Record::Install {
-            object,
-            head,
-            patches: std::mem::take(&mut repair.patches),
-            writes: rest.into_values().collect(),
-        };
-        let (conn, ballot) = (repair.conn, repair.ballot);
-        if u64::from(record.data_blocks()) > self.room {
-            self.counters.no_space += 1;
-            self.counters.repairs_failed += 1;
-            self.hold_leader(conn, FromNode::NoSpace { object, ballot, seq: head.seq }, out);
-        } else {
-            self.counters.repairs_done += 1;
-            self.damaged.remove(&object);
-            self.persist(record, out);
-            // Held until the whole repair is durable, in its one record.
-            self.hold_leader(conn, FromNode::Have { object, ballot, seq: head.seq, full: self.full }, out);
+        let writes: Vec<WriteOp<P>> = rest.into_values().collect();
+        let adds = repair.adds(&writes);
+        if adds > self.room || self.growth == Some(u32::MAX) {
+            return self.refuse_for_room(object, out);
         }
+        let Some(repair) = self.take_repair(object) else { return };
+        let (conn, ballot) = (repair.conn, repair.ballot);
+        self.counters.repairs_done += 1;
+        self.damaged.remove(&object);
+        let record = Record::Install { object, head, patches: repair.patches, writes };
+        // Not more than the blocks of an object, which are few.
+        self.persist_adding(record, adds as u32, out);
+        // Held until the whole repair is durable, in its one record.
+        self.hold_leader(conn, FromNode::Have { object, ballot, seq: head.seq, full: self.full }, out);
         self.start_repairs(out);
     }
 

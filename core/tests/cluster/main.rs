@@ -1,5 +1,6 @@
 //! Rules of the protocol, one test each, on a small cluster under virtual time.
 
+mod full;
 mod world;
 
 use trefoil_core::client::{OpError, OpKind};
@@ -185,50 +186,6 @@ fn a_block_that_is_bad_everywhere_fails_and_is_cleared_by_a_write() {
     let id = w.write(f, 0, 0, 6);
     assert_eq!(w.result(f, id), Some(Ok(0)));
     assert_eq!(w.value(f, 0, 0), 6);
-}
-
-#[test]
-fn a_full_node_is_left_behind_and_two_full_nodes_mean_no_space() {
-    let mut w = World::new();
-    let f = w.front(1, Options::default());
-    w.write(f, 0, 0, 1);
-    w.hosts.get_mut(&NodeId(0)).unwrap().machine.set_room(0, true);
-    let id = w.write(f, 0, 0, 2);
-    assert_eq!(w.result(f, id), Some(Ok(0)));
-    w.hosts.get_mut(&NodeId(1)).unwrap().machine.set_room(0, true);
-    let id = w.write(f, 0, 0, 3);
-    w.pass(50_000);
-    assert_eq!(w.result(f, id), Some(Err(OpError::NoSpace)));
-    let seen = w.value(f, 0, 0);
-    assert!(seen == 2 || seen == 3, "a refused write is there or it is not: {seen}");
-    assert_eq!(w.value(f, 0, 0), seen, "and stays so");
-    for node in 0..2 {
-        w.hosts.get_mut(&NodeId(node)).unwrap().machine.set_room(1000, false);
-    }
-    w.pass(3_000_000);
-    w.lease(f, 1_000_000);
-    let id = w.write(f, 0, 1, 4);
-    assert_eq!(w.result(f, id), Some(Ok(0)));
-    assert!(w.fronts[f].machine.all_whole());
-}
-
-#[test]
-fn a_client_that_tries_again_and_again_on_full_nodes_costs_few_rounds() {
-    let mut w = World::new();
-    let f = w.front(1, Options::default());
-    w.write(f, 0, 0, 1);
-    for node in 0..2 {
-        w.hosts.get_mut(&NodeId(node)).unwrap().machine.set_room(0, true);
-    }
-    let before = w.fronts[f].machine.counters().rounds;
-    for _ in 0..600 {
-        let id = w.write(f, 0, 1, 2);
-        w.pass(100_000);
-        w.lease(f, 1_000_000);
-        assert_eq!(w.result(f, id), Some(Err(OpError::NoSpace)));
-    }
-    let rounds = w.fronts[f].machine.counters().rounds - before;
-    assert!(rounds <= 8, "{rounds} rounds in a minute");
 }
 
 #[test]

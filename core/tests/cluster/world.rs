@@ -24,9 +24,24 @@ pub struct Disk {
     /// Records given and not durable yet, while the disk is held.
     pub pending: Vec<(u64, Record<P>)>,
     pub hold: bool,
+    /// Blocks that it can hold; `None`: the test says what the machine is told.
+    pub capacity: Option<u64>,
+    /// It takes no data at all, also none that adds nothing.
+    pub stuck: bool,
 }
 
 impl Disk {
+    pub fn live(&self) -> u64 {
+        self.blocks.values().filter(|value| **value != HOLE).count() as u64
+    }
+    fn room(&self) -> Option<u64> {
+        Some(self.capacity?.saturating_sub(self.as_given().live()))
+    }
+    fn growth(&self, object: ObjectId, blocks: BlockRange) -> u32 {
+        let seen = self.as_given();
+        let hole = |block: &u32| seen.blocks.get(&(object, *block)).is_none_or(|value| *value == HOLE);
+        (blocks.first..blocks.end()).filter(hole).count() as u32
+    }
     /// What a read sees: all records given so far, durable or not.
     fn as_given(&self) -> Disk {
         let mut seen = self.clone();
@@ -71,6 +86,9 @@ impl Disk {
                 }
             }
             Record::Heal { object, block, data, .. } => self.put(*object, *block, data[0]),
+            Record::DeleteVolume { volume } => {
+                self.blocks.retain(|(object, _), _| object.group.volume != *volume);
+            }
             _ => {}
         }
     }
@@ -148,8 +166,12 @@ impl World {
 
     /// Adds a front end (or healer) with this generation, connected to every node that is up.
     pub fn front(&mut self, generation: u64, options: leader::Options) -> usize {
+        self.front_of(VOLUME, generation, options)
+    }
+
+    pub fn front_of(&mut self, volume: VolumeId, generation: u64, options: leader::Options) -> usize {
         let spec = leader::VolumeSpec {
-            id: VOLUME,
+            id: volume,
             generation: Generation(generation),
             object_blocks: OBJECT_BLOCKS,
             objects: 16,
@@ -349,6 +371,17 @@ impl World {
                     let host = self.hosts.get_mut(&id).expect("a node");
                     if host.up {
                         let mut out = Vec::new();
+                        if let Some(room) = host.disk.room() {
+                            host.machine.set_room(room, room == 0);
+                            if host.disk.stuck {
+                                host.machine.set_room(0, true);
+                                host.machine.set_growth(u32::MAX);
+                            } else if let node::Input::Leader { msg, .. } = &input
+                                && let Some((object, blocks)) = host.machine.asks_growth(msg)
+                            {
+                                host.machine.set_growth(host.disk.growth(object, blocks));
+                            }
+                        }
                         host.machine.handle(self.now, input, &mut out);
                         self.node_outputs(id, out);
                     }
@@ -432,6 +465,12 @@ impl World {
     pub fn object(index: u32) -> ObjectId {
         let group = GroupId { volume: VOLUME, pg: PgId { pool: PoolId(1), pg: 0 } };
         ObjectId { group, index }
+    }
+
+    /// From now on the node's disk holds so many blocks more than it does.
+    pub fn room(&mut self, node: u32, blocks: u64) {
+        let disk = &mut self.hosts.get_mut(&NodeId(node)).expect("a node").disk;
+        disk.capacity = Some(disk.as_given().live() + blocks);
     }
 
     pub fn at(&self, node: u32, object: u32, block: u32) -> u64 {

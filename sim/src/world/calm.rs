@@ -7,6 +7,7 @@
 use super::nodes::ROOMY;
 use super::{Event, World};
 use crate::check;
+use crate::coverage::Cover;
 use crate::plan::VOLUMES_MAX;
 use trefoil_core::VolumeId;
 
@@ -29,6 +30,9 @@ pub struct Calm {
     pub since: u64,
     /// By volume.
     pub stages: [Stage; VOLUMES_MAX],
+    /// Nodes stay full until the last front ends are through: these must be able to read everything, since
+    /// no copy was lost.
+    pub full: bool,
     /// The last generation of the first phase, by volume.
     before: [u64; VOLUMES_MAX],
 }
@@ -56,9 +60,15 @@ impl World {
                 self.kill_leader(li);
             }
         }
+        let lost = self.lost_state.contains(&true);
+        self.calm.full = self.rooms_shut > 0 && !lost && self.rng.one_in(2);
         for ni in 0..self.plan.nodes {
             self.nodes[ni].slow = 1;
-            self.nodes[ni].room = ROOMY;
+            if !self.calm.full {
+                self.nodes[ni].capacity = ROOMY;
+            } else if self.nodes[ni].capacity == ROOMY && self.rng.one_in(2) {
+                self.nodes[ni].capacity = self.nodes[ni].store.now.live + self.rng.below(3);
+            }
             let life = self.nodes[ni].life;
             self.queue.push(self.now, Event::NodeResumes { ni, life });
             self.queue.push(self.now, Event::NodeStarts { ni });
@@ -99,6 +109,13 @@ impl World {
             self.calm.stages[v] = Stage::Healer;
             // What a healer of the first phase may have been granted does not count.
             self.calm.before[v] = self.monitor.volume(volume).generation;
+            if self.calm.full
+                && self.plan.volume_ids().all(|v| self.calm.stages[v.0 as usize - 1] != Stage::FrontEnd)
+            {
+                self.coverage.count(Cover::CalmAtFull);
+                self.calm.full = false;
+                self.nodes.iter_mut().for_each(|node| node.capacity = ROOMY);
+            }
         }
     }
 

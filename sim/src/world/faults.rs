@@ -20,7 +20,7 @@ impl World {
                 (node.machine.is_none(), "down"),
                 (node.paused, "paused"),
                 (node.slow > 1, "slow"),
-                (node.room < ROOMY, "without room"),
+                (node.capacity < ROOMY, "short of room"),
                 (self.lost_state[ni], "had lost state"),
                 (!node.store.now.bad.is_empty(), "has bad blocks"),
             ];
@@ -99,10 +99,16 @@ impl World {
                 self.queue.push(self.now + lasts, Event::DiskRecovers { ni });
             }
             Fault::NoRoom => {
-                if self.nodes[ni].room == ROOMY {
-                    self.nodes[ni].room = self.rng.below(8);
-                    self.rooms_shut += 1;
-                    self.queue.push(self.now + lasts, Event::RoomAgain { ni });
+                let struck = ni;
+                // One node, or all of them: the cluster is full.
+                let all = self.plan.stall_limit.is_none() && self.rng.one_in(3);
+                for ni in 0..self.plan.nodes {
+                    if (all || ni == struck) && self.nodes[ni].capacity == ROOMY {
+                        self.nodes[ni].capacity = self.nodes[ni].store.now.live + self.rng.below(8);
+                        self.nodes[ni].nearly = self.rng.below(6).saturating_sub(2);
+                        self.rooms_shut += 1;
+                        self.queue.push(self.now + lasts, Event::RoomAgain { ni });
+                    }
                 }
             }
             Fault::LeaderDies => {
@@ -179,7 +185,8 @@ impl World {
 
     /// Nothing is wrong with any node, and every leader says that all of its copies are whole.
     fn all_is_well(&self) -> bool {
-        let well = |n: &super::NodeHost| n.machine.is_some() && !n.paused && n.slow == 1 && n.room == ROOMY;
+        let well =
+            |n: &super::NodeHost| n.machine.is_some() && !n.paused && n.slow == 1 && n.capacity == ROOMY;
         let whole = |l: &super::LeaderHost| l.machine.as_ref().is_none_or(|m| m.all_whole());
         self.nodes.iter().all(well) && self.leaders.iter().all(whole)
     }

@@ -423,7 +423,7 @@ impl World {
                     OpError::Bad => is_write || self.rot_so_far == 0,
                     OpError::Deposed => newest,
                     OpError::TimedOut => self.plan.io_timeout.is_none() || self.leaders[li].script.is_some(),
-                    OpError::NoSpace => !is_write || (self.rooms_shut == 0),
+                    OpError::NoSpace => op.kind != 1 || self.rooms_shut == 0, // not of zeros either
                     OpError::Closing => !self.leaders[li].releasing,
                 };
                 if unexpected {

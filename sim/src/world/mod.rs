@@ -98,6 +98,7 @@ pub enum Event {
     NodeResumes { ni: usize, life: u32 },
     DiskRecovers { ni: usize },
     RoomAgain { ni: usize },
+    GrowthKnown { ni: usize, life: u32, conn: ConnId },
     LeaderTick { li: usize },
     LeaderResumes { li: usize },
     LeaderEnds { li: usize },
@@ -305,6 +306,7 @@ impl World {
             | Event::Flushed { ni, .. }
             | Event::SaidDurable { ni, .. }
             | Event::ReadDone { ni, .. }
+            | Event::GrowthKnown { ni, .. }
             | Event::LeaderGone { ni, .. }
             | Event::NodeTick { ni, .. } => (Some(*ni), None),
             Event::LeaderTick { li }
@@ -351,7 +353,7 @@ impl World {
                     (c.node, c.life, c.node_told)
                 };
                 if self.node_lives(ni, life) && !told {
-                    self.node_input(ni, node::Input::Leader { conn, msg });
+                    self.frame(ni, conn, msg);
                 }
             }
             Event::ToLeader { conn, msg } => {
@@ -368,12 +370,12 @@ impl World {
                 let (ni, life, told) = (c.node, c.life, c.node_told);
                 c.node_told = true;
                 if !told && self.node_lives(ni, life) {
-                    self.node_input(ni, node::Input::LeaderGone { conn });
+                    self.leader_is_gone(ni, conn);
                 }
             }
             Event::LeaderGone { ni, life, conn } => {
                 if self.node_lives(ni, life) {
-                    self.node_input(ni, node::Input::LeaderGone { conn });
+                    self.leader_is_gone(ni, conn);
                 }
             }
             Event::LeaderLosesConn { conn } => self.leader_loses(conn),
@@ -424,7 +426,16 @@ impl World {
                 }
             }
             Event::DiskRecovers { ni } => self.nodes[ni].slow = 1,
-            Event::RoomAgain { ni } => self.nodes[ni].room = nodes::ROOMY,
+            Event::RoomAgain { ni } => {
+                if !self.calm.full {
+                    self.nodes[ni].capacity = nodes::ROOMY;
+                }
+            }
+            Event::GrowthKnown { ni, life, conn } => {
+                if self.node_lives(ni, life) {
+                    self.growth_known(ni, conn);
+                }
+            }
             Event::LeaderTick { li } => {
                 if self.leaders[li].tick_at <= self.now {
                     self.leaders[li].tick_at = 0;

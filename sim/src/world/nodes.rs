@@ -7,9 +7,9 @@ use crate::coverage::{Cover, Coverage};
 use crate::payload::{self, Blocks};
 use crate::plan::Plan;
 use crate::store::{self, Store};
-use std::collections::VecDeque;
-use trefoil_core::message::{FromNode, PeerMsg};
-use trefoil_core::node::{Input, Node, NodeConfig, Output};
+use std::collections::{BTreeMap, VecDeque};
+use trefoil_core::message::{FromNode, PeerMsg, ToNode, WriteOp};
+use trefoil_core::node::{ConnId, Input, Node, NodeConfig, Output};
 use trefoil_core::record::{Durable, Record};
 use trefoil_core::{Generation, NodeId, ObjectId, PgId, Time};
 
@@ -33,8 +33,12 @@ pub struct NodeHost {
     pub paused: bool,
     /// See [`NodeHost::paused`].
     pub deferred: VecDeque<Event>,
-    /// Blocks that its store says it has room for.
-    pub room: u64,
+    /// Blocks that its store can hold, and with how many left it says that it is nearly full.
+    pub capacity: u64,
+    /// See [`NodeHost::capacity`].
+    pub nearly: u64,
+    /// Messages of front ends that wait until the store knows how many blocks a write would add.
+    pub waiting: BTreeMap<ConnId, VecDeque<ToNode<Blocks>>>,
     /// Its device is so many times slower than planned.
     pub slow: u64,
 }
@@ -48,9 +52,16 @@ impl NodeHost {
             clock,
             paused: false,
             deferred: VecDeque::new(),
-            room: ROOMY,
+            capacity: ROOMY,
+            nearly: 0,
+            waiting: BTreeMap::new(),
             slow: 1,
         }
+    }
+
+    /// Blocks that may be added.
+    pub fn room(&self) -> u64 {
+        self.capacity.saturating_sub(self.store.now.live)
     }
 }
 
@@ -143,6 +154,7 @@ impl World {
         let node = &mut self.nodes[ni];
         node.paused = false;
         node.deferred.clear();
+        node.waiting.clear();
         node.slow = 1;
         let mut durable = Became::default();
         let World { nodes, heads, plan, coverage, .. } = self;
@@ -175,11 +187,59 @@ impl World {
         }
     }
 
+    /// A front end's message. One that the store has to be asked about first may have to wait, and with it
+    /// what comes behind it on its connection.
+    pub(super) fn frame(&mut self, ni: usize, conn: ConnId, msg: ToNode<Blocks>) {
+        let host = &mut self.nodes[ni];
+        if let Some(waiting) = host.waiting.get_mut(&conn) {
+            return waiting.push_back(msg);
+        }
+        let room = host.room();
+        let Some(machine) = host.machine.as_mut() else { return };
+        machine.set_room(room, room <= host.nearly);
+        if machine.asks_growth(&msg).is_some() && self.rng.one_in(3) {
+            self.nodes[ni].waiting.insert(conn, VecDeque::from([msg]));
+            return self.ask_store(ni, conn);
+        }
+        self.node_input(ni, Input::Leader { conn, msg });
+    }
+
+    /// The store reads a page of its table.
+    fn ask_store(&mut self, ni: usize, conn: ConnId) {
+        self.coverage.count(Cover::GrowthUnknown);
+        let takes = self.rng.between(self.plan.read.0, self.plan.read.1) * self.nodes[ni].slow;
+        let life = self.nodes[ni].life;
+        self.queue.push(self.now + takes, Event::GrowthKnown { ni, life, conn });
+    }
+
+    /// It is known now how many blocks the first message that waits would add.
+    pub(super) fn growth_known(&mut self, ni: usize, conn: ConnId) {
+        let Some(mut waiting) = self.nodes[ni].waiting.remove(&conn) else { return };
+        let Some(first) = waiting.pop_front() else { return };
+        self.node_input(ni, Input::Leader { conn, msg: first });
+        // The others, as they come: one of them may have to wait again.
+        for msg in waiting {
+            self.frame(ni, conn, msg);
+        }
+    }
+
+    /// What a front end has said and waits is gone with its connection.
+    pub(super) fn leader_is_gone(&mut self, ni: usize, conn: ConnId) {
+        self.nodes[ni].waiting.remove(&conn);
+        self.node_input(ni, Input::LeaderGone { conn });
+    }
+
     pub(super) fn node_input(&mut self, ni: usize, input: Input<Blocks>) {
         let host = &mut self.nodes[ni];
         let Some(machine) = host.machine.as_mut() else { return };
         let now = Time(host.clock.local(self.now));
-        machine.set_room(host.room, host.room < ROOMY);
+        let room = host.capacity.saturating_sub(host.store.now.live);
+        machine.set_room(room, room <= host.nearly);
+        if let Input::Leader { msg, .. } = &input
+            && let Some((object, blocks)) = machine.asks_growth(msg)
+        {
+            machine.set_growth(host.store.now.growth(object, blocks));
+        }
         let mut out = std::mem::take(&mut self.node_out);
         machine.handle(now, input, &mut out);
         for output in out.drain(..) {
@@ -229,7 +289,19 @@ impl World {
         match output {
             Output::Persist { ticket, record } => {
                 self.record_given(ni, &record);
-                self.nodes[ni].store.push(ticket, record);
+                let host = &mut self.nodes[ni];
+                let (before, full) = (host.store.now.live, host.room() == 0);
+                let heals = matches!(record, Record::Heal { .. });
+                let writes = matches!(&record, Record::Write { op: WriteOp::Data { .. }, .. });
+                host.store.push(ticket, record);
+                let (after, capacity) = (host.store.now.live, host.capacity);
+                if after > before.max(capacity) && !heals {
+                    let what = format!("node.{ni} holds {after} blocks, and has room for {capacity}");
+                    self.note(Err(check::Violation::plain("room", what)));
+                }
+                if full && writes {
+                    self.coverage.count(Cover::FullOverwrites);
+                }
             }
             Output::ToLeader { conn, msg } => {
                 self.node_says(ni, &msg);

@@ -6,8 +6,11 @@
 use super::connections::Daemon;
 use super::identity::{Identity, StateDir};
 use super::peers::PeerAddress;
+use super::storage::Storage;
+use crate::device::latency::DeviceStats;
 use crate::store::Store;
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +20,7 @@ use trefoil_core::node::{Input, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Incarnation, NodeId, PgId, VolumeId};
 use trefoil_monitor::MonitorClient;
-use trefoil_monitor::rpc::{DIFFERING_MAX, Heartbeat};
+use trefoil_monitor::rpc::{DIFFERING_MAX, DeviceHealth, Heartbeat};
 
 /// Time between heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -37,6 +40,20 @@ pub fn changed_pgs(old: Option<&ClusterMap>, new: &ClusterMap) -> Vec<(PgId, PgC
 
 fn config_of(pg: &Pg) -> PgConfig {
     PgConfig { epoch: pg.epoch, old: pg.old.clone(), new: pg.new.clone(), learners: pg.learners.clone() }
+}
+
+/// What the monitors are told of the device.
+fn device_health(stats: &DeviceStats) -> DeviceHealth {
+    DeviceHealth {
+        reads: stats.reads.recent,
+        read_us: stats.reads.mean_us,
+        read_max_us: stats.reads.max_us,
+        writes: stats.writes.recent,
+        write_us: stats.writes.mean_us,
+        write_max_us: stats.writes.max_us,
+        oldest_us: stats.oldest_in_flight_us,
+        errors: stats.reads.errors + stats.writes.errors,
+    }
 }
 
 /// What ties a running node to its monitors.
@@ -64,21 +81,22 @@ impl Membership {
         daemon.batch(|engine| {
             engine.peers().set_addresses(book);
             engine.feed(Input::Config(pgs));
-            let state = engine.node().state();
-            let mut gone: Vec<VolumeId> = state
-                .groups
-                .keys()
-                .map(|group| group.volume)
-                .chain(state.fences.keys().copied())
-                .filter(|volume| map.is_deleted(*volume))
-                .collect();
-            gone.sort_unstable();
-            gone.dedup();
-            if !gone.is_empty() {
-                tracing::info!(?gone, "volumes were removed: deleting what this node has of them");
-                engine.feed(Input::VolumesDeleted(gone));
-            }
         });
+        self.delete_removed(daemon, map);
+    }
+
+    /// Deletes what this node has of volumes that the map does not have any more. Also between maps: a front
+    /// end that has not heard yet may have opened a group again.
+    fn delete_removed(&self, daemon: &Rc<Daemon<Store>>, map: &ClusterMap) {
+        let gone: BTreeSet<VolumeId> = daemon.look(|engine| {
+            let state = engine.node().state();
+            let known = state.groups.keys().map(|group| group.volume).chain(state.fences.keys().copied());
+            known.filter(|volume| map.is_deleted(*volume)).collect()
+        });
+        if !gone.is_empty() {
+            tracing::info!(?gone, "volumes were removed: deleting what this node has of them");
+            daemon.batch(|engine| engine.feed(Input::VolumesDeleted(gone.into_iter().collect())));
+        }
     }
 
     /// Follows the map, for ever. `seen`: what the machine has.
@@ -92,7 +110,11 @@ impl Membership {
                     self.state.keep_map(&map);
                     seen = Some(map);
                 }
-                Ok(None) => {}
+                Ok(None) => {
+                    if let Some(map) = &seen {
+                        self.delete_removed(&daemon, map);
+                    }
+                }
                 Err(error) => {
                     tracing::debug!(%error, "no news of the map");
                     sleep(PAUSE).await;
@@ -108,6 +130,7 @@ impl Membership {
             let (counters, machine) = (engine.counters(), engine.node().counters());
             let state = engine.node().state();
             let stats = engine.store().stats();
+            let device = device_health(&engine.store().device());
             Heartbeat {
                 node: self.node,
                 incarnation: self.incarnation,
@@ -125,6 +148,7 @@ impl Membership {
                 writes: counters.writes,
                 read_bytes: counters.read_bytes,
                 write_bytes: counters.write_bytes,
+                device,
                 differing,
             }
         })
@@ -143,16 +167,26 @@ impl Membership {
             );
             self.state_lost(daemon, map);
         } else {
-            self.checked();
+            self.checked(daemon.look(|engine| engine.store().log_position()));
         }
     }
 
-    /// What the monitors remember has been taken into account, for good.
-    fn checked(&self) {
+    /// What the monitors remember has been taken into account, for good. The log is durable up to
+    /// `position`.
+    fn checked(&self, position: u64) {
         self.start_position.set(None);
         self.lost_ticket.set(None);
         let (incarnation, node) = (self.incarnation, self.node);
-        self.state.keep_identity(Identity { incarnation, node, unchecked: None });
+        let position = Some(position);
+        self.state.keep_identity(Identity { incarnation, node, unchecked: None, position });
+    }
+
+    /// The node stops cleanly, with its log durable up to `position`. Nothing is noted while something is
+    /// still to be found out about how it started.
+    pub fn stopped(&self, position: u64) {
+        if self.start_position.get().is_none() && self.lost_ticket.get().is_none() {
+            self.checked(position);
+        }
     }
 
     /// Tells the machine that state is lost.
@@ -176,7 +210,7 @@ impl Membership {
             beats.tick().await;
             let durable = daemon.look(|engine| engine.tickets().1);
             if self.lost_ticket.get().is_some_and(|ticket| ticket <= durable) {
-                self.checked();
+                self.checked(daemon.look(|engine| engine.store().log_position()));
             }
             let beat = self.heartbeat(&daemon);
             match timeout(HEARTBEAT_TIMEOUT, self.client.heartbeat(beat)).await {

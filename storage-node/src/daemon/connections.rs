@@ -5,7 +5,8 @@
 //! a socket and the machine. Back-pressure: while the store is behind ([`Engine::can_accept`]), no
 //! connection is read from; the kernel's socket buffers then stop the senders.
 
-use super::engine::Engine;
+use super::engine::{Engine, Fed};
+use super::peers::Attempt;
 use super::storage::Storage;
 use crate::device::wake::AsyncWaker;
 use std::cell::{Cell, RefCell};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use trefoil_core::node::Input;
 use trefoil_core::{Incarnation, NodeId};
-use trefoil_transport::{CloseReason, Connected, Expect, Hello, Options, Role, connect};
+use trefoil_transport::{CloseReason, Connected, Expect, Frame, Hello, Options, Role, connect};
 
 /// The machine's clock.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -24,7 +25,7 @@ pub struct Daemon<S> {
     engine: RefCell<Engine<S>>,
     /// Said on connections to other nodes.
     hello: Hello,
-    /// Rung when the store takes more again.
+    /// Rung after each batch at the end of which the store takes more, or has failed.
     room: Notify,
     /// Rung when the store has failed.
     failed: Notify,
@@ -54,10 +55,10 @@ impl<S: Storage + 'static> Daemon<S> {
             let wanted = engine.peers().take_wanted();
             (result, wanted, engine.can_accept(), engine.failed().is_some())
         };
-        for node in wanted {
-            tokio::task::spawn_local(self.clone().peer(node));
+        for (node, attempt) in wanted {
+            tokio::task::spawn_local(self.clone().peer(node, attempt));
         }
-        if room {
+        if room || failed {
             self.room.notify_waiters();
         }
         if failed {
@@ -131,12 +132,37 @@ impl<S: Storage + 'static> Daemon<S> {
             if let Err(why) = reader.read_batch(&mut frames).await {
                 break why;
             }
-            if !self.batch(|engine| engine.leader_frames(conn, &mut frames)) {
+            // Others may have filled it meanwhile.
+            self.wait_for_room().await;
+            if !self.feed_leader(conn, &mut frames).await {
                 sender.close("a message that makes no sense");
                 break CloseReason::Local("a message that makes no sense");
             }
         };
         tracing::info!(%peer, conn, ?why, "a front end's connection has ended");
+    }
+
+    /// All of them, however often the store has to read something first; meanwhile nothing more is read
+    /// from this connection, and the others go on. False: the connection has to be closed.
+    async fn feed_leader(self: &Rc<Self>, conn: u64, frames: &mut Vec<Frame>) -> bool {
+        loop {
+            match self.batch(|engine| engine.leader_frames(conn, frames)) {
+                Fed::All => return true,
+                Fed::Broken => return false,
+                // It may have had it at hand by the end of that batch.
+                Fed::Waits => tokio::task::yield_now().await,
+            }
+            match self.batch(|engine| engine.leader_frames(conn, frames)) {
+                Fed::All => return true,
+                Fed::Broken => return false,
+                Fed::Waits => self.progress().await,
+            }
+        }
+    }
+
+    /// Waits for somebody else's batch, at the end of which the store takes more, or has failed.
+    async fn progress(&self) {
+        self.room.notified().await;
     }
 
     async fn incoming_peer(self: Rc<Self>, connected: Connected) {
@@ -151,13 +177,15 @@ impl<S: Storage + 'static> Daemon<S> {
             sender.close("not in the map");
             return;
         };
-        let _gone = Gone { daemon: self.clone(), what: Some(Who::Peer(node)) };
+        let attempt = self.engine.borrow_mut().peers().came(node);
+        let _gone = Gone { daemon: self.clone(), what: Some(Who::Peer(node, attempt)) };
         let mut frames = Vec::new();
         let why = loop {
             self.wait_for_room().await;
             if let Err(why) = reader.read_batch(&mut frames).await {
                 break why;
             }
+            self.wait_for_room().await;
             if !self.batch(|engine| engine.peer_frames(node, &mut frames)) {
                 break CloseReason::Local("a message that makes no sense");
             }
@@ -167,9 +195,9 @@ impl<S: Storage + 'static> Daemon<S> {
 
     /// Makes a connection to another node and keeps it until it ends. Answers come on the connection
     /// that the other node makes.
-    async fn peer(self: Rc<Self>, node: NodeId) {
+    async fn peer(self: Rc<Self>, node: NodeId, attempt: Attempt) {
         let address = self.engine.borrow_mut().peers().address(node);
-        let mut gone = Gone { daemon: self.clone(), what: Some(Who::PeerDown(node)) };
+        let mut gone = Gone { daemon: self.clone(), what: Some(Who::PeerDown(node, attempt)) };
         let Some(address) = address else { return };
         let expect =
             Expect { role: Role::StorageNode, identity: Some((u64::from(node.0), address.incarnation.0)) };
@@ -178,7 +206,9 @@ impl<S: Storage + 'static> Daemon<S> {
                 tracing::debug!(%node, %error, "cannot reach another node");
             }
             Ok(Connected { mut reader, sender, .. }) => {
-                self.engine.borrow_mut().peers().connected(node, sender);
+                if !self.engine.borrow_mut().peers().connected(node, attempt, sender) {
+                    return;
+                }
                 let mut frames = Vec::new();
                 // Nothing comes this way; the read is there to see the end.
                 let why = match reader.read_batch(&mut frames).await {
@@ -217,8 +247,8 @@ impl<S: Storage + 'static> Daemon<S> {
 
 enum Who {
     Leader(u64),
-    Peer(NodeId),
-    PeerDown(NodeId),
+    Peer(NodeId, Attempt),
+    PeerDown(NodeId, Attempt),
 }
 
 /// Tells the engine of the end of a connection, once.
@@ -235,10 +265,15 @@ impl<S: Storage + 'static> Gone<S> {
         }
         self.daemon.batch(|engine| match what {
             Who::Leader(conn) => engine.leader_left(conn),
-            Who::Peer(node) => engine.peer_gone(node),
-            Who::PeerDown(node) => {
-                engine.peers().down(node);
-                engine.peer_gone(node);
+            Who::Peer(node, attempt) => {
+                if engine.peers().left(node, attempt) {
+                    engine.peer_gone(node);
+                }
+            }
+            Who::PeerDown(node, attempt) => {
+                if engine.peers().down(node, attempt) {
+                    engine.peer_gone(node);
+                }
             }
         });
     }

@@ -17,10 +17,11 @@ use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trefoil_core::checksum::UNKNOWN;
+use trefoil_core::limits::{OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
 use trefoil_core::message::{FromNode, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, Input, Node, Output, Ticket};
 use trefoil_core::wire::messages::Message;
-use trefoil_core::{BLOCK_SIZE, GroupId, NodeId, Time};
+use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, NodeId, ObjectId, Time};
 use trefoil_transport::{Frame, Sender};
 
 /// Groups that differ from a peer's and wait for the next heartbeat. Beyond it they are left to the
@@ -58,9 +59,28 @@ pub struct EngineCounters {
     pub reads: u64,
 }
 
+/// Below so many blocks of room the store is asked before each input that may need some: what the machine
+/// takes off for a record is more than the record adds. As much as a write or a repair may need.
+const ROOM_ASKED_BELOW: u64 = OBJECT_BLOCKS_MAX as u64 + OP_BLOCKS_MAX as u64;
+
+/// What became of frames.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Fed {
+    /// All have been taken.
+    All,
+    /// The store has to read something before it can say whether there is room for the next one. It is kept
+    /// here, the rest has been left: to be given again after the store has got on.
+    Waits,
+    /// The connection must be closed; frames before the bad one have taken effect, those behind it have not.
+    Broken,
+}
+
 struct LeaderConn {
     sender: Sender,
     dirty: bool,
+    /// See [`Fed::Waits`].
+    waits: Option<ToNode<Bytes>>,
 }
 
 /// See the module.
@@ -164,6 +184,31 @@ impl<S: Storage> Engine<S> {
     /// Before the first input of a batch.
     pub fn begin(&mut self) {
         self.node.set_room(self.store.room_blocks(), self.store.nearly_full());
+    }
+
+    /// Where room is short, the machine is told exactly how much there is: behind all that it has given out.
+    fn ask_room(&mut self) {
+        if self.node.room() < ROOM_ASKED_BELOW && self.failed.is_none() {
+            self.carry_out();
+            self.begin();
+            // What even nothing adds too much to takes no data at all.
+            let nothing = BlockRange::new(0, 0);
+            if self.node.room() == 0 && self.store.growth(ObjectId::default(), nothing) == Some(u32::MAX) {
+                self.node.set_growth(u32::MAX);
+            }
+        }
+    }
+
+    /// Tells the machine what it has to know of the store for this message. False: not known yet.
+    fn ask_growth(&mut self, msg: &ToNode<Bytes>) -> bool {
+        if self.node.room() >= ROOM_ASKED_BELOW || self.failed.is_some() {
+            return true;
+        }
+        self.ask_room();
+        let Some((object, blocks)) = self.node.asks_growth(msg) else { return true };
+        let growth = self.store.growth(object, blocks);
+        growth.into_iter().for_each(|blocks| self.node.set_growth(blocks));
+        growth.is_some()
     }
 
     /// One input of the batch.
@@ -315,7 +360,7 @@ impl<S: Storage> Engine<S> {
     /// A front end has connected.
     pub fn leader_came(&mut self, sender: Sender) -> ConnId {
         self.last_conn += 1;
-        self.leaders.insert(self.last_conn, LeaderConn { sender, dirty: false });
+        self.leaders.insert(self.last_conn, LeaderConn { sender, dirty: false, waits: None });
         self.last_conn
     }
 
@@ -325,23 +370,32 @@ impl<S: Storage> Engine<S> {
         self.feed(Input::LeaderGone { conn });
     }
 
-    /// Frames of a front end. False where the connection must be closed; frames before the bad one have
-    /// taken effect, those behind it have not.
-    #[must_use]
-    pub fn leader_frames(&mut self, conn: ConnId, frames: &mut Vec<Frame>) -> bool {
-        for frame in frames.drain(..) {
-            let msg = match ToNode::decode(frame.kind, &frame.meta, frame.payload) {
+    /// Frames of a front end, in their order.
+    pub fn leader_frames(&mut self, conn: ConnId, frames: &mut Vec<Frame>) -> Fed {
+        if let Some(msg) = self.leaders.get_mut(&conn).and_then(|leader| leader.waits.take())
+            && !self.leader_message(conn, msg)
+        {
+            return Fed::Waits;
+        }
+        let mut taken = 0;
+        let mut fed = Fed::All;
+        for frame in frames.iter_mut() {
+            taken += 1;
+            let payload = std::mem::take(&mut frame.payload);
+            let msg = match ToNode::decode(frame.kind, &frame.meta, payload) {
                 Ok(msg) => msg,
                 Err(error) => {
                     self.counters.malformed += 1;
                     tracing::warn!(conn, %error, "a front end's message makes no sense: closing its connection");
-                    return false;
+                    fed = Fed::Broken;
+                    break;
                 }
             };
             if let Err(damaged) = verify::leader_message(&msg) {
                 self.counters.damaged_on_wire += 1;
                 tracing::warn!(conn, %damaged, "closing the front end's connection; check the network path");
-                return false;
+                fed = Fed::Broken;
+                break;
             }
             match &msg {
                 ToNode::Write { op, .. } => {
@@ -351,9 +405,25 @@ impl<S: Storage> Engine<S> {
                 ToNode::Read { .. } => self.counters.reads += 1,
                 _ => {}
             }
-            self.feed(Input::Leader { conn, msg });
+            if !self.leader_message(conn, msg) {
+                fed = Fed::Waits;
+                break;
+            }
         }
-        true
+        frames.drain(..taken);
+        fed
+    }
+
+    /// False: it has to wait, and is kept with its connection.
+    fn leader_message(&mut self, conn: ConnId, msg: ToNode<Bytes>) -> bool {
+        if self.ask_growth(&msg) {
+            self.feed(Input::Leader { conn, msg });
+            return true;
+        }
+        // A connection that is gone has nothing to wait for.
+        let Some(leader) = self.leaders.get_mut(&conn) else { return true };
+        leader.waits = Some(msg);
+        false
     }
 
     /// Frames of another node. False where the connection must be closed.
@@ -372,6 +442,7 @@ impl<S: Storage> Engine<S> {
             match self.fetches.came(node, &msg) {
                 Verdict::Good => {
                     self.counters.peer_bytes_received += bytes;
+                    self.ask_room(); // it may complete a repair
                     self.feed(Input::Peer { node, msg });
                 }
                 Verdict::Stale => {}

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use trefoil_core::map::ClusterMap;
 use trefoil_core::{Incarnation, NodeId};
@@ -21,6 +21,10 @@ pub struct Identity {
     /// something is missing.
     #[serde(default)]
     pub unchecked: Option<u64>,
+    /// The log is known to have been durable up to here: at the last clean stop, or the last start. The
+    /// monitors know it to the last heartbeat; this tells without them, and of what came after that.
+    #[serde(default)]
+    pub position: Option<u64>,
 }
 
 /// The files.
@@ -53,41 +57,60 @@ impl StateDir {
         (identity.incarnation == incarnation).then_some(identity)
     }
 
-    /// Keeps who the node is.
+    /// Keeps who the node is. Waits for the file system, which holds up the node's one thread: not for
+    /// while it serves, but for starts, stops, and what happens once.
     pub fn keep_identity(&self, identity: Identity) {
         // Three numbers always serialise.
         let text = serde_json::to_vec_pretty(&identity).unwrap_or_default();
-        self.put("node.json", &text);
+        self.put("node.json", &text, true);
     }
 
     /// The last map.
     pub fn map(&self) -> Option<ClusterMap> {
         let bytes = fs::read(self.0.join("map")).ok()?;
-        match postcard::take_from_bytes::<(u32, ClusterMap)>(&bytes) {
-            Ok(((sum, map), [])) if sum == checksum(&map) => Some(map),
-            _ => {
-                tracing::warn!("the map kept in {} is damaged: asking the monitors", self.0.display());
-                None
-            }
+        let map = kept_map(&bytes);
+        if map.is_none() {
+            tracing::warn!("the map kept in {} is damaged: asking the monitors", self.0.display());
         }
+        map
     }
 
     /// Keeps the map.
     pub fn keep_map(&self, map: &ClusterMap) {
         match postcard::to_stdvec(&(checksum(map), map)) {
-            Ok(bytes) => self.put("map", &bytes),
+            Ok(bytes) => self.put("map", &bytes, false),
             Err(error) => tracing::warn!(%error, "the map cannot be kept"),
         }
     }
 
-    /// A crash leaves the old file or the new one, or a torn one, which is seen when it is read. Not worth
-    /// a flush, which would hold up the node's one thread.
-    fn put(&self, name: &str, bytes: &[u8]) {
+    /// A crash leaves the old file or the new one. One that is not `durable` may be torn, which is seen when
+    /// it is read; a flush would hold up the node's one thread.
+    fn put(&self, name: &str, bytes: &[u8], durable: bool) {
         let new = self.0.join(format!("{name}.new"));
-        let done = fs::write(&new, bytes).and_then(|()| fs::rename(&new, self.0.join(name)));
-        if let Err(error) = done {
+        let put = || {
+            let mut file = fs::File::create(&new)?;
+            file.write_all(bytes)?;
+            if durable {
+                file.sync_all()?;
+            }
+            fs::rename(&new, self.0.join(name))?;
+            if durable {
+                // The new name, too.
+                fs::File::open(&self.0)?.sync_all()?;
+            }
+            io::Result::Ok(())
+        };
+        if let Err(error) = put() {
             tracing::warn!(%error, "cannot write {} in {}", name, self.0.display());
         }
+    }
+}
+
+/// The map in the bytes of a `map` file; `None` if it is not whole.
+pub fn kept_map(bytes: &[u8]) -> Option<ClusterMap> {
+    match postcard::take_from_bytes::<(u32, ClusterMap)>(bytes) {
+        Ok(((sum, map), [])) if sum == checksum(&map) => Some(map),
+        _ => None,
     }
 }
 
@@ -107,10 +130,14 @@ mod tests {
         let state = StateDir::open(&dir.path().join("a/b")).unwrap();
         assert_eq!(state.identity(Incarnation(5)), None);
         assert_eq!(state.map(), None);
-        let identity = Identity { incarnation: Incarnation(5), node: NodeId(3), unchecked: Some(9) };
+        let (incarnation, node) = (Incarnation(5), NodeId(3));
+        let identity = Identity { incarnation, node, unchecked: Some(9), position: Some(12) };
         state.keep_identity(identity);
         assert_eq!(state.identity(Incarnation(5)), Some(identity));
         assert_eq!(state.identity(Incarnation(6)), None, "another store");
+        fs::write(dir.path().join("a/b/node.json"), r#"{"incarnation": 5, "node": 3}"#).unwrap();
+        let old = Identity { unchecked: None, position: None, ..identity };
+        assert_eq!(state.identity(incarnation), Some(old), "as versions before wrote it");
         let mut map = ClusterMap::new();
         map.layout = 7;
         state.keep_map(&map);

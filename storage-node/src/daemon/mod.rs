@@ -23,4 +23,5 @@ mod storage;
 mod tests;
 mod verify;
 
+pub(crate) use identity::kept_map;
 pub use run::{Ready, RunError, run};

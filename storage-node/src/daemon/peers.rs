@@ -28,10 +28,20 @@ enum State {
     /// Not connected. `until`: not tried again before.
     Down { until: Option<Instant>, pause: Duration },
     /// A task is at it.
-    Connecting { waiting: Vec<Waiting>, bytes: usize, pause: Duration },
+    Connecting { attempt: Attempt, waiting: Vec<Waiting>, bytes: usize, pause: Duration },
     /// Connected.
-    Up { sender: Sender, dirty: bool },
+    Up { attempt: Attempt, sender: Sender, dirty: bool },
 }
+
+impl State {
+    fn is_of(&self, attempt: Attempt) -> bool {
+        matches!(self, State::Connecting { attempt: of, .. } | State::Up { attempt: of, .. } if *of == attempt)
+    }
+}
+
+/// Numbers the connections that are made, so that the end of an old one is not taken for that of the
+/// present one.
+pub type Attempt = u64;
 
 /// Where a node is to be found.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -47,8 +57,11 @@ pub struct PeerAddress {
 pub struct Peers {
     book: FxHashMap<NodeId, PeerAddress>,
     states: FxHashMap<NodeId, State>,
-    wanted: Vec<NodeId>,
+    wanted: Vec<(NodeId, Attempt)>,
     dirty: Vec<NodeId>,
+    attempts: Attempt,
+    /// The newest connection that each node has made to this one.
+    incoming: FxHashMap<NodeId, Attempt>,
 }
 
 impl Peers {
@@ -82,8 +95,10 @@ impl Peers {
             if until.is_some_and(|until| now < until) {
                 return false;
             }
-            *state = State::Connecting { waiting: Vec::new(), bytes: 0, pause: *pause };
-            self.wanted.push(node);
+            self.attempts += 1;
+            let attempt = self.attempts;
+            *state = State::Connecting { attempt, waiting: Vec::new(), bytes: 0, pause: *pause };
+            self.wanted.push((node, attempt));
         }
         match state {
             State::Connecting { waiting, bytes, .. } => {
@@ -96,7 +111,7 @@ impl Peers {
                 waiting.push((kind, Bytes::copy_from_slice(meta), payload));
                 true
             }
-            State::Up { sender, dirty } => {
+            State::Up { sender, dirty, .. } => {
                 if sender.push_slice(kind, meta, payload).is_err() {
                     return false;
                 }
@@ -110,14 +125,17 @@ impl Peers {
     }
 
     /// Nodes to connect to now.
-    pub fn take_wanted(&mut self) -> Vec<NodeId> {
+    pub fn take_wanted(&mut self) -> Vec<(NodeId, Attempt)> {
         std::mem::take(&mut self.wanted)
     }
 
-    /// A connection has been made.
-    pub fn connected(&mut self, node: NodeId, sender: Sender) {
-        let state = State::Up { sender: sender.clone(), dirty: false };
-        if let Some(State::Connecting { waiting, .. }) = self.states.insert(node, state) {
+    /// A connection has been made. False: nobody wants it any more.
+    pub fn connected(&mut self, node: NodeId, attempt: Attempt, sender: Sender) -> bool {
+        let Some(state) = self.states.get_mut(&node).filter(|state| state.is_of(attempt)) else {
+            return false;
+        };
+        let up = State::Up { attempt, sender: sender.clone(), dirty: false };
+        if let State::Connecting { waiting, .. } = std::mem::replace(state, up) {
             for (kind, meta, payload) in waiting {
                 if sender.push_slice(kind, &meta, payload).is_err() {
                     break;
@@ -125,22 +143,42 @@ impl Peers {
             }
             sender.flush();
         }
+        true
     }
 
-    /// A connection could not be made, or has ended. Nothing is tried before a pause.
-    pub fn down(&mut self, node: NodeId) {
-        let pause = match self.states.get(&node) {
+    /// A connection could not be made, or has ended. Nothing is tried before a pause. False: it was not the
+    /// present one, and nothing has changed.
+    pub fn down(&mut self, node: NodeId, attempt: Attempt) -> bool {
+        let pause = match self.states.get(&node).filter(|state| state.is_of(attempt)) {
+            None => return false,
             Some(State::Connecting { pause, .. }) => *pause,
-            _ => PAUSE_MIN,
+            Some(_) => PAUSE_MIN,
         };
         let until = Some(Instant::now() + pause);
         self.states.insert(node, State::Down { until, pause: (pause * 2).min(PAUSE_MAX) });
+        true
+    }
+
+    /// A node has connected to this one.
+    pub fn came(&mut self, node: NodeId) -> Attempt {
+        self.attempts += 1;
+        self.incoming.insert(node, self.attempts);
+        self.attempts
+    }
+
+    /// Such a connection has ended. False: the node has made a newer one.
+    pub fn left(&mut self, node: NodeId, attempt: Attempt) -> bool {
+        let newest = self.incoming.get(&node) == Some(&attempt);
+        if newest {
+            self.incoming.remove(&node);
+        }
+        newest
     }
 
     /// Hands the kernel what was queued.
     pub fn flush(&mut self) {
         for node in self.dirty.drain(..) {
-            if let Some(State::Up { sender, dirty }) = self.states.get_mut(&node) {
+            if let Some(State::Up { sender, dirty, .. }) = self.states.get_mut(&node) {
                 *dirty = false;
                 sender.flush();
             }
@@ -182,7 +220,7 @@ mod tests {
         for _ in 0..WAITING_MAX {
             assert!(peers.send(NodeId(1), 9, b"m", None));
         }
-        assert_eq!(peers.take_wanted(), [NodeId(1)]);
+        assert_eq!(peers.take_wanted(), [(NodeId(1), 1)]);
         assert!(!peers.send(NodeId(1), 9, b"m", None), "the limit");
         assert!(peers.take_wanted().is_empty());
     }
@@ -205,13 +243,34 @@ mod tests {
                 *until = None;
             }
             assert!(peers.send(NodeId(1), 9, b"m", None));
-            assert_eq!(peers.take_wanted(), [NodeId(1)]);
-            peers.down(NodeId(1));
+            let wanted = peers.take_wanted();
+            assert!(matches!(wanted[..], [(NodeId(1), _)]));
+            assert!(peers.down(NodeId(1), wanted[0].1));
             assert!(!peers.send(NodeId(1), 9, b"m", None));
             let Some(State::Down { pause, .. }) = peers.states.get(&NodeId(1)) else { panic!() };
             assert!(*pause > last || *pause == PAUSE_MAX);
             last = *pause;
         }
         assert_eq!(last, PAUSE_MAX);
+    }
+
+    #[test]
+    fn the_end_of_an_old_connection_is_not_the_end_of_the_new_one() {
+        let mut peers = peers();
+        assert!(peers.send(NodeId(1), 9, b"m", None));
+        let (_, old) = peers.take_wanted()[0];
+        assert!(peers.down(NodeId(1), old));
+        if let Some(State::Down { until, .. }) = peers.states.get_mut(&NodeId(1)) {
+            *until = None;
+        }
+        assert!(peers.send(NodeId(1), 9, b"m", None));
+        let (_, new) = peers.take_wanted()[0];
+        assert!(!peers.down(NodeId(1), old), "late");
+        assert!(peers.send(NodeId(1), 9, b"m", None), "the new one is being made still");
+        assert!(peers.down(NodeId(1), new));
+
+        let (old, new) = (peers.came(NodeId(1)), peers.came(NodeId(1)));
+        assert!(!peers.left(NodeId(1), old));
+        assert!(peers.left(NodeId(1), new));
     }
 }

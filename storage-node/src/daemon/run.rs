@@ -88,12 +88,18 @@ pub async fn run(
     let ended = local.run_until(serve_node(&config, ready, shutdown)).await;
     // Every task has a share of the daemon. They end here, so that the store is left to us alone.
     drop(local);
-    let (daemon, result) = ended?;
-    let Some(daemon) = daemon else { return result };
+    let (running, result) = ended?;
+    let Some((daemon, membership)) = running else { return result };
     match daemon.into_engine() {
         Some(engine) if result.is_ok() => {
-            if let Err(error) = engine.into_store().shutdown() {
-                tracing::warn!(error, "the last checkpoint failed; the next start takes longer");
+            let store = engine.into_store();
+            // Everything that was acknowledged is before this.
+            let position = store.log_position();
+            match store.shutdown() {
+                Ok(()) => membership.stopped(position),
+                Err(error) => {
+                    tracing::warn!(error, "the last checkpoint failed; the next start takes longer");
+                }
             }
         }
         Some(_) => {}
@@ -102,7 +108,7 @@ pub async fn run(
     result
 }
 
-type Ended = (Option<Rc<Daemon<Store>>>, Result<(), RunError>);
+type Ended = (Option<(Rc<Daemon<Store>>, Rc<Membership>)>, Result<(), RunError>);
 
 async fn serve_node(
     config: &NodeConfig,
@@ -142,7 +148,7 @@ async fn serve_node(
         // The monitors hear of it at once rather than by silence: a last heartbeat, as far as it goes.
         tracing::error!(%node, %error, "stopping");
     }
-    Ok((Some(daemon), result))
+    Ok((Some((daemon, membership)), result))
 }
 
 struct Started {
@@ -169,10 +175,22 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     let kept = state.map().filter(|map| map.cluster_id == superblock.cluster_id).map(Arc::new);
     let client = MonitorClient::new(config.monitors.clone(), hello);
     let size = store.stats().space.total;
+    let short = config.memory_short(size);
+    if short > 0 {
+        tracing::warn!(
+            memory_bytes = config.memory_bytes,
+            short,
+            "a device of this size may need more memory than `memory_bytes` when it is full: raise it by what is short"
+        );
+    }
     let known_node = known.map(|identity| identity.node);
     let register = register(&client, config, known_node, incarnation, address, size);
+    let unchecked = known.and_then(|identity| identity.unchecked).unwrap_or(u64::MAX);
+    let found = recovered.log_position.min(unchecked);
+    let ended = known.and_then(|identity| identity.position).unwrap_or(0);
+    let lost = recovered.lost.or_else(|| rolled_back(found, ended));
     // State that is lost has to be told to the machine with the generations that the monitors granted.
-    let could_do_without = known.is_some() && kept.is_some() && recovered.lost.is_none();
+    let could_do_without = known.is_some() && kept.is_some() && lost.is_none();
     let mut alone = false;
     let (node, map) = if could_do_without {
         match timeout(MONITORS_WAIT, register).await {
@@ -189,9 +207,8 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     } else {
         register.await?
     };
-    let unchecked = known.and_then(|identity| identity.unchecked).unwrap_or(u64::MAX);
-    let found = recovered.log_position.min(unchecked);
-    state.keep_identity(Identity { incarnation, node, unchecked: Some(found) });
+    let position = Some(found.max(ended));
+    state.keep_identity(Identity { incarnation, node, unchecked: Some(found), position });
     state.keep_map(&map);
     client.set_identity(u64::from(node.0), incarnation.0);
     hello.id = u64::from(node.0);
@@ -208,7 +225,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         start_position,
         lost_ticket: Cell::new(None),
     });
-    if let Some(why) = &recovered.lost {
+    if let Some(why) = &lost {
         tracing::error!(why, "the store has lost state: its copies have no vote until they are repaired");
         membership.state_lost(&daemon, &map);
     } else if !alone {
@@ -222,6 +239,16 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     let roles = &[Role::FrontEnd, Role::StorageNode];
     let policy = Policy { hello, roles, unknown_cluster: false };
     Ok(Started { daemon, membership, listener, address: bound, waker, policy, map: Some(map) })
+}
+
+/// N8, without the monitors: the log ended at `ended` once, and was found to end at `found`.
+fn rolled_back(found: u64, ended: u64) -> Option<String> {
+    (found < ended).then(|| {
+        format!(
+            "the log ends at {found}, before {ended}, where it ended when this node stopped: was the device \
+             replaced by an older copy of itself?"
+        )
+    })
 }
 
 /// Until the monitors have answered. Only their refusal is an error.

@@ -1,6 +1,7 @@
 //! What the daemon asks of a store: the little that [`super::engine`] needs, so that it can be tested on
 //! a store in memory that fails on demand.
 
+use crate::device::latency::DeviceStats;
 use crate::store::{self, Store, StoreEvent};
 use bytes::Bytes;
 use trefoil_core::node::{ReadMode, ReadResult, Ticket};
@@ -17,12 +18,20 @@ pub trait Storage {
     fn submit(&mut self);
     /// Appends what has ended since the last call.
     fn poll(&mut self, events: &mut Vec<StorageEvent>);
-    /// Blocks of data that there is room for, less what has been given already.
+    /// Blocks that may be added to what it holds, as of all records given so far. 0 when it is full: then it
+    /// still takes what adds nothing.
     fn room_blocks(&self) -> u64;
+    /// How many blocks a write of these would add, as of all records given so far: the holes among them, and
+    /// pages of the table. `None`: not known yet; a page of the table is being read. To be asked again after
+    /// a poll. `u32::MAX`, of any range: it can take no data at present, also none that adds nothing.
+    fn growth(&mut self, object: ObjectId, blocks: BlockRange) -> Option<u32>;
     /// True when leaders are to be told that it is nearly full.
     fn nearly_full(&self) -> bool;
-    /// False while it is behind: the daemon does not read from its connections then.
+    /// False while it is behind: the daemon does not read from its connections then. True again by itself,
+    /// unless it has failed.
     fn can_accept(&self) -> bool;
+    /// How its device does.
+    fn device(&self) -> DeviceStats;
 }
 
 impl Storage for Store {
@@ -49,11 +58,17 @@ impl Storage for Store {
     fn room_blocks(&self) -> u64 {
         Store::room_blocks(self)
     }
+    fn growth(&mut self, object: ObjectId, blocks: BlockRange) -> Option<u32> {
+        Store::growth(self, object, blocks)
+    }
     fn nearly_full(&self) -> bool {
         Store::nearly_full(self)
     }
     fn can_accept(&self) -> bool {
         Store::can_accept(self)
+    }
+    fn device(&self) -> DeviceStats {
+        self.device_stats()
     }
 }
 

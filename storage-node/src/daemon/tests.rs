@@ -3,8 +3,10 @@
 use super::connections::Daemon;
 use super::engine::{Engine, HELD_MAX};
 use super::storage::{Storage, StorageEvent};
+use crate::device::latency::DeviceStats;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -25,7 +27,15 @@ struct Script {
     behind: Cell<bool>,
     /// What was polled has not been followed by a submit.
     unsubmitted: Cell<bool>,
+    /// Blocks that there is no room for any more.
+    taken: Cell<u64>,
+    /// How many blocks any write would add; none: not known yet.
+    growth: Cell<Option<u32>>,
+    /// How often that was asked.
+    asked: Cell<u32>,
 }
+
+const ROOM: u64 = 1_000_000;
 
 struct ScriptedStore(Rc<Script>);
 
@@ -42,13 +52,20 @@ impl Storage for ScriptedStore {
         events.append(&mut self.0.events.borrow_mut());
     }
     fn room_blocks(&self) -> u64 {
-        1000
+        ROOM - self.0.taken.get()
+    }
+    fn growth(&mut self, _: ObjectId, _: BlockRange) -> Option<u32> {
+        self.0.asked.set(self.0.asked.get() + 1);
+        self.0.growth.get()
     }
     fn nearly_full(&self) -> bool {
         false
     }
     fn can_accept(&self) -> bool {
         !self.0.behind.get()
+    }
+    fn device(&self) -> DeviceStats {
+        DeviceStats::default()
     }
 }
 
@@ -57,6 +74,7 @@ struct Setup {
     daemon: Rc<Daemon<ScriptedStore>>,
     reader: Reader,
     sender: Sender,
+    address: SocketAddr,
 }
 
 const CLUSTER: [u8; 16] = [3; 16];
@@ -86,10 +104,23 @@ impl Setup {
         tokio::task::spawn_local(serve(listener, ServeOptions::new(policy), move |connected| {
             serving.clone().serve(connected)
         }));
+        let (reader, sender) = Setup::connect(address).await;
+        Setup { script, daemon, reader, sender, address }
+    }
+
+    async fn connect(address: SocketAddr) -> (Reader, Sender) {
         let expect = Expect { role: Role::StorageNode, identity: None };
-        let connected = connect(address, hello(Role::FrontEnd), &expect, Options::default()).await;
-        let Connected { reader, sender, .. } = connected.unwrap();
-        Setup { script, daemon, reader, sender }
+        let hello = Hello::new(Role::FrontEnd, CLUSTER);
+        let Connected { reader, sender, .. } =
+            connect(address, hello, &expect, Options::default()).await.unwrap();
+        (reader, sender)
+    }
+
+    /// Another front end.
+    async fn another(&self) -> Setup {
+        let (reader, sender) = Setup::connect(self.address).await;
+        let (script, daemon) = (self.script.clone(), self.daemon.clone());
+        Setup { script, daemon, reader, sender, address: self.address }
     }
 
     fn send(&self, msg: &ToNode<Bytes>) {
@@ -201,26 +232,22 @@ fn a_failed_store_ends_every_connection_and_is_reported() {
 }
 
 #[test]
-fn a_store_that_is_behind_is_given_no_more_than_one_batch() {
+fn a_store_that_is_behind_is_given_nothing() {
     local(async {
         let mut setup = Setup::new().await;
         setup.lead().await;
         setup.script.behind.set(true);
-        // The task waits in a read already: one batch comes through.
-        setup.send(&Setup::write(1, 7));
-        tokio::time::sleep(Duration::from_millis(50)).await;
         let before = setup.script.given.borrow().len();
-        setup.send(&Setup::write(2, 7));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(
-            setup.script.given.borrow().len(),
-            before,
-            "it was read from although the store is behind"
-        );
+        // The task waits in a read already: what that brings waits, too.
+        for seq in 1..3 {
+            setup.send(&Setup::write(seq, 7));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(setup.script.given.borrow().len(), before, "it was fed although the store is behind");
+        }
         setup.script.behind.set(false);
         setup.daemon.batch(|_| ());
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(setup.script.given.borrow().len(), before + 1);
+        assert_eq!(setup.script.given.borrow().len(), before + 2);
     });
 }
 
@@ -261,5 +288,57 @@ fn answers_that_wait_for_the_store_are_bounded() {
             answers.expect("still connected");
         }
         assert_eq!(setup.script.given.borrow().len(), before + 1);
+    });
+}
+
+#[test]
+fn a_full_node_asks_the_store_before_it_refuses_and_others_do_not_wait() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.lead().await;
+        setup.script.taken.set(ROOM);
+        let before = setup.script.given.borrow().len();
+        setup.send(&Setup::write(1, 7));
+        setup.send(&ToNode::Confirm { group: object().group, ballot: ballot(), id: 9 });
+        assert!(setup.answers().await.is_none(), "an answer, or the end: the order is kept");
+        assert_eq!(setup.script.given.borrow().len(), before);
+        assert!(setup.script.asked.get() > 1, "asked again after each batch");
+        let mut other = setup.another().await;
+        other.send(&ToNode::Fence { volume: VolumeId(2), generation: Generation(1) });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        other.all_durable();
+        assert!(matches!(other.answers().await.unwrap().unwrap()[..], [FromNode::Fenced { .. }]));
+
+        setup.script.growth.set(Some(0));
+        setup.daemon.batch(|_| ());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        setup.all_durable();
+        let answers = setup.answers().await.unwrap().unwrap();
+        let expected =
+            matches!(answers[..], [FromNode::Have { seq: 1, .. }, FromNode::Confirmed { id: 9, .. }]);
+        assert!(expected, "{answers:?}");
+
+        setup.script.growth.set(Some(1));
+        setup.send(&Setup::write(2, 7));
+        let answers = setup.answers().await.unwrap().unwrap();
+        assert!(matches!(answers[..], [FromNode::NoSpace { seq: 2, .. }]), "{answers:?}");
+    });
+}
+
+#[test]
+fn a_connection_that_waits_for_the_store_ends_with_it() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.lead().await;
+        setup.script.taken.set(ROOM);
+        setup.send(&Setup::write(1, 7));
+        assert!(setup.answers().await.is_none());
+        setup.event(StorageEvent::Failed { error: "the device is gone".into() });
+        assert!(matches!(setup.answers().await, Some(Err(_))));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let Setup { daemon, sender, reader, .. } = setup;
+        drop((sender, reader));
+        let asked = daemon.look(|engine| engine.node().counters().no_space);
+        assert_eq!(asked, 0, "nothing is answered any more");
     });
 }

@@ -71,6 +71,8 @@ impl Fetches {
     /// Notes a message that goes to a peer.
     pub fn sent(&mut self, node: NodeId, msg: &PeerMsg<Bytes>) {
         if let PeerMsg::Fetch { object, request, blocks, have, .. } = msg {
+            // One repair of an object at a time, and one piece of it: an older one was given up.
+            self.0.retain(|fetch| fetch.object != *object);
             if self.0.len() >= FETCHES_MAX {
                 self.0.pop_front();
             }
@@ -208,10 +210,18 @@ mod tests {
         assert_eq!(fetches.came(NodeId(1), &piece(6, vec![], &[8, 9])), Verdict::Stale);
         fetches.peer_gone(NodeId(1));
         assert_eq!(fetches.came(NodeId(1), &piece(5, vec![], &[8, 9])), Verdict::Stale);
-        for request in 0..FETCHES_MAX as u64 + 1 {
-            fetches.sent(NodeId(1), &fetch(request));
+        fetches.sent(NodeId(1), &fetch(1));
+        fetches.sent(NodeId(2), &fetch(2));
+        assert_eq!(fetches.0.len(), 1, "the first one was given up");
+        assert_eq!(fetches.came(NodeId(1), &piece(1, vec![], &[8, 9])), Verdict::Stale);
+        assert_eq!(fetches.came(NodeId(2), &piece(2, vec![], &[8, 9])), Verdict::Good);
+        for request in 0..2 * FETCHES_MAX as u64 {
+            let mut other = fetch(request);
+            if let PeerMsg::Fetch { object, .. } = &mut other {
+                object.index = request as u32;
+            }
+            fetches.sent(NodeId(1), &other);
         }
-        assert_eq!(fetches.came(NodeId(1), &piece(0, vec![], &[8, 9])), Verdict::Stale);
-        assert_eq!(fetches.came(NodeId(1), &piece(1, vec![], &[8, 9])), Verdict::Good);
+        assert_eq!(fetches.0.len(), FETCHES_MAX);
     }
 }

@@ -1,70 +1,27 @@
 //! A simulated device: memory behind which the power can fail at any operation.
 //!
-//! What is written is durable when its completion has been handed out; a write that is under way when
-//! the power goes leaves any subset of its 512-byte sectors behind. Seeded: the same calls give the
-//! same faults. Clones are the same medium, so that a test can cut the power, look, flip bits and
-//! open again.
+//! Durability is as [`super::image`] has it: exact. Seeded: the same calls give the same faults. A
+//! [`SimMedium`] is what survives a power cut; its clones are the same medium, so that a test can cut
+//! the power, look, flip bits and open again. Copies of it are cheap.
 
+pub use super::image::Rng;
+use super::image::{BLOCK, Change, Content, Image, Observer, Power, Tear};
 use super::wake::Waker;
-use super::{Completion, Device, Op};
-use rustc_hash::FxHashMap;
+use super::{Completion, Device, Op, Prepare};
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-const SECTOR: usize = 512;
-const BLOCK: usize = 4096;
-
-/// A small seeded generator (xorshift64*, Vigna 2016); good enough for faults.
-#[derive(Clone, Debug)]
-pub struct Rng(u64);
-
-impl Rng {
-    /// From a seed; 0 is allowed.
-    pub fn new(seed: u64) -> Rng {
-        let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def1 | 1);
-        for _ in 0..8 {
-            rng.next();
-        }
-        rng
-    }
-    /// The next 64 bits.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-    /// Below `n`, which is at least 1.
-    pub fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 16) % n.max(1)
-    }
-    /// True once in `n` times.
-    pub fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
-
 struct Medium {
-    blocks: FxHashMap<u64, Box<[u8; BLOCK]>>,
-    size: u64,
+    power: Power,
     fail_writes: bool,
     /// Reads that fail from now on, until they have: of which block (none: of any) and how many.
     fail_reads: (Option<u64>, u32),
 }
 
 impl Medium {
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        for (n, part) in data.chunks(SECTOR).enumerate() {
-            let at = offset + (n * SECTOR) as u64;
-            let block = self.blocks.entry(at / BLOCK as u64).or_insert_with(|| Box::new([0; BLOCK]));
-            let inside = (at % BLOCK as u64) as usize;
-            block[inside..inside + part.len()].copy_from_slice(part);
-        }
-    }
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        if offset + buf.len() as u64 > self.size {
+        if offset + buf.len() as u64 > self.power.image.durable.size() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let (block, times) = self.fail_reads;
@@ -73,12 +30,7 @@ impl Medium {
             self.fail_reads.1 -= 1;
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        for (n, part) in buf.chunks_mut(BLOCK).enumerate() {
-            match self.blocks.get(&(offset / BLOCK as u64 + n as u64)) {
-                Some(block) => part.copy_from_slice(&block[..part.len()]),
-                None => part.fill(0),
-            }
-        }
+        self.power.image.durable.read(offset, buf);
         Ok(())
     }
 }
@@ -86,12 +38,30 @@ impl Medium {
 /// See the module.
 pub struct SimDevice {
     medium: Rc<RefCell<Medium>>,
-    pending: Vec<(u64, Op)>,
+    pending: Vec<Pending>,
     rng: Rng,
     waker: Waker,
     /// Completions come late and in any order: at each look, an operation has ended with this chance
     /// in 100.
     pub done_percent: u64,
+    /// What [`Device::prepare`] says.
+    pub prepare: Prepare,
+    /// One read in six takes up to so many looks longer.
+    pub slow_reads: u32,
+    /// The same of writes of a single block (roots, small batches), one in three.
+    pub slow_writes: u32,
+}
+
+/// Of so many reads one is slow: see [`SimDevice::slow_reads`].
+const SLOW_ONE_IN: u64 = 6;
+
+struct Pending {
+    id: u64,
+    op: Op,
+    /// Its number in the model of durability.
+    number: u64,
+    /// Looks before it may end.
+    wait: u32,
 }
 
 /// The medium alone, as it survives a power cut.
@@ -101,9 +71,12 @@ pub struct SimMedium(Rc<RefCell<Medium>>);
 impl SimMedium {
     /// An empty medium of `size` bytes.
     pub fn new(size: u64) -> SimMedium {
+        SimMedium::of(Content::new(size))
+    }
+    /// A medium that holds this.
+    pub fn of(content: Content) -> SimMedium {
         SimMedium(Rc::new(RefCell::new(Medium {
-            blocks: FxHashMap::default(),
-            size,
+            power: Power::new(content, 1),
             fail_writes: false,
             fail_reads: (None, 0),
         })))
@@ -116,14 +89,34 @@ impl SimMedium {
             rng: Rng::new(seed),
             waker: Waker::new()?,
             done_percent: 60,
+            prepare: Prepare::Nothing,
+            slow_reads: 0,
+            slow_writes: 0,
         })
+    }
+    /// Shows each start and each end of a change to `observer` from now on.
+    pub fn observe(&self, observer: Option<Observer>) {
+        self.0.borrow_mut().power.observe(observer);
+    }
+    /// The medium as it is now, with what is under way.
+    pub fn image(&self) -> Image {
+        self.0.borrow().power.image.clone()
+    }
+    /// Two operations under way on the same blocks are no mistake from now on: a device in between
+    /// misdirects them.
+    pub fn watch(&self, watch: bool) {
+        self.0.borrow_mut().power.watch = watch;
+    }
+    /// True if an operation is under way.
+    pub fn busy(&self) -> bool {
+        self.0.borrow().power.busy()
     }
     /// Flips a bit of the byte at `offset`.
     pub fn flip(&self, offset: u64) {
-        let mut medium = self.0.borrow_mut();
-        if let Some(block) = medium.blocks.get_mut(&(offset / BLOCK as u64)) {
-            block[(offset % BLOCK as u64) as usize] ^= 0x10;
-        }
+        let mut byte = [0];
+        let content = &mut self.0.borrow_mut().power.image.durable;
+        content.read(offset, &mut byte);
+        content.write(offset, &[byte[0] ^ 0x10]);
     }
     /// The bytes at `offset`.
     pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
@@ -131,9 +124,9 @@ impl SimMedium {
         let _ = self.0.borrow_mut().read(offset, &mut buf);
         buf
     }
-    /// Overwrites bytes (whole sectors).
+    /// Overwrites bytes.
     pub fn poke(&self, offset: u64, data: &[u8]) {
-        self.0.borrow_mut().write(offset, data);
+        self.0.borrow_mut().power.image.durable.write(offset, data);
     }
     /// From now on every write ends in EIO.
     pub fn fail_writes(&self) {
@@ -143,15 +136,9 @@ impl SimMedium {
     pub fn fail_reads(&self, offset: Option<u64>, times: u32) {
         self.0.borrow_mut().fail_reads = (offset.map(|o| o / BLOCK as u64), times);
     }
-    /// A copy of what is on it, independent of this one.
+    /// A copy of what is on it, independent of this one, without what is under way and without faults.
     pub fn snapshot(&self) -> SimMedium {
-        let m = self.0.borrow();
-        SimMedium(Rc::new(RefCell::new(Medium {
-            blocks: m.blocks.clone(),
-            size: m.size,
-            fail_writes: false,
-            fail_reads: (None, 0),
-        })))
+        SimMedium::of(self.0.borrow().power.image.durable.clone())
     }
 }
 
@@ -159,38 +146,52 @@ impl SimDevice {
     /// The power fails: of each write under way any subset of sectors is on the medium, also none,
     /// also all.
     pub fn power_cut(&mut self) {
+        self.pending.clear();
+        let rng = &mut self.rng;
+        self.medium.borrow_mut().power.cut(|_, _| match rng.below(8) {
+            0 | 1 => Tear::None,
+            2 => Tear::All,
+            _ => Tear::Random(rng.next()),
+        });
+    }
+}
+
+impl Drop for SimDevice {
+    /// What was started and not ended never ends, as if the power had failed at once.
+    fn drop(&mut self) {
+        let reads: Vec<u64> = self.pending.iter().map(|p| p.number).collect();
         let mut medium = self.medium.borrow_mut();
-        for (_, op) in self.pending.drain(..) {
-            let Op::Write { offset, bufs } = op else {
-                continue;
-            };
-            let kind = self.rng.below(4);
-            let data: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
-            let cut = self.rng.below(data.len() as u64 / SECTOR as u64 + 1) as usize;
-            for (n, sector) in data.chunks(SECTOR).enumerate() {
-                let kept = match kind {
-                    0 => false,
-                    1 => n < cut,
-                    2 => n >= cut,
-                    _ => !self.rng.one_in(8),
-                };
-                if kept {
-                    medium.write(offset + (n * SECTOR) as u64, sector);
-                }
-            }
+        for number in reads {
+            medium.power.read_end(number);
+            medium.power.fail(number, Tear::None);
         }
     }
 }
 
 impl Device for SimDevice {
     fn size(&self) -> u64 {
-        self.medium.borrow().size
+        self.medium.borrow().power.image.durable.size()
     }
     fn name(&self) -> &str {
         "sim"
     }
     fn start(&mut self, id: u64, op: Op) {
-        self.pending.push((id, op));
+        let power = &mut self.medium.borrow_mut().power;
+        let number = match (Change::of(&op), &op) {
+            (Some(change), _) => power.begin(change),
+            (None, Op::Read { offset, buf }) => power.read_begin(*offset..offset + buf.len() as u64),
+            (None, _) => 0,
+        };
+        let (one_in, most) = match &op {
+            Op::Read { .. } => (SLOW_ONE_IN, self.slow_reads),
+            Op::Write { bufs, .. } if bufs.iter().map(|b| b.len()).sum::<usize>() == BLOCK => {
+                (SLOW_ONE_IN / 2, self.slow_writes)
+            }
+            _ => (SLOW_ONE_IN, 0),
+        };
+        let slow = most > 0 && self.rng.one_in(one_in);
+        let wait = if slow { self.rng.below(u64::from(most)) as u32 } else { 0 };
+        self.pending.push(Pending { id, op, number, wait });
     }
     fn submit(&mut self) -> io::Result<()> {
         Ok(())
@@ -198,37 +199,25 @@ impl Device for SimDevice {
     fn completions(&mut self, out: &mut Vec<Completion>) {
         let mut n = 0;
         while n < self.pending.len() {
-            if self.rng.below(100) >= self.done_percent {
+            let waits = self.pending[n].wait > 0;
+            if waits || self.rng.below(100) >= self.done_percent {
+                self.pending[n].wait -= u32::from(waits);
                 n += 1;
                 continue;
             }
-            let (id, op) = self.pending.swap_remove(n);
+            let Pending { id, op, number, .. } = self.pending.swap_remove(n);
             let mut medium = self.medium.borrow_mut();
             out.push(match op {
                 Op::Read { offset, mut buf } => {
+                    medium.power.read_end(number);
                     Completion { id, result: medium.read(offset, &mut buf), buf: Some(buf) }
                 }
                 Op::Write { .. } if medium.fail_writes => {
+                    medium.power.fail(number, Tear::None);
                     Completion { id, result: Err(io::Error::from_raw_os_error(libc::EIO)), buf: None }
                 }
-                Op::Write { offset, bufs } => {
-                    let mut at = offset;
-                    for buf in &bufs {
-                        medium.write(at, buf);
-                        at += buf.len() as u64;
-                    }
-                    Completion { id, result: Ok(()), buf: None }
-                }
-                Op::Discard { offset, len } | Op::Zero { offset, len } => {
-                    let zero = matches!(op, Op::Zero { .. });
-                    for at in (offset..offset + len).step_by(BLOCK) {
-                        let mut block = [0; BLOCK];
-                        if !zero {
-                            // What was there is gone, and anything is there instead.
-                            block.fill_with(|| self.rng.next() as u8);
-                        }
-                        medium.write(at, &block);
-                    }
+                Op::Write { .. } | Op::Discard { .. } | Op::Zero { .. } => {
+                    medium.power.end(number);
                     Completion { id, result: Ok(()), buf: None }
                 }
             });
@@ -242,10 +231,18 @@ impl Device for SimDevice {
     }
     fn write_now(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut medium = self.medium.borrow_mut();
-        medium.write(offset, data);
+        if medium.fail_writes {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let bufs = vec![bytes::Bytes::copy_from_slice(data)];
+        let number = medium.power.begin(Change::Write { offset, bufs });
+        medium.power.end(number);
         Ok(())
     }
     fn waker(&self) -> &Waker {
         &self.waker
+    }
+    fn prepare(&self) -> Prepare {
+        self.prepare
     }
 }

@@ -13,6 +13,7 @@
 //!
 //! Entries are read later than C; replaying the log from C makes them right (`state.rs` says why).
 
+use super::bugs::{self, Bug};
 use super::codec;
 use super::engine::{Running, Store};
 use super::index::{Delta, Index, Meta, VERSION};
@@ -209,10 +210,11 @@ impl<D: Device, I: Index> Store<D, I> {
             Ok(()) => {
                 self.root = root;
                 self.stats.snapshots += 1;
-                self.space.snapshot_from = self.log.appended_blocks();
                 self.commit(delta);
                 // Durable: the root that makes what is before its snapshot unnecessary.
                 self.free_segments();
+                self.log.seal();
+                self.space.snapshot_from = self.log.appended_blocks();
                 self.clean_after_snapshot(self.space.checkpoint_from);
             }
             // Not trusted: perhaps it is there, so nothing that it needs may be used again; perhaps not,
@@ -242,7 +244,10 @@ impl<D: Device, I: Index> Store<D, I> {
             if g.keys.is_empty() {
                 // Objects whose entries were read after their deletion are not in this checkpoint: their
                 // pages must be.
-                let dead = std::mem::take(&mut self.state.newly_dead);
+                let mut dead = std::mem::take(&mut self.state.newly_dead);
+                if bugs::on(Bug::NoNewlyDead) {
+                    dead.clear();
+                }
                 g.keys.extend(dead.into_iter().map(|location| (Key::Dead(location), true)));
             }
             let rest = g.keys.len().saturating_sub(KEYS_PER_STEP);
@@ -305,10 +310,15 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// Appends the record in `scratch`, which has no data and no ticket.
     pub(super) fn put_scratch(&mut self, encoded: Result<(), postcard::Error>) {
+        self.put_scratch_in(Stream::Hot, encoded);
+    }
+
+    /// The same, in a stream.
+    pub(super) fn put_scratch_in(&mut self, stream: Stream, encoded: Result<(), postcard::Error>) {
         if let Err(error) = encoded {
             return self.fail(format!("a record cannot be encoded: {error}"));
         }
-        match self.log.reserve(Stream::Hot, self.scratch.len(), 0) {
+        match self.log.reserve(stream, self.scratch.len(), 0) {
             Ok(_) => self.log.push(&self.scratch, None),
             Err(error) => self.fail(error.to_string()),
         }

@@ -12,15 +12,14 @@
 //! The budget: for what clients append, a number of blocks may be moved that grows as free segments get
 //! fewer ([`Store::clean_step`]); an idle store cleans by itself until it has enough.
 
-use super::batch::{Header, page_checksum};
+use super::batch::Header;
 use super::codec::{self, Entry};
 use super::engine::{CLEANER, Running, Store};
 use super::index::Index;
 use super::log::Stream;
-use super::segments::{Delta, LEAKED};
 use super::state::Key;
-use super::superblock::{byte_of, place_of};
-use super::table::{BlockEntry, merge};
+use super::superblock::place_of;
+use super::table::BlockEntry;
 use crate::device::buffer::{Buf, Pool};
 use crate::device::{Device, Op};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -35,8 +34,8 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 const WINDOW_BLOCKS: u32 = 256;
 /// Blocks looked up at once.
 const RESOLVE_MAX: usize = 256;
-/// Blocks moved in one batch.
-const MOVE_MAX: usize = 128;
+/// Blocks moved in one batch; fewer where segments are small.
+const MOVE_MAX: u32 = 128;
 /// Blocks that are worth a batch of their own, where there are so many.
 const MOVE_MIN: u64 = 64;
 /// Budget that is kept for later, in blocks.
@@ -47,10 +46,10 @@ const READS_MAX: u32 = 3;
 const ERRORS_MAX: u32 = 256;
 /// Objects in a block of a snapshot, at least.
 const OBJECTS_PER_BLOCK: u64 = 16;
-/// Pages of deleted objects read at once, and in one record.
-const REAP_MAX: usize = 64;
 /// A segment with fewer dead blocks than one in so many is not worth it.
 const WORTH_PART: u32 = 64;
+/// And while nobody writes.
+const IDLE_WORTH_PART: u32 = 8;
 
 /// What a block of a victim was when it was written.
 #[derive(Clone, Copy)]
@@ -119,14 +118,10 @@ pub struct Cleaner {
     kept: FxHashMap<u32, u32>,
     /// To be looked at again: nothing live was left, yet the count says otherwise.
     recheck: FxHashSet<u32>,
-    /// A segment has been gone through since anybody asked.
+    /// A segment has been gone through, or counts have changed, since anybody asked.
     ended: bool,
     tokens: u64,
     hot_seen: u64,
-    /// Pages of deleted objects being read.
-    reaping: FxHashSet<u64>,
-    /// Read, to be written down together.
-    reaped: Vec<(u64, Vec<Delta>)>,
 }
 
 impl Cleaner {
@@ -134,9 +129,13 @@ impl Cleaner {
     pub fn done_count(&self) -> u64 {
         self.done.len() as u64
     }
-    /// True once after a segment has been gone through.
+    /// True once after a segment has been gone through, or [`Cleaner::look_again`].
     pub fn take_ended(&mut self) -> bool {
         std::mem::take(&mut self.ended)
+    }
+    /// Counts have changed otherwise than by what has been appended.
+    pub fn look_again(&mut self) {
+        self.ended = true;
     }
     /// True for one that has been emptied.
     pub fn is_done(&self, segment: u32) -> bool {
@@ -181,6 +180,10 @@ impl<D: Device, I: Index> Store<D, I> {
                 }
                 continue;
             };
+            if self.cold_rest().is_some_and(|rest| rest < victim.live.len() as u64) {
+                // There is no room for it: a smaller one makes some.
+                continue;
+            }
             let goes_on = self.clean(&mut victim);
             if goes_on && victim.is_through() {
                 self.ended(&victim);
@@ -207,7 +210,8 @@ impl<D: Device, I: Index> Store<D, I> {
 
     fn worth_choosing(&self) -> bool {
         // Choosing looks at all segments: not again and again where nothing is worth it.
-        self.space.nothing_at != Some(self.log.appended_blocks())
+        let again = u64::from(self.sb.segment_blocks) / 16;
+        self.space.nothing_at.is_none_or(|at| self.log.appended_blocks() - at >= again)
     }
 
     /// Free segments are short, and nothing can be done about it: nothing is worth cleaning, and no snapshot
@@ -216,7 +220,8 @@ impl<D: Device, I: Index> Store<D, I> {
     pub(super) fn is_stuck(&self) -> bool {
         !self.clean_can_go_on()
             && matches!(self.phase, super::checkpoint::Phase::Idle)
-            && self.space.snapshot_from == self.log.appended_blocks()
+            && self.nothing_new()
+            && self.space.coming() == 0
             && self.state.dead.is_empty()
             && !self.log.busy()
             && self.is_behind()
@@ -249,16 +254,48 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// Moving leaves room for the table pages and the snapshot without which it gives nothing back.
     fn has_room_to_clean(&self) -> bool {
+        // One of those that the hot stream reckons with may become the cold stream's.
+        let taken = if self.log.ready_for(Stream::Hot) > 0 { u64::from(self.sb.segment_blocks) } else { 0 };
+        let plenty = self.hot_free().saturating_sub(taken) >= self.snapshot_blocks() + self.cold_min();
+        // Where it is too late for that, segments that need no snapshot any more are what helps; the Free goes
+        // into the cold stream, too.
+        plenty || self.is_behind()
+    }
+
+    /// Blocks that a full checkpoint takes, about.
+    pub(super) fn snapshot_blocks(&self) -> u64 {
         let dirty = self.state.tables.dirty() as u64;
-        let snapshot = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
-        let size = u64::from(self.sb.segment_blocks);
-        // One that is ready may become the cold stream's.
-        self.hot_free().saturating_sub(size / 2) >= dirty + dirty / 8 + snapshot + 4 * MOVE_MAX as u64
+        let entries = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
+        dirty + dirty / 8 + entries + 8
+    }
+
+    fn move_max(&self) -> usize {
+        (self.sb.segment_blocks / 16).clamp(8, MOVE_MAX) as usize
+    }
+
+    /// Blocks that the cold stream has at least when something is moved.
+    fn cold_min(&self) -> u64 {
+        2 * self.move_max() as u64 + 8
+    }
+
+    /// Blocks that the cold stream needs for the next move: at most one header for each block.
+    fn cold_needed(&self) -> u64 {
+        let next = self.cleaner.victim.as_ref().map_or(1, |v| v.live.len()).min(self.move_max());
+        self.cold_min().min(2 * next as u64 + 3)
+    }
+
+    /// Blocks that may be moved before another segment is free; `None`: as many as there are.
+    fn cold_rest(&self) -> Option<u64> {
+        let short = self.is_behind() && self.log.ready() == 0;
+        let batch = (self.options.batch_bytes_max / BLOCK_SIZE as u64).clamp(1, self.move_max() as u64);
+        short.then(|| self.log.stream_free(Stream::Cold).saturating_sub(4) * batch / (batch + 1))
     }
 
     /// False where a snapshot has to come first.
     pub(super) fn clean_can_go_on(&self) -> bool {
-        self.has_room_to_clean() && (self.cleaner.victim.is_some() || self.worth_choosing())
+        self.has_room_to_clean()
+            && self.log.stream_free(Stream::Cold) >= self.cold_needed()
+            && (self.cleaner.victim.is_some() || self.worth_choosing())
     }
 
     /// True where moving may go on: budget, or nobody to disturb, or no choice.
@@ -266,6 +303,7 @@ impl<D: Device, I: Index> Store<D, I> {
         if !self.space.background_may()
             || self.log.pending_bytes() >= self.options.pending_bytes_max
             || !self.has_room_to_clean()
+            || self.log.stream_free(Stream::Cold) < self.cold_needed()
         {
             return false;
         }
@@ -284,9 +322,14 @@ impl<D: Device, I: Index> Store<D, I> {
         let covers = self.root.covers.lsn;
         let mut best: Option<(f64, u32, u32)> = None;
         let mut emptiest_young = u32::MAX;
+        let rest = self.cold_rest();
+        let behind = self.is_behind();
+        // An idle store must not turn over what is all but full for ever.
+        let idle = !behind && !self.log.busy() && self.cleaner.tokens == 0;
+        let worth = size - size / if idle { IDLE_WORTH_PART } else { WORTH_PART };
         for (segment, state) in self.state.segments.iter() {
             let live = self.live_in(segment);
-            if live > size - size / WORTH_PART
+            if live > worth
                 || state.last_lsn == 0
                 || self.space.is_free(segment)
                 || self.cleaner.done.contains_key(&segment)
@@ -301,12 +344,13 @@ impl<D: Device, I: Index> Store<D, I> {
                 emptiest_young = emptiest_young.min(live);
                 continue;
             }
-            if live == 0 {
+            if live == 0 || rest.is_some_and(|rest| rest < u64::from(live)) {
                 continue;
             }
             let (used, all) = (f64::from(live), f64::from(size));
             let age = now.saturating_sub(state.stamp) as f64 + 1.0;
-            let score = (all - used) * age / (all + used);
+            // Where space is short, what gives the most at once.
+            let score = if behind { all - used } else { (all - used) * age / (all + used) };
             if best.is_none_or(|b| b.0 < score) {
                 best = Some((score, segment, live));
             }
@@ -533,8 +577,8 @@ impl<D: Device, I: Index> Store<D, I> {
             return;
         };
         let blocks = (buf.len() / BLOCK_SIZE) as u32;
-        let mut some: Vec<(Live, u32)> = Vec::with_capacity(MOVE_MAX);
-        while some.len() < MOVE_MAX
+        let mut some: Vec<(Live, u32)> = Vec::with_capacity(self.move_max());
+        while some.len() < self.move_max()
             && let Some(&live) = v.live.front()
         {
             let at = self.block_of(v, live.entry.location);
@@ -639,76 +683,6 @@ impl<D: Device, I: Index> Store<D, I> {
             }
         }
         self.space.nothing_at = None;
-    }
-
-    /// Reads some pages of deleted objects' tables, and writes down what no longer counts.
-    fn reap_step(&mut self) {
-        let reading = self.cleaner.reaping.len() - self.cleaner.reaped.len();
-        let full = self.cleaner.reaped.len() >= REAP_MAX;
-        if !self.cleaner.reaped.is_empty() && (full || reading == 0) && self.space.background_may() {
-            let mut locations = Vec::new();
-            let mut deltas = Vec::new();
-            for (location, mut counts) in self.cleaner.reaped.drain(..) {
-                self.cleaner.reaping.remove(&location);
-                // Another volume's page may lie there by now only if this one was reaped already.
-                if self.state.dead.contains_key(&location) {
-                    locations.push(location);
-                    deltas.append(&mut counts);
-                }
-            }
-            merge(&mut deltas);
-            self.scratch.clear();
-            let encoded = codec::put_reap(locations.clone(), deltas.clone(), &mut self.scratch);
-            self.put_scratch(encoded);
-            if self.failed.is_none() {
-                self.space.background_used(1);
-                self.state.reap(&locations, &deltas);
-            }
-        }
-        if self.state.dead.is_empty() || self.cleaner.reaping.len() >= REAP_MAX {
-            return;
-        }
-        let more = REAP_MAX - self.cleaner.reaping.len();
-        let reaping = &self.cleaner.reaping;
-        let some: Vec<u64> =
-            self.state.dead.keys().filter(|l| !reaping.contains(*l)).take(more).copied().collect();
-        for location in some {
-            self.cleaner.reaping.insert(location);
-            if let Some(bytes) = self.log.find(location) {
-                let bytes = bytes.to_vec();
-                self.dead_page(location, Some(&bytes));
-                continue;
-            }
-            let Some(buf) = Pool::new(u64::MAX, 0, None).get(BLOCK_SIZE) else {
-                return;
-            };
-            let id = self.running.insert(Running::Dead { location, retries: 0 }) as u64;
-            self.dev.start(id, Op::Read { offset: byte_of(location), buf });
-        }
-    }
-
-    /// A page of a deleted object has been read; `None`: it cannot be.
-    pub(super) fn dead_page(&mut self, location: u64, bytes: Option<&[u8]>) {
-        let Some((object, dead)) = self.state.dead.get(&location) else {
-            self.cleaner.reaped.push((location, Vec::new()));
-            return;
-        };
-        let minus = |location| {
-            let (segment, turn) = self.sb.tag_of(location);
-            (segment, turn, -1)
-        };
-        let mut deltas = vec![minus(location)];
-        // A damaged one: what it named stays counted until the cleaner has looked at those segments.
-        let good = bytes.filter(|b| page_checksum(*object, dead.page, b) == dead.checksum);
-        if good.is_none() {
-            deltas.push(LEAKED);
-        }
-        for entry in good.into_iter().flat_map(super::table::entries_of) {
-            if entry.location != 0 {
-                deltas.push(minus(entry.location));
-            }
-        }
-        self.cleaner.reaped.push((location, deltas));
     }
 }
 

@@ -7,6 +7,7 @@ use super::codec;
 use super::index::{Index, SledIndex};
 use super::log::{BatchRef, LogWriter, RECORD_BLOCKS_MAX, Stream};
 use super::read::Read;
+use super::reaper::Reaper;
 use super::recovery::recover;
 use super::root::Root;
 use super::space::SpaceState;
@@ -45,7 +46,7 @@ pub(super) enum Running {
     /// The batch under way.
     Batch,
     /// A page, for this slot; how often its read has been made again.
-    Page { slot: u32, location: u64, retries: u32 },
+    Page { slot: u32, location: u64, retries: u32, epoch: u64 },
     /// A part of a read's data, from this index in its `wanted`.
     Piece { read: usize, first: u32 },
     /// The root under way.
@@ -55,7 +56,7 @@ pub(super) enum Running {
     /// Blocks of the segment that is being cleaned, from this one on.
     Clean { segment: u32, at: u32 },
     /// A page of a deleted object's table; how often its read has been made again.
-    Dead { location: u64, retries: u32 },
+    Dead { location: u64, retries: u32, epoch: u64 },
 }
 
 /// A store. `D` is the device and `I` the index; the defaults are the real ones.
@@ -70,6 +71,7 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) index_empty: bool,
     pub(super) space: SpaceState,
     pub(super) cleaner: Cleaner,
+    pub(super) reaper: Reaper,
     /// The newest that is durable.
     pub(super) root: Root,
     pub(super) durable_lsn: u64,
@@ -78,7 +80,7 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) running: Slab<Running>,
     pub(super) reads: Slab<Read>,
     pub(super) starved: VecDeque<usize>,
-    loads: usize,
+    pub(super) loads: usize,
     pub(super) read_pool: Pool,
     pub(super) events: Vec<StoreEvent>,
     completions: Vec<Completion>,
@@ -114,6 +116,9 @@ impl Store {
             what: "cannot start I/O",
             source,
         })?;
+        if let Some(info) = dev.info() {
+            tracing::info!(device = dev.name(), ?info, "the device");
+        }
         // A foreign device must not cost the index of ours.
         let (sb, damage) = Superblock::read(&dev)?;
         let index = SledIndex::open(index_dir, dev.waker().clone());
@@ -163,6 +168,7 @@ impl<D: Device, I: Index> Store<D, I> {
             read_pool: Pool::new(options.read_bytes_max, 32 << 20, Some(waker)),
             space: SpaceState::new(&sb, &options),
             cleaner: Cleaner::default(),
+            reaper: Reaper::default(),
             root: recovery.root,
             dev,
             index,
@@ -227,6 +233,11 @@ impl<D: Device, I: Index> Store<D, I> {
         self.durable_lsn = self.log.last().lsn;
         self.take_notes();
         Ok(())
+    }
+
+    /// How the device does.
+    pub fn device_stats(&self) -> crate::device::latency::DeviceStats {
+        self.dev.stats()
     }
 
     /// What the store is.
@@ -300,6 +311,9 @@ impl<D: Device, I: Index> Store<D, I> {
         if let Err(error) = codec::put_record(&record, &mut self.scratch) {
             return self.fail(format!("a record cannot be encoded: {error}"));
         }
+        if self.log.ready() == 0 {
+            self.prepare_segments();
+        }
         let location = match self.log.reserve(Stream::Hot, self.scratch.len(), blocks) {
             Ok(location) => location,
             Err(error) => return self.fail(error.to_string()),
@@ -362,7 +376,8 @@ impl<D: Device, I: Index> Store<D, I> {
                 break;
             };
             self.loads += 1;
-            let id = self.running.insert(Running::Page { slot, location, retries: 0 }) as u64;
+            let epoch = self.space.read_begins();
+            let id = self.running.insert(Running::Page { slot, location, retries: 0, epoch }) as u64;
             let offset = byte_of(location);
             self.dev.start(id, Op::Read { offset, buf });
         }
@@ -399,31 +414,41 @@ impl<D: Device, I: Index> Store<D, I> {
             };
             match running {
                 Running::Batch => self.batch_written(completion.result),
-                Running::Page { slot, location, retries } => match (completion.result, completion.buf) {
+                Running::Page { slot, location, retries, epoch } => match (completion.result, completion.buf)
+                {
                     (Err(error), Some(buf)) if retries < PAGE_RETRIES_MAX => {
                         tracing::warn!(device = self.dev.name(), %error, "a table page cannot be read: trying again");
-                        let again = Running::Page { slot, location, retries: retries + 1 };
+                        let again = Running::Page { slot, location, retries: retries + 1, epoch };
                         let id = self.running.insert(again) as u64;
                         self.dev.start(id, Op::Read { offset: byte_of(location), buf });
                     }
                     (result, buf) => {
                         self.loads -= 1;
+                        self.space.read_ended(epoch);
                         let bytes = result.is_ok().then_some(buf).flatten();
                         self.page_loaded(slot, bytes.as_deref());
                     }
                 },
                 Running::Root => self.root_written(completion.result),
-                Running::Prepare { segment } => self.prepared(segment),
+                Running::Prepare { segment } => {
+                    if let Err(error) = completion.result {
+                        // Advice only: the segment is used all the same. Without space below, the log's
+                        // write will say so.
+                        tracing::warn!(device = self.dev.name(), segment, %error, "a segment was not prepared");
+                    }
+                    self.prepared(segment);
+                }
                 Running::Clean { segment, at } => {
                     self.clean_window(segment, at, completion.result, completion.buf);
                 }
-                Running::Dead { location, retries } => match (completion.result, completion.buf) {
+                Running::Dead { location, retries, epoch } => match (completion.result, completion.buf) {
                     (Err(_), Some(buf)) if retries < PAGE_RETRIES_MAX => {
-                        let again = Running::Dead { location, retries: retries + 1 };
+                        let again = Running::Dead { location, retries: retries + 1, epoch };
                         let id = self.running.insert(again) as u64;
                         self.dev.start(id, Op::Read { offset: byte_of(location), buf });
                     }
                     (result, buf) => {
+                        self.space.read_ended(epoch);
                         let bytes = result.is_ok().then_some(buf).flatten();
                         self.dead_page(location, bytes.as_deref());
                     }
@@ -459,14 +484,15 @@ impl<D: Device, I: Index> Store<D, I> {
                 }
             }
             Err(error) => {
-                self.log.write_again();
+                let location = self.log.write_again();
                 let again = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOMEM));
                 self.retries += 1;
                 if !again || self.retries > WRITE_RETRIES_MAX {
                     self.fail(format!(
-                        "{}: writing the log failed: {error}. What was not acknowledged may or may not be \
-                         on the device; restart the node when the device works again",
-                        self.dev.name()
+                        "{}: writing the log at byte {} failed: {error}. What was not acknowledged may or may \
+                         not be on the device; restart the node when the device works again",
+                        self.dev.name(),
+                        byte_of(location)
                     ));
                 }
             }
@@ -475,10 +501,10 @@ impl<D: Device, I: Index> Store<D, I> {
 
     fn page_loaded(&mut self, slot: u32, bytes: Option<&[u8]>) {
         let loaded = self.state.tables.loaded(slot, bytes);
-        if let Some((object, blocks)) = loaded.lost {
+        if let Some((object, blocks, location)) = loaded.lost {
             self.stats.lost_pages += 1;
             tracing::error!(
-                device = self.dev.name(), %object, ?blocks,
+                device = self.dev.name(), %object, ?blocks, byte = byte_of(location),
                 "a page of a block table is damaged: what these blocks hold is not known here any more"
             );
             self.events.push(StoreEvent::LostTable { object, blocks });
@@ -500,6 +526,10 @@ impl<D: Device, I: Index> Store<D, I> {
         }
         if loaded.flush {
             self.flush_page(slot);
+        }
+        if self.is_behind() {
+            // What was queued on the page has replaced blocks.
+            self.cleaner.look_again();
         }
     }
 

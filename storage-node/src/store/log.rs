@@ -11,6 +11,7 @@
 //! appends is the order of LSNs.
 
 use super::batch::{DataChecksum, FIXED, HEADER_BLOCKS_MAX, Header, NO_SEGMENT};
+use super::placement::{self, Layout};
 use super::superblock::{Superblock, byte_of};
 use crate::device::buffer::{Buf, Pool};
 use bytes::Bytes;
@@ -154,6 +155,7 @@ pub struct LogWriter {
     pool: Pool,
     batch_blocks_max: u32,
     ends: Ends,
+    layout: Layout,
     /// Free segments that may be written at once.
     ready: VecDeque<(u32, u16)>,
     notes: Vec<Note>,
@@ -175,6 +177,7 @@ impl LogWriter {
             pool,
             batch_blocks_max: (batch_bytes_max / BLOCK_SIZE as u64).clamp(1, 1 << 20) as u32,
             ends,
+            layout: Layout::default(),
             ready: VecDeque::new(),
             notes: Vec::new(),
             appended: [0; 2],
@@ -202,6 +205,15 @@ impl LogWriter {
         self.ready.len()
     }
 
+    /// Those that a stream may take: the last one is kept for the cold stream where that is about to need
+    /// it, since without cleaning none would come.
+    pub fn ready_for(&self, stream: Stream) -> usize {
+        let cold = &self.ends[Stream::Cold as usize];
+        let size = self.sb.segment_blocks;
+        let short = cold.next == NO_SEGMENT && cold.block >= size / 2;
+        self.ready.len().saturating_sub(usize::from(short && stream == Stream::Hot))
+    }
+
     /// Where the streams go on.
     pub fn ends(&self) -> Ends {
         self.ends
@@ -210,7 +222,10 @@ impl LogWriter {
     /// Makes room for a record of `bytes` in the header and `blocks` of data; opens or changes the
     /// batch if need be. Returns the place of its first data block. Nothing is lost on an error.
     pub fn reserve(&mut self, stream: Stream, bytes: usize, blocks: u32) -> Result<u64, LogError> {
-        let size = self.sb.segment_blocks;
+        let end = self.ends[stream as usize];
+        // While it is not known where the stream goes on, a block is kept for the header that will say so.
+        let unnamed = end.next == NO_SEGMENT && self.ready_for(stream) == 0;
+        let size = self.sb.segment_blocks - u32::from(unnamed);
         if let Some(open) = &self.open
             && open.stream == stream
         {
@@ -266,6 +281,7 @@ impl LogWriter {
     /// A batch without records that says where the stream goes on.
     fn name_next(&mut self, stream: Stream) -> Result<(), LogError> {
         let end = self.ends[stream as usize];
+        // Where there is no choice, the hot stream takes the cold one's, too.
         if self.ready.is_empty() || end.block >= self.sb.segment_blocks {
             return Err(LogError::Full);
         }
@@ -281,7 +297,7 @@ impl LogWriter {
             chunks: Vec::new(),
             ticket: None,
         });
-        if let Some((segment, turn)) = self.ready.pop_front() {
+        if let Some((segment, turn)) = placement::take(&mut self.ready, stream, self.layout) {
             let end = &mut self.ends[stream as usize];
             (end.next, end.next_turn) = (segment, turn);
         }
@@ -341,11 +357,13 @@ impl LogWriter {
             sum.update(&chunk[skipped..]);
             skip -= skipped;
         }
+        let some_ready = self.ready_for(open.stream) > 0;
         let own = &mut self.ends[open.stream as usize];
         own.block = open.block + blocks;
         if own.next == NO_SEGMENT
+            && some_ready
             && own.block >= self.sb.segment_blocks / 4 * 3
-            && let Some((segment, turn)) = self.ready.pop_front()
+            && let Some((segment, turn)) = placement::take(&mut self.ready, open.stream, self.layout)
         {
             (own.next, own.next_turn) = (segment, turn);
         }
@@ -425,10 +443,14 @@ impl LogWriter {
     }
 
     /// The write has to be made again (nothing of it can be trusted, nothing was acknowledged).
-    pub fn write_again(&mut self) {
-        if let Some(batch) = self.in_flight.take() {
-            self.sealed.push_front(batch);
-        }
+    /// Returns its place.
+    pub fn write_again(&mut self) -> u64 {
+        let Some(batch) = self.in_flight.take() else {
+            return 0;
+        };
+        let location = batch.location;
+        self.sealed.push_front(batch);
+        location
     }
 
     /// Has the ticket acknowledged with what is pending; false if nothing is.
@@ -485,7 +507,7 @@ impl LogWriter {
         let next = if end.next == NO_SEGMENT { 0 } else { size };
         u64::from(size.saturating_sub(end.block + used))
             + u64::from(next)
-            + self.ready.len() as u64 * u64::from(size)
+            + self.ready_for(stream) as u64 * u64::from(size)
     }
     /// Blocks sealed since the log was continued.
     pub fn appended_blocks(&self) -> u64 {

@@ -32,6 +32,7 @@
 
 mod audit;
 mod batch;
+pub mod bugs;
 mod checkpoint;
 mod cleaner;
 mod codec;
@@ -39,7 +40,10 @@ mod engine;
 mod format;
 pub mod index;
 mod log;
+mod page;
+mod placement;
 mod read;
+mod reaper;
 mod recovery;
 mod root;
 mod segments;
@@ -47,6 +51,7 @@ mod space;
 mod state;
 mod superblock;
 mod table;
+pub(crate) mod view;
 
 pub use audit::Audit;
 pub use engine::Store;
@@ -56,7 +61,9 @@ pub use format::{
 };
 pub use log::LogError;
 pub use recovery::{How, IndexUse, RecoverError};
+pub use space::usable_bytes;
 pub use superblock::{Superblock, SuperblockError};
+pub use table::BlockEntry;
 
 use crate::device::file::{Engine, OpenDeviceError};
 use bytes::Bytes;
@@ -96,7 +103,9 @@ impl Default for StoreOptions {
             queued_changes_max: 256 << 10,
             reads_max: 4096,
             read_bytes_max: 128 << 20,
-            checkpoint_bytes: 512 << 20,
+            // Each checkpoint writes all dirty table pages: further apart, fewer. A start reads the headers of so
+            // much log.
+            checkpoint_bytes: 4 << 30,
             engine: Engine::Auto,
         }
     }

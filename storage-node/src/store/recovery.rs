@@ -8,7 +8,10 @@
 //! been durable when a later header names it as its predecessor; that tells damage from a torn tail:
 //! see `docs/on-disk-format.md`.
 
+pub mod walk;
+
 use super::batch::{DataChecksum, Header, NO_SEGMENT};
+use super::bugs::{self, Bug};
 use super::codec::Entry;
 use super::index::{Index, Meta, VERSION};
 use super::log::{BatchRef, Ends, FIRST_ENDS, StreamEnd};
@@ -192,7 +195,9 @@ impl<D: Device> Reader<'_, D> {
             if let Some(found) = self.batch(segment, block)
                 && found.header.previous_lsn == from.lsn
                 && found.header.previous_checksum == from.checksum
-                && best.as_ref().is_none_or(|b| b.header.lsn < found.header.lsn)
+                && best
+                    .as_ref()
+                    .is_none_or(|b| b.header.lsn < found.header.lsn && !bugs::on(Bug::FirstSuccessor))
             {
                 best = Some(found);
             }
@@ -489,6 +494,8 @@ fn follow<D: Device>(
     // The batch found last: not replayed before it is known to have been durable.
     let mut pending: Option<Found> = None;
     let mut reported = None;
+    // How much there is is not known before the end: at most what lies between two snapshots, about.
+    let (mut done, expected) = (0, sb.segments / 8);
     let mut behind_last = first_places;
     loop {
         let (from, places) = match &pending {
@@ -555,7 +562,8 @@ fn follow<D: Device>(
                 replay(&mut state, sb, &p, &mut how);
                 if reported != Some(p.header.segment) {
                     reported = Some(p.header.segment);
-                    progress(p.header.segment, sb.segments);
+                    done += 1;
+                    progress(done, expected.max(done));
                 }
             } else {
                 how.torn_tail = Some((p.header.lsn, p.header.segment, p.header.block));

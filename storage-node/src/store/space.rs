@@ -9,6 +9,8 @@
 //! blocks worth several segments outside of those that are free or being written, so the emptiest segment
 //! gives more than its cleaning costs.
 
+use super::bugs::{self, Bug};
+use super::checkpoint::Phase;
 use super::codec;
 use super::engine::{NEARLY_FULL_BLOCKS, Running, Store};
 use super::index::Index;
@@ -17,7 +19,7 @@ use super::superblock::Superblock;
 use super::{Space, StoreOptions};
 use crate::device::{Device, Op, Prepare};
 use std::collections::VecDeque;
-use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
+use trefoil_core::{BLOCK_SIZE, BlockRange, Incarnation, NodeId, ObjectId};
 
 /// The part of the segments that is kept: one in so many, and a few for the ends of the streams.
 const RESERVE_PART: u32 = 9;
@@ -34,6 +36,8 @@ const LOW_PART: u32 = 128;
 const LOW_MORE: u64 = 2;
 /// A snapshot is written when this part of the device has been written since the last.
 const INTERVAL_PART: u64 = 8;
+/// Blocks of log below which another snapshot is not worth it, however short space is.
+const NEW_MIN: u64 = 8;
 /// And at the latest after so many blocks (8 GiB): a start without an index replays that much.
 const INTERVAL_MAX: u64 = 2 << 20;
 /// Segments that are zeroed or discarded ahead.
@@ -81,6 +85,15 @@ impl Limits {
             dirty_pages: (reserve / 8) as usize,
         }
     }
+}
+
+/// Bytes of live data, tables included, that a store on a device of `device_bytes` takes; 0 where that is too
+/// small for a store.
+pub fn usable_bytes(device_bytes: u64) -> u64 {
+    let segment = super::default_segment_bytes(device_bytes);
+    let none = (Incarnation(1), [0; 16], NodeId(0));
+    Superblock::new(device_bytes, segment, none.0, none.1, none.2)
+        .map_or(0, |sb| Limits::new(&sb, &StoreOptions::default()).capacity * BLOCK_SIZE as u64)
 }
 
 /// The free segments, and what is due.
@@ -166,7 +179,7 @@ impl SpaceState {
         self.free.get(segment as usize).copied().unwrap_or(true)
     }
     /// Segments that the log can be given, now or soon.
-    fn coming(&self) -> u64 {
+    pub fn coming(&self) -> u64 {
         let waiting = self.freeing.len() + self.waiting.len() + self.next_waiting.len();
         (self.fresh.len() + self.preparing + waiting) as u64
     }
@@ -194,9 +207,15 @@ impl<D: Device, I: Index> Store<D, I> {
         self.state.tables.queued_blocks() > 0 && self.upper_room() < EXACT_BELOW.min(self.sb.blocks() / 64)
     }
 
-    /// Blocks that clients' batches can still be written to.
+    /// Blocks that clients' batches can be written to now: not those that are about to become free.
     pub(super) fn hot_free(&self) -> u64 {
-        self.log.stream_free(Stream::Hot) + self.space.coming() * u64::from(self.sb.segment_blocks)
+        let fresh = self.space.fresh.len() as u64 * u64::from(self.sb.segment_blocks);
+        self.log.stream_free(Stream::Hot) + fresh
+    }
+
+    /// Next to nothing has been appended since the last snapshot: another one would change nothing.
+    pub(super) fn nothing_new(&self) -> bool {
+        self.log.appended_blocks() - self.space.snapshot_from < NEW_MIN
     }
 
     /// Room if all queued changes add what they bring.
@@ -259,11 +278,20 @@ impl<D: Device, I: Index> Store<D, I> {
     /// their blocks need not have been written since: what replaced those is in the log behind the snapshot,
     /// and before the Free.
     pub(super) fn free_segments(&mut self) {
+        // Of this turn: a segment that has just been filled still looks as it did when it was freed.
+        self.take_notes();
         let ends = self.log.ends();
+        let mut covers = self.root.covers.lsn;
+        if let Phase::Durable { root: Some(root), .. } | Phase::Root { root, .. } = &self.phase
+            && bugs::on(Bug::FreeBeforeRoot)
+        {
+            covers = root.covers.lsn;
+        }
         let mut freed = Vec::new();
         for (segment, state) in self.state.segments.iter() {
             if state.last_lsn != 0
-                && state.last_lsn < self.root.covers.lsn
+                && !state.free
+                && state.last_lsn < covers
                 && (self.live_in(segment) == 0 || self.cleaner.empty.contains(&segment))
                 && !self.space.is_free(segment)
                 && !self.cleaner.is_victim(segment)
@@ -277,7 +305,13 @@ impl<D: Device, I: Index> Store<D, I> {
         }
         self.scratch.clear();
         let encoded = codec::put_free(freed.clone(), &mut self.scratch);
-        self.put_scratch(encoded);
+        // What makes room must not need any of what is short.
+        let stream = if self.is_behind() && self.log.stream_free(Stream::Cold) > 1 {
+            Stream::Cold
+        } else {
+            Stream::Hot
+        };
+        self.put_scratch_in(stream, encoded);
         if self.failed.is_some() {
             return;
         }
@@ -295,13 +329,13 @@ impl<D: Device, I: Index> Store<D, I> {
     /// Segments whose last reader is gone go on.
     pub(super) fn release_waiting(&mut self) {
         while let Some((lsn, segment)) = self.space.freeing.front().copied()
-            && lsn <= self.durable_lsn
+            && (lsn <= self.durable_lsn || bugs::on(Bug::ReuseBeforeFree))
         {
             self.space.freeing.pop_front();
             self.space.next_waiting.push(segment);
         }
         loop {
-            if self.space.old_reads > 0 {
+            if self.space.old_reads > 0 && !bugs::on(Bug::ReuseUnderRead) {
                 return;
             }
             for segment in std::mem::take(&mut self.space.waiting) {
@@ -317,7 +351,7 @@ impl<D: Device, I: Index> Store<D, I> {
             // Reads that begin from now on cannot name these segments.
             self.space.waiting = std::mem::take(&mut self.space.next_waiting);
             self.space.epoch += 1;
-            self.space.old_reads = self.reads.len();
+            self.space.old_reads = self.reads.len() + self.loads + self.reaper.reading();
         }
     }
 
@@ -392,6 +426,7 @@ impl<D: Device, I: Index> Store<D, I> {
         let ends = self.log.ends();
         let waits = |(segment, state): &(u32, &super::segments::SegState)| {
             state.last_lsn != 0
+                && !state.free
                 && self.live_in(*segment) == 0
                 && !self.space.is_free(*segment)
                 && !self.cleaner.is_done(*segment)
@@ -426,7 +461,12 @@ impl<D: Device, I: Index> Store<D, I> {
             return Some(true);
         }
         // What has been emptied is needed now: not for a few, as long as cleaning can go on.
-        if self.is_behind() && since > 0 && (waiting >= limits.low || !self.clean_can_go_on()) {
+        if self.is_behind()
+            && self.space.coming() == 0
+            && !self.nothing_new()
+            && self.hot_free() >= self.snapshot_blocks()
+            && (waiting >= limits.low || !self.clean_can_go_on())
+        {
             return Some(true);
         }
         let due = appended + self.replayed - self.space.checkpoint_from >= limits.checkpoint

@@ -7,6 +7,7 @@
 //! from that position makes them right, because every record sets what it touches without looking at
 //! what was there (a Heal looks at a checksum that the same replay has set).
 
+use super::bugs::{self, Bug};
 use super::codec::Entry;
 use super::segments::{Delta, SegState, Segments};
 use super::superblock::Superblock;
@@ -169,7 +170,12 @@ impl State {
     pub fn moved(&mut self, object: ObjectId, blocks: &[(u32, u64)], location: u64) {
         self.dirty.insert(Key::Object(object));
         for (n, &(block, checksum)) in blocks.iter().enumerate() {
-            self.tables.heal(object, block, location + n as u64, checksum);
+            let location = location + n as u64;
+            if bugs::on(Bug::MoveWithoutChecksum) {
+                self.tables.set_run(object, block, location, &[checksum]);
+            } else {
+                self.tables.heal(object, block, location, checksum);
+            }
         }
     }
 

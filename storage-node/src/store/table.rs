@@ -2,25 +2,24 @@
 //!
 //! A page holds 256 entries of 16 bytes. Pages live in the log; a bounded number is kept in memory.
 //! A change to a page that is not in memory is queued on it, in order with the reads that wait for it,
-//! so that a write never waits for a page and a read never shows a change that came behind it. This
-//! Each page also keeps how its changes since its newest image in the log change the live counts of
-//! segments; the Page record of the next image carries that. This
-//! module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
+//! so that a write never waits for a page and a read never shows a change that came behind it. Each page
+//! also keeps how its changes since its newest image in the log change the live counts of segments; the
+//! Page record of the next image carries that. This module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
 //! ([`Tables::dirty_victim`]), and is told when that has happened.
 
+pub mod view;
+
 use super::batch::page_checksum;
+pub use super::page::{BlockEntry, PAGE_BLOCKS, entries_of, merge};
+use super::page::{Counts, Page, PageOp, Pending, apply};
 use super::segments::{Delta, LEAKED, Segments};
 use super::superblock::Superblock;
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use std::collections::VecDeque;
-use trefoil_core::checksum::HOLE;
 use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId, VolumeId};
-use zerocopy::little_endian::U64;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, IntoBytes};
 
-/// Entries in a page.
-pub const PAGE_BLOCKS: u32 = 256;
 /// Blocks in the largest object.
 pub const OBJECT_BLOCKS_MAX: u32 = (trefoil_core::limits::OBJECT_SIZE_MAX / BLOCK_SIZE as u64) as u32;
 /// The checksum of a block whose entry is lost with its page: no block has it, it is bad until written.
@@ -30,39 +29,6 @@ const QUEUE_LOAD: usize = 64;
 /// Pages that [`Tables::resolve`] orders at once.
 const RESOLVE_MAX: usize = 256;
 const NO_SLOT: u32 = u32::MAX;
-
-/// Where a block is. Checksum 0: a hole; no location, yet a checksum: bad.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlockEntry {
-    /// Absolute block number on the device; 0 is none (the superblock is there).
-    pub location: u64,
-    /// Checksum.
-    pub checksum: u64,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
-#[repr(C)]
-struct DiskEntry {
-    location: U64,
-    checksum: U64,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone)]
-#[repr(C)]
-struct Page([DiskEntry; PAGE_BLOCKS as usize]);
-
-impl Page {
-    fn empty() -> Box<Page> {
-        let none = DiskEntry { location: U64::new(0), checksum: U64::new(HOLE) };
-        Box::new(Page([none; PAGE_BLOCKS as usize]))
-    }
-    fn put(&mut self, block: usize, location: u64, checksum: u64) {
-        self.0[block] = DiskEntry { location: U64::new(location), checksum: U64::new(checksum) };
-    }
-    fn get(&self, block: usize) -> BlockEntry {
-        BlockEntry { location: self.0[block].location.get(), checksum: self.0[block].checksum.get() }
-    }
-}
 
 /// Where an object's page is.
 #[derive(Clone, Copy, Debug)]
@@ -76,14 +42,6 @@ pub struct PageRef {
 
 impl PageRef {
     const NONE: PageRef = PageRef { location: 0, checksum: 0, slot: NO_SLOT };
-}
-
-enum PageOp {
-    One { block: u8, location: u64, checksum: u64 },
-    Run { first: u8, location: u64, checksums: Box<[u64]> },
-    Zero { first: u8, count: u16 },
-    Heal { block: u8, location: u64, checksum: u64 },
-    Capture { read: usize, at: u32, first: u8, count: u16 },
 }
 
 struct Slot {
@@ -103,90 +61,6 @@ struct Slot {
     lost: bool,
     /// What has changed since the newest image, when `page` is there.
     counts: Counts,
-}
-
-/// How changes of a page change the live counts of segments.
-#[derive(Default)]
-struct Counts {
-    /// In the order of the changes, or merged.
-    deltas: Vec<Delta>,
-    /// Length at which they are merged.
-    merge_at: usize,
-}
-
-/// Changes of counts that a page keeps before it merges them.
-const MERGE_AT: usize = 64;
-
-impl Counts {
-    fn add(&mut self, (segment, turn): (u32, u16), delta: i32) {
-        if let Some(last) = self.deltas.last_mut()
-            && (last.0, last.1) == (segment, turn)
-        {
-            last.2 += delta;
-            return;
-        }
-        self.deltas.push((segment, turn, delta));
-        if self.deltas.len() >= self.merge_at.max(MERGE_AT) {
-            merge(&mut self.deltas);
-            // At most 512 segments differ, so this ends.
-            self.merge_at = self.deltas.len() * 2;
-        }
-    }
-}
-
-/// Adds up what is of the same segment and turn.
-pub fn merge(deltas: &mut Vec<Delta>) {
-    deltas.sort_unstable();
-    deltas.dedup_by(|next, kept| {
-        let same = (next.0, next.1) == (kept.0, kept.1);
-        if same {
-            kept.2 += next.2;
-        }
-        same
-    });
-    deltas.retain(|d| d.2 != 0);
-}
-
-/// What all pages' changes add to the counts, beyond what their newest images in the log say.
-struct Pending {
-    sb: Superblock,
-    /// By segment: its turn, and the sum.
-    segments: Vec<(u16, i32)>,
-    total: i64,
-}
-
-impl Pending {
-    fn add(&mut self, (segment, turn): (u32, u16), delta: i32) -> bool {
-        match self.segments.get_mut(segment as usize) {
-            Some(pending) if pending.0 == turn => {
-                pending.1 += delta;
-                self.total += i64::from(delta);
-                true
-            }
-            _ => false,
-        }
-    }
-    /// An entry of a page changes.
-    fn change(&mut self, counts: &mut Counts, location: u64, delta: i32) {
-        if location != 0 {
-            let tag = self.sb.tag_of(location);
-            if self.add(tag, delta) {
-                counts.add(tag, delta);
-            }
-        }
-    }
-    /// A page's changes are in an image, or are no more.
-    fn undo(&mut self, counts: &[Delta]) {
-        for &(segment, turn, delta) in counts {
-            self.add((segment, turn), -delta);
-        }
-    }
-}
-
-/// The entries of a page's image.
-pub fn entries_of(bytes: &[u8]) -> impl Iterator<Item = BlockEntry> {
-    let page = Page::ref_from_bytes(bytes).ok();
-    (0..PAGE_BLOCKS as usize).filter_map(move |block| page.map(|p| p.get(block)))
 }
 
 /// A page of a deleted object.
@@ -214,8 +88,8 @@ pub struct Captured {
 pub struct Loaded {
     /// Reads that waited.
     pub captured: Vec<Captured>,
-    /// The page does not match its checksum: its entries are lost.
-    pub lost: Option<(ObjectId, BlockRange)>,
+    /// The page does not match its checksum: its entries are lost. Its place is the third.
+    pub lost: Option<(ObjectId, BlockRange, u64)>,
     /// The checkpoint wants it written.
     pub flush: bool,
 }
@@ -586,7 +460,7 @@ impl Tables {
             None => {
                 if !slot.gone {
                     let blocks = BlockRange::new(page * PAGE_BLOCKS, PAGE_BLOCKS);
-                    loaded.lost = Some((object, blocks));
+                    loaded.lost = Some((object, blocks, slot.location));
                     slot.lost = true;
                 }
                 let mut page = Page::empty();
@@ -822,42 +696,5 @@ impl Tables {
     /// Objects.
     pub fn len(&self) -> usize {
         self.objects.len()
-    }
-}
-
-impl PageOp {
-    fn data_blocks(&self) -> u64 {
-        match self {
-            PageOp::One { location, .. } => u64::from(*location != 0),
-            PageOp::Run { checksums, .. } => checksums.len() as u64,
-            _ => 0,
-        }
-    }
-}
-
-fn apply(page: &mut Page, op: PageOp, counts: &mut Counts, pending: &mut Pending) {
-    let mut set = |page: &mut Page, block: usize, location, checksum| {
-        pending.change(counts, page.get(block).location, -1);
-        pending.change(counts, location, 1);
-        page.put(block, location, checksum);
-    };
-    match op {
-        PageOp::One { block, location, checksum } => set(page, block.into(), location, checksum),
-        PageOp::Run { first, location, checksums } => {
-            for (n, checksum) in checksums.iter().enumerate() {
-                set(page, usize::from(first) + n, location + n as u64, *checksum);
-            }
-        }
-        PageOp::Zero { first, count } => {
-            for block in usize::from(first)..usize::from(first) + usize::from(count) {
-                set(page, block, 0, HOLE);
-            }
-        }
-        PageOp::Heal { block, location, checksum } => {
-            if page.get(block.into()).checksum == checksum {
-                set(page, block.into(), location, checksum);
-            }
-        }
-        PageOp::Capture { .. } => {}
     }
 }
