@@ -94,7 +94,7 @@ fn the_metadata_of_a_huge_store_takes_little_space_and_starts_again() {
     assert!(view["rss_peak"].as_u64().unwrap() > 1 << 20, "{view:#}");
 
     // Filled with large writes first, whose batches have large headers; far enough for a snapshot.
-    let options = ["--metadata", "--size", "4G", "--fill", "40", "--write", "1M", "--json"];
+    let options = ["--metadata", "--size", "1G", "--fill", "50", "--write", "1M", "--json"];
     let view: Value = serde_json::from_str(&good(&bench(dir.path(), &options))).unwrap();
     assert_eq!(
         (&view["read_back"], &view["starts"][1]["with_index"]),

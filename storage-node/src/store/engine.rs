@@ -356,6 +356,10 @@ impl<D: Device, I: Index> Store<D, I> {
                 break;
             }
         }
+        // A checkpoint loads them too, but not while the index commits: the queue must not stay full.
+        if self.loads == 0 && self.state.tables.queued() > self.options.queued_changes_max / 4 * 3 {
+            self.state.tables.resolve();
+        }
         self.be_exact();
         self.checkpoint_step();
         self.clean_step();

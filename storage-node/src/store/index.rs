@@ -22,6 +22,11 @@ const META: &[u8] = b"\0meta";
 /// Bytes of memory that sled may use for its cache.
 const SLED_CACHE_BYTES: u64 = 16 << 20;
 
+/// Entries of a commit that are applied as one.
+const ATOMIC_ENTRIES_MAX: usize = 4096;
+/// And of larger commits so many at a time.
+const PIECE_ENTRIES: usize = 256;
+
 /// What the index is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -106,10 +111,20 @@ fn open_db(dir: &Path) -> Result<sled::Db, String> {
 fn commit(db: &sled::Db, dir: &Path, delta: Delta) -> Result<(), String> {
     let text = |e: sled::Error| e.to_string();
     let mut batch = sled::Batch::default();
-    for (key, value) in delta.entries {
+    // sled keeps every version of every node that a batch touches until the batch is in: a gigabyte for a
+    // hundred thousand objects. Many entries go in pieces, and meanwhile the index does not say what it
+    // covers: after a crash in between it is made again from the log.
+    let pieces = delta.entries.len() > ATOMIC_ENTRIES_MAX;
+    if pieces {
+        batch.remove(META);
+    }
+    for (n, (key, value)) in delta.entries.into_iter().enumerate() {
         match value {
             Some(value) => batch.insert(key, value),
             None => batch.remove(key),
+        }
+        if pieces && (n + 1) % PIECE_ENTRIES == 0 {
+            db.apply_batch(std::mem::take(&mut batch)).map_err(text)?;
         }
     }
     let meta = postcard::to_stdvec(&delta.meta).map_err(|e| e.to_string())?;
