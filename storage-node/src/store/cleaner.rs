@@ -201,7 +201,7 @@ impl<D: Device, I: Index> Store<D, I> {
         self.failed.is_none()
             && !self.cleaner.is_waiting()
             && (self.cleaner.victim.is_some() || self.wants_cleaning() && self.worth_choosing())
-            && self.may_move()
+            && self.may_move(self.cleaner.victim.as_deref())
     }
 
     fn wants_cleaning(&self) -> bool {
@@ -279,8 +279,8 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     /// Blocks that the cold stream needs for the next move: at most one header for each block.
-    fn cold_needed(&self) -> u64 {
-        let next = self.cleaner.victim.as_ref().map_or(1, |v| v.live.len()).min(self.move_max());
+    fn cold_needed(&self, victim: Option<&Victim>) -> u64 {
+        let next = victim.map_or(1, |v| v.live.len()).min(self.move_max());
         self.cold_min().min(2 * next as u64 + 3)
     }
 
@@ -294,16 +294,16 @@ impl<D: Device, I: Index> Store<D, I> {
     /// False where a snapshot has to come first.
     pub(super) fn clean_can_go_on(&self) -> bool {
         self.has_room_to_clean()
-            && self.log.stream_free(Stream::Cold) >= self.cold_needed()
+            && self.log.stream_free(Stream::Cold) >= self.cold_needed(self.cleaner.victim.as_deref())
             && (self.cleaner.victim.is_some() || self.worth_choosing())
     }
 
     /// True where moving may go on: budget, or nobody to disturb, or no choice.
-    fn may_move(&self) -> bool {
+    fn may_move(&self, victim: Option<&Victim>) -> bool {
         if !self.space.background_may()
             || self.log.pending_bytes() >= self.options.pending_bytes_max
             || !self.has_room_to_clean()
-            || self.log.stream_free(Stream::Cold) < self.cold_needed()
+            || self.log.stream_free(Stream::Cold) < self.cold_needed(victim)
         {
             return false;
         }
@@ -401,7 +401,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 self.clean_read(v, at, last + 1 - at);
                 return false;
             }
-            if !self.may_move() {
+            if !self.may_move(Some(v)) {
                 return false;
             }
             self.move_some(v);
