@@ -35,6 +35,8 @@ const LOADS_MAX: usize = 128;
 pub(super) const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
 /// Stands for the cleaner where the tables are told which read asks.
 pub(super) const CLEANER: usize = usize::MAX;
+/// Blocks of log that evicted pages leave to others.
+const EVICT_FLOOR: u64 = 32;
 /// Times that a write is made again after an error that says "try again".
 const WRITE_RETRIES_MAX: u32 = 8;
 /// Times that the read of a page is made again after any error: 256 blocks go with a page, and it may
@@ -351,7 +353,10 @@ impl<D: Device, I: Index> Store<D, I> {
         if !self.log.busy() {
             self.space.background_refill();
         }
-        while let Some(slot) = self.state.tables.dirty_victim() {
+        // A cache that is a little too large for a moment is better than a log without room for what makes room.
+        while self.hot_free() > EVICT_FLOOR
+            && let Some(slot) = self.state.tables.dirty_victim()
+        {
             if !self.evict_page(slot) {
                 break;
             }
