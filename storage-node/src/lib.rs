@@ -1,7 +1,7 @@
 //! The storage node: a log-structured store and its daemon.
 //!
 //! [`run`] is the daemon: one thread, one device. [`store`] is what it keeps its objects in. [`offline`]
-//! looks at, checks and exports stores whose daemons do not run. [`bench`] measures the store.
+//! looks at, checks and exports stores whose daemons do not run. [`mod@bench`] measures the store.
 
 pub mod bench;
 pub mod config;

@@ -34,18 +34,10 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 const WINDOW_BLOCKS: u32 = 256;
 /// Blocks looked up at once.
 const RESOLVE_MAX: usize = 256;
-/// Blocks moved in one batch; fewer where segments are small.
-const MOVE_MAX: u32 = 128;
-/// Blocks that are worth a batch of their own, where there are so many.
-const MOVE_MIN: u64 = 64;
-/// Budget that is kept for later, in blocks.
-const TOKENS_MAX: u64 = 1024;
 /// Times that a block is read again before it counts as bad.
 const READS_MAX: u32 = 3;
 /// Errors of one segment after which it is left alone.
 const ERRORS_MAX: u32 = 256;
-/// Objects in a block of a snapshot, at least.
-const OBJECTS_PER_BLOCK: u64 = 16;
 /// A segment with fewer dead blocks than one in so many is not worth it.
 const WORTH_PART: u32 = 64;
 /// And while nobody writes.
@@ -120,8 +112,10 @@ pub struct Cleaner {
     recheck: FxHashSet<u32>,
     /// A segment has been gone through, or counts have changed, since anybody asked.
     ended: bool,
-    tokens: u64,
-    hot_seen: u64,
+    /// Blocks that may be moved.
+    pub tokens: u64,
+    /// What the hot stream had appended when they were reckoned last.
+    pub hot_seen: u64,
 }
 
 impl Cleaner {
@@ -155,8 +149,20 @@ impl Cleaner {
         self.kept.remove(&segment);
         self.recheck.remove(&segment);
     }
+    /// A segment is being cleaned.
+    pub fn has_victim(&self) -> bool {
+        self.victim.is_some()
+    }
+    /// Blocks of it that are known to be live and wait to be moved.
+    pub fn victim_live(&self) -> Option<usize> {
+        self.victim.as_ref().map(|v| v.live.len())
+    }
+    /// Blocks that were live in it when it was chosen.
+    pub fn victim_cost(&self) -> Option<u32> {
+        self.victim.as_ref().map(|v| v.live_at_start)
+    }
     /// True while it waits for something that rings.
-    fn is_waiting(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         self.victim.as_ref().is_some_and(|v| v.reading || v.unknown > 0)
     }
 }
@@ -194,121 +200,6 @@ impl<D: Device, I: Index> Store<D, I> {
                 return;
             }
         }
-    }
-
-    /// True where [`Store::clean_step`] would do something without waiting for I/O.
-    pub(super) fn clean_runs(&self) -> bool {
-        self.failed.is_none()
-            && !self.cleaner.is_waiting()
-            && (self.cleaner.victim.is_some() || self.wants_cleaning() && self.worth_choosing())
-            && self.may_move(self.cleaner.victim.as_deref())
-    }
-
-    fn wants_cleaning(&self) -> bool {
-        self.supply() < self.supply_wanted().0
-    }
-
-    fn worth_choosing(&self) -> bool {
-        // Choosing looks at all segments: not again and again where nothing is worth it.
-        let again = u64::from(self.sb.segment_blocks) / 16;
-        self.space.nothing_at.is_none_or(|at| self.log.appended_blocks() - at >= again)
-    }
-
-    /// Free segments are short, and nothing can be done about it: nothing is worth cleaning, and no snapshot
-    /// would free anything. The reserve is there so that this does not happen; if it does, what needs room
-    /// is refused instead of waited for.
-    pub(super) fn is_stuck(&self) -> bool {
-        !self.clean_can_go_on()
-            && matches!(self.phase, super::checkpoint::Phase::Idle)
-            && self.nothing_new()
-            && self.space.coming() == 0
-            && self.state.dead.is_empty()
-            && !self.log.busy()
-            && self.is_behind()
-    }
-
-    /// What the supply of free segments is to be, and the range below that in which the budget grows.
-    fn supply_wanted(&self) -> (u64, u64) {
-        let range = self.space.limits.low;
-        (self.space.limits.low + range, range)
-    }
-
-    /// Budget for what has been appended since the last call: in the middle of the range as much as keeps
-    /// the supply level, above it less, below it up to four times as much.
-    fn earn(&mut self) {
-        let hot = self.log.appended_by(Stream::Hot);
-        let appended = hot - std::mem::replace(&mut self.cleaner.hot_seen, hot);
-        let (supply, (wanted, range)) = (self.supply(), self.supply_wanted());
-        if appended == 0 || supply >= wanted {
-            return;
-        }
-        let size = u64::from(self.sb.segment_blocks);
-        let live = match &self.cleaner.victim {
-            Some(v) => u64::from(v.live_at_start).min(size - 1),
-            None => size / 2,
-        };
-        let level = appended * live / (size - live);
-        let tokens = (level * 2 * (wanted - supply) / range).min(level * 4) + 1;
-        self.cleaner.tokens = (self.cleaner.tokens + tokens).min(TOKENS_MAX);
-    }
-
-    /// Moving leaves room for the table pages and the snapshot without which it gives nothing back.
-    fn has_room_to_clean(&self) -> bool {
-        // One of those that the hot stream reckons with may become the cold stream's.
-        let taken = if self.log.ready_for(Stream::Hot) > 0 { u64::from(self.sb.segment_blocks) } else { 0 };
-        let plenty = self.hot_free().saturating_sub(taken) >= self.snapshot_blocks() + self.cold_min();
-        // Where it is too late for that, segments that need no snapshot any more are what helps; the Free goes
-        // into the cold stream, too.
-        plenty || self.is_behind()
-    }
-
-    /// Blocks that a full checkpoint takes, about.
-    pub(super) fn snapshot_blocks(&self) -> u64 {
-        let dirty = self.state.tables.dirty() as u64;
-        let entries = self.state.tables.len() as u64 / OBJECTS_PER_BLOCK + u64::from(self.sb.segments) / 64;
-        dirty + dirty / 8 + entries + 8
-    }
-
-    fn move_max(&self) -> usize {
-        (self.sb.segment_blocks / 16).clamp(8, MOVE_MAX) as usize
-    }
-
-    /// Blocks that the cold stream has at least when something is moved.
-    fn cold_min(&self) -> u64 {
-        2 * self.move_max() as u64 + 8
-    }
-
-    /// Blocks that the cold stream needs for the next move: at most one header for each block.
-    fn cold_needed(&self, victim: Option<&Victim>) -> u64 {
-        let next = victim.map_or(1, |v| v.live.len()).min(self.move_max());
-        self.cold_min().min(2 * next as u64 + 3)
-    }
-
-    /// Blocks that may be moved before another segment is free; `None`: as many as there are.
-    fn cold_rest(&self) -> Option<u64> {
-        let short = self.is_behind() && self.log.ready() == 0;
-        let batch = (self.options.batch_bytes_max / BLOCK_SIZE as u64).clamp(1, self.move_max() as u64);
-        short.then(|| self.log.stream_free(Stream::Cold).saturating_sub(4) * batch / (batch + 1))
-    }
-
-    /// False where a snapshot has to come first.
-    pub(super) fn clean_can_go_on(&self) -> bool {
-        self.has_room_to_clean()
-            && self.log.stream_free(Stream::Cold) >= self.cold_needed(self.cleaner.victim.as_deref())
-            && (self.cleaner.victim.is_some() || self.worth_choosing())
-    }
-
-    /// True where moving may go on: budget, or nobody to disturb, or no choice.
-    fn may_move(&self, victim: Option<&Victim>) -> bool {
-        if !self.space.background_may()
-            || self.log.pending_bytes() >= self.options.pending_bytes_max
-            || !self.has_room_to_clean()
-            || self.log.stream_free(Stream::Cold) < self.cold_needed(victim)
-        {
-            return false;
-        }
-        let idle = !self.log.busy() && self.reads.is_empty();
-        self.cleaner.tokens >= MOVE_MIN || idle || self.is_behind()
     }
 
     fn choose(&mut self) -> Option<Victim> {
@@ -401,7 +292,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 self.clean_read(v, at, last + 1 - at);
                 return false;
             }
-            if !self.may_move(Some(v)) {
+            if !self.may_move(Some(v.live.len())) {
                 return false;
             }
             self.move_some(v);

@@ -32,6 +32,7 @@
 
 mod audit;
 mod batch;
+mod budget;
 pub mod bugs;
 mod checkpoint;
 mod cleaner;
