@@ -137,7 +137,9 @@ impl<D: Device, I: Index> Store<D, I> {
     /// Pages are read faster than the log is written: what is gathered must not pile up in memory, nor
     /// before what clients write.
     pub(super) fn log_is_behind(&self) -> bool {
-        !self.space.background_may() || self.log.pending_bytes() >= self.options.pending_bytes_max
+        !self.space.background_may()
+            || self.log.pending_bytes() >= self.options.pending_bytes_max
+            || self.room_is_coming()
     }
 
     /// The next step, if there is one.

@@ -35,8 +35,6 @@ const LOADS_MAX: usize = 128;
 pub(super) const NEARLY_FULL_BLOCKS: u64 = 16 << 10;
 /// Stands for the cleaner where the tables are told which read asks.
 pub(super) const CLEANER: usize = usize::MAX;
-/// Blocks of log that evicted pages leave to others.
-const EVICT_FLOOR: u64 = 32;
 /// Times that a write is made again after an error that says "try again".
 const WRITE_RETRIES_MAX: u32 = 8;
 /// Times that the read of a page is made again after any error: 256 blocks go with a page, and it may
@@ -354,7 +352,7 @@ impl<D: Device, I: Index> Store<D, I> {
             self.space.background_refill();
         }
         // A cache that is a little too large for a moment is better than a log without room for what makes room.
-        while self.hot_free() > EVICT_FLOOR
+        while !self.room_is_coming()
             && let Some(slot) = self.state.tables.dirty_victim()
         {
             if !self.evict_page(slot) {

@@ -45,6 +45,9 @@ const AHEAD: usize = 2;
 /// Blocks of background work (table pages, snapshots, moves) that may join the log for each batch that has
 /// been written: what clients write waits behind it.
 const BACKGROUND_BLOCKS: u32 = 128;
+/// Blocks of log that table pages leave to others where they can wait: more than those that are being loaded
+/// to be written.
+const PAGES_FLOOR: u64 = 96;
 /// Below this room it is found out exactly what queued changes add.
 const EXACT_BELOW: u64 = 64 << 10;
 
@@ -211,6 +214,11 @@ impl<D: Device, I: Index> Store<D, I> {
     pub(super) fn hot_free(&self) -> u64 {
         let fresh = self.space.fresh.len() as u64 * u64::from(self.sb.segment_blocks);
         self.log.stream_free(Stream::Hot) + fresh
+    }
+
+    /// The log has hardly any room, and will have more: table pages wait for that.
+    pub(super) fn room_is_coming(&self) -> bool {
+        self.hot_free() <= PAGES_FLOOR && (self.space.coming() > 0 || self.cleaner.has_victim())
     }
 
     /// Next to nothing has been appended since the last snapshot: another one would change nothing.
