@@ -230,7 +230,9 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     fn gather(&mut self, mut g: Box<Gathering>) {
-        g.loading.retain(|&(slot, object, page)| self.flush_listed(slot, object, page));
+        if !self.room_is_coming() {
+            g.loading.retain(|&(slot, object, page)| self.flush_listed(slot, object, page));
+        }
         for _ in 0..PAGES_PER_STEP {
             if g.loading.len() >= LOADS_MAX || self.log_is_behind() {
                 break;

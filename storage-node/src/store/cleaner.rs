@@ -434,8 +434,10 @@ impl<D: Device, I: Index> Store<D, I> {
                     if let Some(slot) = self.state.tables.touch(object, page, candidate.location) {
                         v.found += 1;
                         self.state.dirty.insert(Key::Object(object));
-                        // Written now, or when it has been loaded.
-                        if self.state.tables.prepare_flush(slot, object, page) == Some(true) {
+                        // Written now, or when it has been loaded; where there is no room, by the checkpoint.
+                        if !self.room_is_coming()
+                            && self.state.tables.prepare_flush(slot, object, page) == Some(true)
+                        {
                             self.flush_page(slot);
                         }
                     }

@@ -531,7 +531,8 @@ impl<D: Device, I: Index> Store<D, I> {
                 self.captured(read);
             }
         }
-        if loaded.flush {
+        // Where it has to wait, the checkpoint comes back to it.
+        if loaded.flush && !self.room_is_coming() {
             self.flush_page(slot);
         }
         if self.cleaner.done_count() > 0 {

@@ -117,7 +117,7 @@ pub fn histories() -> Vec<History> {
             freed_under_reads: 4,
             snapshots: 8,
             commits: 20,
-            reaped: 10,
+            reaped: 1,
             reused: 20,
             turns: 2,
         },
