@@ -60,7 +60,8 @@ fn the_raw_device_is_measured_beside_it() {
     let numbers: Vec<f64> = first[4..].iter().map(|n| n.parse().unwrap()).collect();
     assert_eq!(numbers.len(), 10, "{text}");
     let ratio = numbers[0] / numbers[5];
-    assert!((ratio - numbers[9]).abs() <= ratio * 0.02, "{text}");
+    // Shown with two digits behind the point.
+    assert!((ratio - numbers[9]).abs() <= ratio * 0.02 + 0.01, "{text}");
     assert!(text.contains("4k random write, depth 1: mean latency by raw"), "{text}");
     assert!(text.contains("of 4 aims met. All data was read back and is right"), "{text}");
     assert!(is_empty(dir.path()), "nothing is left");

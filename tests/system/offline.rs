@@ -142,7 +142,8 @@ fn a_volume_comes_out_of_bare_devices_as_the_cluster_read_it() {
     let bad: BTreeSet<u64> =
         problems.iter().map(|it| it["image_byte"].as_u64().expect("a place") / BLOCK as u64).collect();
     println!("offline: {flipped} blocks rotten, {} of them on no other device", bad.len());
-    assert!(!bad.is_empty() && bad.len() < flipped, "{} of {flipped}", bad.len());
+    // The stale one may have none of them.
+    assert!(!bad.is_empty() && bad.len() <= flipped, "{} of {flipped}", bad.len());
     let (left, right) = (std::fs::read(&reference).expect("read"), std::fs::read(&image).expect("read"));
     for (block, (left, right)) in (0u64..).zip(left.chunks(BLOCK).zip(right.chunks(BLOCK))) {
         let as_it_should =

@@ -21,7 +21,9 @@ fn serve(folder: &std::path::Path) -> (Running, Endpoint) {
     let mut command = Command::new("qemu-nbd");
     command.args(["--persistent", "--shared=8", "--format=raw", "--export-name=disk0", "--discard=unmap"]);
     let server = Running::start(command.arg("--socket").arg(&socket).arg(&file));
-    assert!(wait_until(Duration::from_secs(10), || socket.exists()), "qemu-nbd listens");
+    // The socket is there a moment before anybody listens on it.
+    let listens = || std::os::unix::net::UnixStream::connect(&socket).is_ok();
+    assert!(wait_until(Duration::from_secs(10), listens), "qemu-nbd listens");
     (server, Endpoint::Unix(socket))
 }
 
