@@ -131,7 +131,9 @@ fn a_volume_comes_out_of_bare_devices_as_the_cluster_read_it() {
     assert!(flipped > 50, "{flipped} blocks");
     let check = run_trefoil(&["store", "check", text(&cluster.device(rotten)), "--json"], MINUTE);
     assert_eq!(check.status.code(), Some(1), "{check:?}");
-    assert_eq!(json(&check)["by_kind"]["block"], flipped, "{}", check.out);
+    // All of them, but for those of the log's last batch: with rot in it, it looks torn.
+    let found = json(&check)["by_kind"]["block"].as_u64().unwrap_or(0) as usize;
+    assert!(found <= flipped && found + 64 > flipped, "{found} of {flipped}: {}", check.out);
     let report = json(&export(&cluster, &[rotten, good, stale], &image).ok("an export"));
     assert_same(&reference, &image);
     assert!(report["mended"].as_u64() > Some(50) && report["bad"] == 0, "{report:#}");
