@@ -13,9 +13,11 @@
 //! A connection ends when its `Reader` is dropped, when the peer closes it, or on the first error.
 //! From then on pushes fail and `read_batch` says why.
 
+use crate::stream::Stream;
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -54,6 +56,25 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// Who is at the other end, for people.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Its address.
+    Tcp(SocketAddr),
+    /// A process of this host, at the other end of a unix socket; none if the kernel does not say which.
+    Local(Option<i32>),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Local(Some(pid)) => write!(f, "process {pid} of this host"),
+            Peer::Local(None) => f.write_str("a process of this host"),
+        }
+    }
+}
+
 /// Limits of a connection.
 #[derive(Copy, Clone, Debug)]
 pub struct Options {
@@ -61,11 +82,13 @@ pub struct Options {
     pub queue_bytes_max: usize,
     /// Frames that may wait for the peer.
     pub queue_frames_max: usize,
+    /// A daemon of this host is reached through its unix socket ([`crate::connect`] only).
+    pub local: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { queue_bytes_max: QUEUE_BYTES_MAX, queue_frames_max: QUEUE_FRAMES_MAX }
+        Options { queue_bytes_max: QUEUE_BYTES_MAX, queue_frames_max: QUEUE_FRAMES_MAX, local: true }
     }
 }
 
@@ -140,8 +163,8 @@ struct Part {
 }
 
 struct Inner {
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Peer,
     options: Options,
     queue: RefCell<Queue>,
     /// Something is left for the writer task, or the connection is closed.
@@ -170,8 +193,8 @@ pub struct Reader {
 /// Sets what every connection needs and starts its writer task; `buffer` is what the handshake has
 /// read too much. Must be called within a `LocalSet`.
 pub(crate) fn split(
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Peer,
     options: Options,
     buffer: BytesMut,
 ) -> (Reader, Sender) {
@@ -283,7 +306,7 @@ impl Queue {
         }
     }
 
-    fn write(&mut self, stream: &TcpStream) -> io::Result<bool> {
+    fn write(&mut self, stream: &Stream) -> io::Result<bool> {
         self.close_run();
         while self.bytes > 0 {
             let mut slices = [IoSlice::new(&[]); IOVECS];
@@ -454,7 +477,7 @@ impl Sender {
     }
 
     /// The other side's address.
-    pub fn peer(&self) -> SocketAddr {
+    pub fn peer(&self) -> Peer {
         self.inner.peer
     }
 }
@@ -494,7 +517,7 @@ impl Reader {
             if let Err(error) = self.inner.stream.readable().await {
                 return Err(self.fail(CloseReason::Socket(error.kind())));
             }
-            match self.inner.stream.try_read_buf(&mut self.buffer) {
+            match self.inner.stream.read_some(&mut self.buffer) {
                 Ok(0) => return Err(self.fail(CloseReason::Peer)),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -504,7 +527,7 @@ impl Reader {
     }
 
     /// The other side's address.
-    pub fn peer(&self) -> SocketAddr {
+    pub fn peer(&self) -> Peer {
         self.inner.peer
     }
 

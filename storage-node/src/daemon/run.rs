@@ -25,7 +25,7 @@ use trefoil_core::NodeId;
 use trefoil_core::map::ClusterMap;
 use trefoil_core::node::{Node, NodeConfig as MachineConfig};
 use trefoil_monitor::{CallError, MonitorClient};
-use trefoil_transport::{Hello, Policy, Role, ServeOptions, listen, serve};
+use trefoil_transport::{Hello, LocalName, Policy, Role, ServeOptions, listen, serve};
 
 /// How long a node that could start without monitors waits for them first.
 const MONITORS_WAIT: Duration = Duration::from_secs(3);
@@ -124,6 +124,8 @@ async fn serve_node(
     let Started { daemon, membership, listener, address, waker, policy, map } = started;
     let mut options = ServeOptions::new(policy);
     options.connections_max = config.connections_max;
+    let hello = options.policy.hello;
+    options.local = Some(LocalName::new(hello.cluster_id, Role::StorageNode, hello.id, hello.incarnation));
     let accept = serve(listener, options, {
         let daemon = daemon.clone();
         move |connected| daemon.clone().serve(connected)
