@@ -192,12 +192,7 @@ pub struct Reader {
 
 /// Sets what every connection needs and starts its writer task; `buffer` is what the handshake has
 /// read too much. Must be called within a `LocalSet`.
-pub(crate) fn split(
-    stream: Stream,
-    peer: Peer,
-    options: Options,
-    buffer: BytesMut,
-) -> (Reader, Sender) {
+pub(crate) fn split(stream: Stream, peer: Peer, options: Options, buffer: BytesMut) -> (Reader, Sender) {
     let inner = Rc::new(Inner {
         stream,
         peer,

@@ -333,8 +333,8 @@ async fn greet(
         let text = String::from_utf8_lossy(&frame.meta).into_owned();
         return Err(ConnectError::Refused { address, text });
     }
-    let theirs = admit_answer(&frame, hello, expect)
-        .map_err(|text| ConnectError::Unexpected { address, text })?;
+    let theirs =
+        admit_answer(&frame, hello, expect).map_err(|text| ConnectError::Unexpected { address, text })?;
     let (reader, sender) = split(stream, peer, options, buffer);
     Ok(Connected { hello: theirs, reader, sender })
 }

@@ -22,6 +22,7 @@ mod connection;
 mod handshake;
 mod listener;
 mod local;
+mod poll;
 mod rate;
 mod stream;
 
@@ -29,11 +30,12 @@ pub use connection::{
     CloseReason, Options, Peer, QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX, ReadError, Reader, SendError, Sender,
 };
 pub use handshake::{
-    CONNECT_TIMEOUT, ConnectError, Connected, Expect, HANDSHAKE_TIMEOUT, Hello, LOCAL_TIMEOUT, PROTOCOL_VERSION, Policy,
-    Role, connect,
+    CONNECT_TIMEOUT, ConnectError, Connected, Expect, HANDSHAKE_TIMEOUT, Hello, LOCAL_TIMEOUT,
+    PROTOCOL_VERSION, Policy, Role, connect,
 };
 pub use listener::{CONNECTIONS_MAX, ServeOptions, listen, serve};
 pub use local::LocalName;
+pub use poll::{BUSY_POLL_US, BUSY_POLL_US_MAX, POLL_DEPTH_MAX, Poller};
 pub use rate::RateLimit;
 pub use stream::Stream;
 pub use trefoil_core::wire::frame::{Frame, KIND_USER_MIN};
