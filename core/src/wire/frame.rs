@@ -18,6 +18,7 @@
 //! verified where they come to rest. TCP's own checksum lets about one damaged segment in 65,536 pass;
 //! a header or a message that slipped through would be acted upon, hence the CRC.
 
+use super::fixed::Fixed;
 use crate::limits::FRAME_MAX;
 use bytes::{Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, checksum};
@@ -115,11 +116,15 @@ pub fn finish(arena: &mut BytesMut, start: usize, kind: u16, payload_len: usize)
         return Err(FrameError::TooLong { len });
     }
     let frame = &mut arena[start..];
-    frame[0..4].copy_from_slice(&MAGIC);
-    frame[4..6].copy_from_slice(&kind.to_le_bytes());
-    // Both fit: their sum is at most FRAME_MAX.
-    frame[8..12].copy_from_slice(&(meta_len as u32).to_le_bytes());
-    frame[12..16].copy_from_slice(&(payload_len as u32).to_le_bytes());
+    let header = Fixed::<HEADER_LEN>::new()
+        .raw(MAGIC)
+        .u16(kind)
+        .u16(0)
+        // Both fit: their sum is at most FRAME_MAX.
+        .u32(meta_len as u32)
+        .u32(payload_len as u32)
+        .u64(0);
+    frame[..HEADER_LEN].copy_from_slice(&header.bytes());
     let crc = crc(frame);
     frame[CRC_AT].copy_from_slice(&crc.to_le_bytes());
     Ok(())
