@@ -6,6 +6,7 @@ use super::{Output, Shared};
 use crate::ids::*;
 use crate::limits::LEADER_REPAIRS_PER_NODE;
 use crate::message::ToNode;
+use std::cmp::Reverse;
 use std::ops::Bound;
 
 /// Copies that are looked at in one go: what is left is looked at when a repair ends, or at the next tick.
@@ -40,7 +41,7 @@ impl<P: Clone + Default> Group<P> {
             .collect();
         for (index, i) in due {
             let peer = shared.peer(self.slots[i].node);
-            if peer.repairs < LEADER_REPAIRS_PER_NODE && peer.repair_after <= now {
+            if peer.repairs < LEADER_REPAIRS_PER_NODE && peer.repair_after <= now && !peer.is_far_behind() {
                 peer.pace_repairs(now);
                 self.repair_cursor = (index, i);
                 self.order_repair(shared, index, i, false, out);
@@ -68,12 +69,13 @@ impl<P: Clone + Default> Group<P> {
                 && object.copies[*s].state == CopyState::InLine
         };
         let load = |node: NodeId| shared.peers.get(&node).map_or((0, 0), |peer| (peer.repairs, peer.reads));
+        let slow = |node: NodeId| shared.peers.get(&node).is_some_and(|peer| peer.slow);
         let Some(from) = self
             .slots
             .iter()
             .enumerate()
             .filter(source)
-            .max_by_key(|(s, slot)| (object.copies[*s].have, std::cmp::Reverse(load(slot.node))))
+            .max_by_key(|(s, slot)| (!slow(slot.node), object.copies[*s].have, Reverse(load(slot.node))))
             .map(|(_, slot)| slot.node)
         else {
             return;

@@ -99,7 +99,10 @@ impl World {
 
     /// When something sent now from one end arrives at the other.
     pub(super) fn arrival(&mut self, from: usize, to: usize) -> u64 {
-        let delay = self.delay();
+        let slow =
+            |end: usize| self.nodes.get(end).filter(|_| end < NODES_MAX).map_or(1, |node| node.slow_net);
+        let times = slow(from).max(slow(to));
+        let delay = self.delay() * times;
         self.now.max(self.net.shut[from][to]) + delay
     }
 

@@ -41,6 +41,8 @@ pub struct NodeHost {
     pub waiting: BTreeMap<ConnId, VecDeque<ToNode<Blocks>>>,
     /// Its device is so many times slower than planned.
     pub slow: u64,
+    /// Messages to it and from it take so many times as long as planned.
+    pub slow_net: u64,
 }
 
 impl NodeHost {
@@ -56,6 +58,7 @@ impl NodeHost {
             nearly: 0,
             waiting: BTreeMap::new(),
             slow: 1,
+            slow_net: 1,
         }
     }
 
@@ -155,7 +158,7 @@ impl World {
         node.paused = false;
         node.deferred.clear();
         node.waiting.clear();
-        node.slow = 1;
+        (node.slow, node.slow_net) = (1, 1);
         let mut durable = Became::default();
         let World { nodes, heads, plan, coverage, .. } = self;
         let lost = nodes[ni].store.crash(survive, |store, record| {
