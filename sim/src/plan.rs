@@ -231,7 +231,7 @@ impl Plan {
         if r.one_in(10) {
             plan.one_node_at_a_time();
             if late.one_in(2) {
-                plan.brisk(late);
+                plan.make_brisk(late);
             }
         }
         plan
@@ -262,9 +262,20 @@ impl Plan {
         self.stall_limit = Some(self.hedge_after.1 + 100_000 + 12 * round + queue);
     }
 
-    /// A cluster like a real one on good devices, with leaders as the daemons have them: whatever becomes of
-    /// one node at a time, the longest operation is bounded.
-    fn brisk(&mut self, rng: &mut Rng) {
+    /// The plan of a seed whose run is certain to be a brisk one: a cluster like a real one on good devices,
+    /// with leaders as the daemons have them. Whatever becomes of one node at a time, no operation may take
+    /// longer than [`BRISK_STALL_MAX`].
+    pub fn brisk(mut self) -> Plan {
+        if self.stall_limit != Some(BRISK_STALL_MAX) {
+            let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);
+            self.one_node_at_a_time();
+            self.make_brisk(rng);
+        }
+        self
+    }
+
+    /// See [`Plan::brisk`].
+    fn make_brisk(&mut self, rng: &mut Rng) {
         let options = trefoil_core::leader::Options::default();
         self.hedge_after = options.hedge_after;
         self.node_timeout = rng.magnitude(100_000, options.node_timeout);
@@ -272,6 +283,12 @@ impl Plan {
         self.flush = (20, rng.magnitude(50, 600));
         self.flush_records = rng.between(16, 64) as usize;
         self.read = (5, rng.magnitude(20, 400));
+        // Time for several faults, each of which lasts longer than anybody may wait.
+        self.steps *= 4;
+        self.clients = 8;
+        self.think = (0, rng.magnitude(200, 20_000));
+        self.fault_lasts = (BRISK_STALL_MAX, 8 * BRISK_STALL_MAX);
+        self.fault_every = (1_000, 30_000);
         self.stall_limit = Some(BRISK_STALL_MAX);
     }
 

@@ -23,13 +23,15 @@ pub struct Settings {
     pub bug: Option<Bug>,
     /// No faults at all.
     pub calm: bool,
+    /// Every run is one of a good cluster with one node at a time in trouble: see [`Plan::brisk`].
+    pub brisk: bool,
     /// Only what a client could see is checked.
     pub outside_only: bool,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { steps: STEPS_DEFAULT, bug: None, calm: false, outside_only: false }
+        Settings { steps: STEPS_DEFAULT, bug: None, calm: false, brisk: false, outside_only: false }
     }
 }
 
@@ -60,6 +62,7 @@ pub struct Outcome {
 
 fn plan_of(seed: u64, settings: &Settings) -> Plan {
     let plan = Plan::new(seed, settings.steps, settings.bug);
+    let plan = if settings.brisk { plan.brisk() } else { plan };
     if settings.calm { plan.calm() } else { plan }
 }
 
@@ -140,6 +143,9 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
     }
     if settings.calm {
         line += " --calm";
+    }
+    if settings.brisk {
+        line += " --brisk";
     }
     if settings.outside_only {
         line += " --outside-only";

@@ -134,6 +134,8 @@ pub struct NodeView {
     pub backlog_ops: usize,
     /// Their bytes.
     pub backlog_bytes: u64,
+    /// How long it has owed the oldest of them, to a factor of two.
+    pub backlog_age: u64,
     /// How often it was cut loose.
     pub cuts: u64,
 }

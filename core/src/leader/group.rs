@@ -176,6 +176,15 @@ impl<P: Clone + Default> Group<P> {
             && self.slots.iter().all(|slot| slot.link == Link::Settled)
     }
 
+    /// Every node serves every object, or is about to have what was written last.
+    pub fn all_in_line(&self) -> bool {
+        self.phase == Phase::Decided
+            && self.undecided == 0
+            && self.closed.is_empty()
+            && self.behind.is_empty()
+            && self.slots.iter().all(|slot| slot.link == Link::Settled)
+    }
+
     /// 5.1 and 5.8: takes a new ballot and asks every node. What was counted in the old one counts no
     /// more; writes in flight are issued again when their objects open.
     pub fn next_round(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {

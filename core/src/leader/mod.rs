@@ -311,6 +311,11 @@ impl<P: Clone + Default> Leader<P> {
         self.attached && self.groups.iter().flatten().all(|group| group.all_whole())
     }
 
+    /// As [`Leader::all_whole`], but for what is under way.
+    pub fn all_in_line(&self) -> bool {
+        self.attached && self.groups.iter().flatten().all(|group| group.all_in_line())
+    }
+
     /// Copies of objects that are known not to be whole.
     pub fn copies_behind(&self) -> usize {
         self.groups.iter().flatten().map(|group| group.behind.len()).sum()
@@ -336,8 +341,8 @@ impl<P: Clone + Default> Leader<P> {
     }
 
     /// What is found of each node, by node.
-    pub fn nodes(&self) -> impl Iterator<Item = NodeView> {
-        self.shared.peers.iter().map(|(node, peer)| NodeView {
+    pub fn nodes(&self, now: Time) -> impl Iterator<Item = NodeView> {
+        self.shared.peers.iter().map(move |(node, peer)| NodeView {
             node: *node,
             up: peer.up,
             held: peer.connected && !peer.up && !peer.distrusted,
@@ -349,6 +354,7 @@ impl<P: Clone + Default> Leader<P> {
             reads: peer.reads,
             backlog_ops: peer.backlog_ops,
             backlog_bytes: peer.backlog_bytes,
+            backlog_age: peer.mark.map_or(0, |mark| now.since(mark.since)),
             cuts: peer.cuts,
         })
     }

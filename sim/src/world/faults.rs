@@ -10,7 +10,7 @@ use super::{Event, World};
 use crate::coverage::Cover;
 use crate::plan::{FAULTS, Fault, NODES_MAX, SLOW_NODE};
 use trefoil_core::node::ConnId;
-use trefoil_core::{GroupId, ObjectId, VolumeId};
+use trefoil_core::{GroupId, ObjectId, Time, VolumeId};
 
 impl World {
     /// What is wrong right now, for people.
@@ -192,17 +192,23 @@ impl World {
         }
     }
 
-    /// Nothing is wrong with any node, and every leader says, and does not only believe, that all of its
-    /// copies are whole and all of its connections stand.
+    /// Nothing is wrong with any node; every leader says, and does not only believe, that all of its copies
+    /// are in line and all of its connections stand; and no node has anything to make up for.
     fn all_is_well(&self) -> bool {
         let well = |n: &super::NodeHost| {
             n.machine.is_some() && !n.paused && n.slow == 1 && n.slow_net == 1 && n.capacity == ROOMY
         };
         let stands = |id: &ConnId| *id == 0 || !self.net.conns[*id as usize - 1].broken;
-        let whole = |l: &super::LeaderHost| {
-            l.machine.as_ref().is_none_or(|m| m.all_whole()) && l.conns.iter().all(stands)
+        let lag = 4 * (2 * self.plan.delay.1 + 2 * self.plan.flush.1);
+        let serves = |l: &super::LeaderHost| {
+            l.machine.as_ref().is_none_or(|m| {
+                let now = Time(l.clock.local(self.now));
+                m.all_in_line()
+                    && m.nodes(now).all(|node| node.backlog_age < lag)
+                    && l.conns.iter().all(stands)
+            })
         };
-        self.nodes.iter().all(well) && self.leaders.iter().all(whole)
+        self.nodes.iter().all(well) && self.leaders.iter().all(serves)
     }
 
     /// One node, once in a run: its device falls back to what it held some time ago. Any one node may be
