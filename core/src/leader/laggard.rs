@@ -25,8 +25,8 @@ use crate::ids::*;
 /// again (µs).
 pub(super) const STEADY: u64 = 120_000_000;
 /// A node that owes answers and has said nothing for so long is not counted on when it is asked whether
-/// another one can be done without (µs).
-const QUIET: u64 = 100_000;
+/// another one can be done without; and gets no orders for repairs (µs).
+pub(super) const QUIET: u64 = 100_000;
 /// A backlog older than this is that of a node that lags, not of one that was busy (µs).
 const OLD: u64 = 1_000_000;
 /// A laggard that cannot be done without is not looked at again for this long (µs).

@@ -1,6 +1,7 @@
 //! Ordering repairs: which copy pulls from which, how many at once, clients' objects first.
 
 use super::group::{Group, Link, Phase};
+use super::laggard::QUIET;
 use super::object::CopyState;
 use super::{Output, Shared};
 use crate::ids::*;
@@ -41,7 +42,9 @@ impl<P: Clone + Default> Group<P> {
             .collect();
         for (index, i) in due {
             let peer = shared.peer(self.slots[i].node);
-            if peer.repairs < LEADER_REPAIRS_PER_NODE && peer.repair_after <= now && !peer.is_far_behind() {
+            // Else it would only get the writes that its copy needs from then on.
+            let keeps_up = !peer.is_far_behind() && !peer.is_silent(now, QUIET);
+            if keeps_up && peer.repairs < LEADER_REPAIRS_PER_NODE && peer.repair_after <= now {
                 peer.pace_repairs(now);
                 self.repair_cursor = (index, i);
                 self.order_repair(shared, index, i, false, out);

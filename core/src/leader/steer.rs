@@ -61,8 +61,9 @@ impl<P: Clone + Default> Group<P> {
             fit.slot = i;
             fit.turn = (index as usize + i) % self.slots.len();
             if let Some(peer) = shared.peers.get(&slot.node) {
-                fit.late = peer.slow || peer.is_silent(now, silence);
-                fit.wants_probe = peer.wants_probe(now);
+                let silent = peer.is_silent(now, silence);
+                fit.late = peer.slow || silent;
+                fit.wants_probe = peer.wants_probe(now) && !silent;
                 fit.reads = peer.reads as u64;
                 fit.p50 = peer.read_latency.p50();
             }
