@@ -196,7 +196,8 @@ impl World {
     /// are in line and all of its connections stand; and no node has anything to make up for.
     fn all_is_well(&self) -> bool {
         let well = |n: &super::NodeHost| {
-            n.machine.is_some() && !n.paused && n.slow == 1 && n.slow_net == 1 && n.capacity == ROOMY
+            let quick = n.slow == 1 && n.slow_net == 1 && n.slow_until < self.now;
+            n.machine.is_some() && !n.paused && quick && n.capacity == ROOMY
         };
         let stands = |id: &ConnId| *id == 0 || !self.net.conns[*id as usize - 1].broken;
         let lag = 4 * (2 * self.plan.delay.1 + 2 * self.plan.flush.1);
