@@ -85,6 +85,10 @@ pub enum Bug {
     SkipFlush,
     /// A copy that is behind has no vote.
     StaleCopyWithoutVote,
+    /// A hedged read is sent to a second node over a write in flight.
+    HedgeOvertakesWrite,
+    /// No read is hedged: not wrong, but slow. For runs of [`Plan::brisk`].
+    NoHedges,
 }
 
 /// Everything that a seed decides beforehand.
@@ -277,7 +281,8 @@ impl Plan {
     /// See [`Plan::brisk`].
     fn make_brisk(&mut self, rng: &mut Rng) {
         let options = trefoil_core::leader::Options::default();
-        self.hedge_after = options.hedge_after;
+        let never = u64::MAX / 4;
+        self.hedge_after = if self.bug == Some(Bug::NoHedges) { (never, never) } else { options.hedge_after };
         self.node_timeout = rng.magnitude(100_000, options.node_timeout);
         self.delay = (10, rng.magnitude(20, 250));
         self.flush = (20, rng.magnitude(50, 600));

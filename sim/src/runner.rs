@@ -71,14 +71,15 @@ fn switch(bug: Option<Bug>) {
     trefoil_core::bugs::set(match bug {
         Some(Bug::AckAtOneCopy) => Some(trefoil_core::bugs::Bug::AckAtOneCopy),
         Some(Bug::StaleCopyWithoutVote) => Some(trefoil_core::bugs::Bug::StaleCopyWithoutVote),
-        Some(Bug::SkipFlush) | None => None,
+        Some(Bug::HedgeOvertakesWrite) => Some(trefoil_core::bugs::Bug::HedgeOvertakesWrite),
+        Some(Bug::SkipFlush | Bug::NoHedges) | None => None,
     });
     let _ = bug;
 }
 
 /// True if this build can be given the bug.
 pub fn has_bug(bug: Bug) -> bool {
-    bug == Bug::SkipFlush || cfg!(feature = "deliberate-bugs")
+    matches!(bug, Bug::SkipFlush | Bug::NoHedges) || cfg!(feature = "deliberate-bugs")
 }
 
 /// Runs one seed. `words`: how many of the last lines are kept, of those that concern the object of a
@@ -133,6 +134,8 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::SkipFlush) => Some("skip-flush"),
         Some(Bug::AckAtOneCopy) => Some("ack-at-one-copy"),
         Some(Bug::StaleCopyWithoutVote) => Some("stale-copy-without-vote"),
+        Some(Bug::HedgeOvertakesWrite) => Some("hedge-overtakes-write"),
+        Some(Bug::NoHedges) => Some("no-hedges"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

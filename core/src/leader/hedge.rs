@@ -94,6 +94,8 @@ impl<P: Clone + Default> Group<P> {
         }
         let choice = self.choose(shared, now, index, not);
         let overlaps = self.objects.get(&index).is_none_or(|object| object.write_in_flight(range));
+        #[cfg(feature = "deliberate-bugs")]
+        let overlaps = overlaps && !crate::bugs::hedge_overtakes_write();
         let goes = match choice {
             None => false,
             // Put back, it would come to a late node again and again.
