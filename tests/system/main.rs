@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`clients`] | nbdinfo, nbdcopy, qemu-img, file systems |
 //! | [`kills`] | storage nodes and the monitor killed or stopped under load |
+//! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
 //! | [`power`] | everything killed at once in mid-write |
 //! | [`takeover`] | two front ends for one volume |
 //! | [`rot`] | bytes of a device flipped |
@@ -40,6 +41,7 @@ mod prober;
 mod reclaim;
 mod rollback;
 mod rot;
+mod slow;
 mod stand_in;
 mod syscalls;
 mod takeover;

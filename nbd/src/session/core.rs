@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use trefoil_core::client::ClientOp;
-use trefoil_core::leader::{Input, Leader, LeaderCounters, Options, Output, VolumeSpec};
+use trefoil_core::leader::{Input, Leader, LeaderCounters, NodeView, Options, Output, VolumeSpec};
 use trefoil_core::message::FromNode;
 use trefoil_core::placement::PgConfig;
 use trefoil_core::wire::messages::Message;
@@ -110,6 +110,8 @@ pub struct SessionStatus {
     pub copies_behind: usize,
     /// The leader's counters.
     pub leader: LeaderCounters,
+    /// How quick the leader finds each node, and what it owes.
+    pub nodes: Vec<NodeView>,
     /// The block layer's counters.
     pub blocks: crate::blocks::Counters,
 }
@@ -182,13 +184,13 @@ impl Core {
     }
     /// Every session that has not ended.
     pub fn status(&self) -> Vec<SessionStatus> {
-        let mut all: Vec<SessionStatus> = self.sessions.values().map(Session::status).collect();
+        let mut all: Vec<SessionStatus> = self.sessions.values().map(|s| s.status(self.now())).collect();
         all.sort_unstable_by_key(|status| status.volume);
         all
     }
     /// One session.
     pub fn status_of(&self, key: SessionKey) -> Option<SessionStatus> {
-        self.sessions.get(&key).map(Session::status)
+        self.sessions.get(&key).map(|session| session.status(self.now()))
     }
     /// True while any leader has operations or unfinished business: ticks are wanted soon.
     pub fn is_busy(&self) -> bool {
@@ -556,13 +558,14 @@ impl Core {
 }
 
 impl Session {
-    fn status(&self) -> SessionStatus {
+    fn status(&self, now: Time) -> SessionStatus {
         let mut status = SessionStatus { volume: self.volume, ..SessionStatus::default() };
         if let Phase::Leading { leader, generation, .. } = &self.phase {
             status.generation = Some(*generation);
             status.ops = leader.live_ops();
             status.copies_behind = leader.copies_behind();
             status.leader = leader.counters();
+            status.nodes = leader.nodes(now).collect();
         }
         if let Some(layer) = &self.layer {
             status.blocks = layer.counters();
