@@ -81,15 +81,23 @@ impl Node {
         // magnitude is drawn and the least kept: the same order and the same truncation.
         let mut winner = 0;
         let mut least = u64::MAX;
+        let (mut best_draw, mut best_weight) = (0, 0);
         for (i, (&id, &weight)) in ids.iter().zip(weights).enumerate() {
             if weight == 0 {
                 continue;
             }
             let draw = crush_hash32_3(x, id as u32, r as u32) as u16;
+            // The magnitude grows neither with the draw (the logarithm never falls: see the tests) nor
+            // with the weight, so this one cannot be less. Among items of one weight that leaves the
+            // logarithm and the division, which cost more than the hash, to a handful.
+            if draw <= best_draw && weight <= best_weight {
+                continue;
+            }
             let magnitude = (LN_MAX - crush_ln(draw)) / u64::from(weight);
             if magnitude < least {
                 winner = i;
                 least = magnitude;
+                (best_draw, best_weight) = (draw, weight);
             }
         }
         self.items[winner]

@@ -32,6 +32,7 @@ use crate::client::{ClientOp, OpDone, OpError, OpId, OpKind};
 use crate::ids::*;
 use crate::limits::*;
 use crate::message::{FromNode, ToNode};
+use crate::placement::PgTable;
 use group::{Group, Phase};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -178,8 +179,8 @@ pub struct Leader<P> {
 
 impl<P: Clone + Default> Leader<P> {
     /// A leader with a generation of its own, which no other process has or had.
-    pub fn new(now: Time, spec: VolumeSpec, options: Options) -> Leader<P> {
-        let pg_num = spec.pgs.len() as u32;
+    pub fn new(now: Time, mut spec: VolumeSpec, options: Options) -> Leader<P> {
+        let pg_num = spec.pgs.len();
         let mut groups: Vec<Option<Box<Group<P>>>> = (0..pg_num).map(|_| None).collect();
         let mut left = groups.len();
         for object in 0..spec.objects {
@@ -187,12 +188,14 @@ impl<P: Clone + Default> Leader<P> {
                 break;
             }
             let pg = (spec.pg_of)(spec.id, object, pg_num) as usize;
-            if let Some(slot @ None) = groups.get_mut(pg) {
+            if let (Some(slot @ None), Some(config)) = (groups.get_mut(pg), spec.pgs.get(pg as u32)) {
                 let id = GroupId { volume: spec.id, pg: PgId { pool: spec.pool, pg: pg as u32 } };
-                *slot = Some(Box::new(Group::new(id, spec.pgs[pg].clone())));
+                *slot = Some(Box::new(Group::new(id, config.config())));
                 left -= 1;
             }
         }
+        // From here on the groups know their own; an old table must not outlive its map.
+        spec.pgs = PgTable::default();
         let attached = options.healer;
         // A daemon's leaders follow each other on one connection to a node. An answer to a read of the last
         // one, which arrives late, must not be taken for one of this one's: ids begin elsewhere for each
@@ -356,7 +359,7 @@ impl<P: Clone + Default> Leader<P> {
 
     fn submit(&mut self, now: Time, op: ClientOp<P>, out: &mut Vec<Output<P>>) {
         let spec = &self.shared.spec;
-        let pg = (spec.pg_of)(spec.id, op.object, spec.pgs.len() as u32) as usize;
+        let pg = (spec.pg_of)(spec.id, op.object, self.groups.len() as u32) as usize;
         match self.groups.get_mut(pg).and_then(Option::as_mut) {
             Some(group) => group.submit(&mut self.shared, now, op, out),
             // Not possible: `new` made a group for each PG of an object in range.
@@ -465,14 +468,12 @@ impl<P: Clone + Default> Leader<P> {
         config: crate::placement::PgConfig,
         out: &mut Vec<Output<P>>,
     ) {
-        let Some(known) = self.shared.spec.pgs.get_mut(pg as usize) else { return };
-        if config.epoch <= known.epoch || config.problem().is_some() {
+        // A placement group without a group has no object of this volume, and never gets one.
+        let Some(group) = self.groups.get_mut(pg as usize).and_then(Option::as_mut) else { return };
+        if config.epoch <= group.config.epoch || config.problem().is_some() {
             return;
         }
-        *known = config.clone();
-        if let Some(group) = self.groups.get_mut(pg as usize).and_then(Option::as_mut) {
-            group.configure(&mut self.shared, now, config, out);
-        }
+        group.configure(&mut self.shared, now, config, out);
         self.attach_if_fenced(now, out);
     }
 
@@ -506,7 +507,7 @@ impl<P: Clone + Default> Leader<P> {
             return self.shared.done(id, Err(OpError::TimedOut), out);
         }
         let spec = &self.shared.spec;
-        let pg = (spec.pg_of)(spec.id, object, spec.pgs.len() as u32) as usize;
+        let pg = (spec.pg_of)(spec.id, object, self.groups.len() as u32) as usize;
         if let Some(group) = self.groups.get_mut(pg).and_then(Option::as_mut)
             && group.forget_op(&mut self.shared, id, object)
         {
