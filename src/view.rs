@@ -350,28 +350,29 @@ impl Snapshot {
     pub fn volumes(&self) -> Vec<VolumeView> {
         let states: BTreeMap<_, _> =
             self.status.volumes.iter().map(|status| (status.volume, status)).collect();
-        let view = |(id, volume): (&trefoil_core::ids::VolumeId, &std::sync::Arc<trefoil_core::map::Volume>)| {
-            let status = states.get(id);
-            VolumeView {
-                id: id.0,
-                name: volume.name.clone(),
-                pool: self.pool_name(volume.pool),
-                size_bytes: volume.size,
-                object_size_bytes: volume.object_size,
-                state: match status {
-                    Some(status) if status.attached => "attached",
-                    Some(status) if status.healing => "healing",
-                    Some(status) if status.needs_heal => "needs-heal",
-                    _ => "detached",
-                },
-                // The status is newer than a map that somebody kept.
-                generation: status.map_or(volume.generation, |status| status.generation).0,
-                holder: volume.holder.as_ref().map(|holder| holder.name.clone()),
-                holder_kind: volume.holder.as_ref().map(|holder| holder.kind),
-                clean: volume.clean,
-                io_timeout_ms: volume.io_timeout,
-            }
-        };
+        let view =
+            |(id, volume): (&trefoil_core::ids::VolumeId, &std::sync::Arc<trefoil_core::map::Volume>)| {
+                let status = states.get(id);
+                VolumeView {
+                    id: id.0,
+                    name: volume.name.clone(),
+                    pool: self.pool_name(volume.pool),
+                    size_bytes: volume.size,
+                    object_size_bytes: volume.object_size,
+                    state: match status {
+                        Some(status) if status.attached => "attached",
+                        Some(status) if status.healing => "healing",
+                        Some(status) if status.needs_heal => "needs-heal",
+                        _ => "detached",
+                    },
+                    // The status is newer than a map that somebody kept.
+                    generation: status.map_or(volume.generation, |status| status.generation).0,
+                    holder: volume.holder.as_ref().map(|holder| holder.name.clone()),
+                    holder_kind: volume.holder.as_ref().map(|holder| holder.kind),
+                    clean: volume.clean,
+                    io_timeout_ms: volume.io_timeout,
+                }
+            };
         let mut views: Vec<VolumeView> = self.map.volumes.iter().map(view).collect();
         views.sort_by(|a, b| a.name.cmp(&b.name));
         views

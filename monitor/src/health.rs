@@ -204,7 +204,8 @@ fn count_pgs(map: &ClusterMap) -> PgCounts {
     if up.iter().all(|up| *up) && map.nodes.len() == up.len() {
         return counts;
     }
-    let missing = |set: &[NodeId]| set.iter().filter(|id| !up.get(id.0 as usize).is_some_and(|up| *up)).count();
+    let missing =
+        |set: &[NodeId]| set.iter().filter(|id| !up.get(id.0 as usize).is_some_and(|up| *up)).count();
     for (id, pg) in map.pgs.iter() {
         let (old, new) = (missing(pg.old), missing(pg.new));
         if old + new == 0 {

@@ -31,6 +31,7 @@ type Kept = (MapId, Arc<ClusterMap>);
 pub(crate) struct History {
     /// Drawn at random when the process starts.
     boot: u64,
+    part_bytes: usize,
     layouts: VecDeque<Kept>,
     fresh: VecDeque<Kept>,
     deltas: VecDeque<((MapId, MapId), Bytes)>,
@@ -54,7 +55,12 @@ fn keep<T>(queue: &mut VecDeque<T>, most: usize, it: T) {
 
 impl History {
     pub fn new(boot: u64) -> History {
-        History { boot, ..History::default() }
+        History { boot, part_bytes: MAP_PART_BYTES, ..History::default() }
+    }
+
+    /// For tests: as if the map were large.
+    pub fn set_part_bytes(&mut self, bytes: usize) {
+        self.part_bytes = bytes;
     }
 
     fn find(&self, id: MapId) -> Option<&Kept> {
@@ -90,7 +96,7 @@ impl History {
                 Some((_, bytes)) => Some(bytes.clone()),
                 None => target.diff(&base).map(|delta| encode(&delta)).transpose()?,
             };
-            if let Some(bytes) = bytes.filter(|bytes| bytes.len() <= MAP_PART_BYTES) {
+            if let Some(bytes) = bytes.filter(|bytes| bytes.len() <= self.part_bytes) {
                 if known.is_none() {
                     keep(&mut self.deltas, DELTAS_KEPT, (names, bytes.clone()));
                 }
@@ -106,7 +112,7 @@ impl History {
             }
         };
         let total = bytes.len() as u64;
-        Ok((Response::Map { layout, id, bytes: total }, Some(part_of(&bytes, 0))))
+        Ok((Response::Map { layout, id, bytes: total }, Some(self.part_of(&bytes, 0))))
     }
 
     /// A further part of a whole map, from `offset` on.
@@ -114,9 +120,14 @@ impl History {
     /// Errors: it is not kept any more; the asker begins again.
     pub fn part(&self, of: MapId, offset: u64) -> Result<Sent, RpcError> {
         let known = self.wholes.iter().find(|(id, _)| *id == of);
-        let bytes = known.map(|(_, bytes)| part_of(bytes, offset)).filter(|part| !part.is_empty());
+        let bytes = known.map(|(_, bytes)| self.part_of(bytes, offset)).filter(|part| !part.is_empty());
         let bytes = bytes.ok_or(RpcError::MapMoved)?;
         Ok((Response::MapPart, Some(bytes)))
+    }
+
+    fn part_of(&self, bytes: &Bytes, offset: u64) -> Bytes {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        bytes.slice(from..bytes.len().min(from.saturating_add(self.part_bytes)))
     }
 
     /// The map as it is, with all that the monitors know.
@@ -138,11 +149,6 @@ impl History {
         keep(&mut self.layouts, LAYOUTS_KEPT, kept.clone());
         kept
     }
-}
-
-fn part_of(bytes: &Bytes, offset: u64) -> Bytes {
-    let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-    bytes.slice(from..bytes.len().min(from.saturating_add(MAP_PART_BYTES)))
 }
 
 #[cfg(test)]

@@ -98,6 +98,12 @@ impl Monitor {
         self.address
     }
 
+    /// For tests: sends the map in parts of so many bytes, and no difference that is larger.
+    #[doc(hidden)]
+    pub fn set_map_part_bytes(&self, bytes: usize) {
+        self.service.set_map_part_bytes(bytes);
+    }
+
     /// The cluster's id.
     pub fn cluster_id(&self) -> [u8; 16] {
         self.service.map().cluster_id

@@ -209,6 +209,11 @@ impl Service {
         Ok(response.into())
     }
 
+    /// For tests: as if the map were large.
+    pub fn set_map_part_bytes(&self, bytes: usize) {
+        self.history.borrow_mut().set_part_bytes(bytes);
+    }
+
     fn send_map(&self, have: u64, base: MapId, remember: bool) -> Result<Answer> {
         Ok(self.history.borrow_mut().answer(&self.map(), have, base, remember)?.into())
     }

@@ -68,7 +68,10 @@ impl<K: Ord + Copy, V: Clone + PartialEq> CowMap<K, V> {
         };
         let put = self.0.iter().filter(|(key, value)| is_new(key, value));
         let gone = older.0.keys().filter(|key| !self.0.contains_key(key));
-        Changes { put: put.map(|(key, value)| (*key, value.clone())).collect(), gone: gone.copied().collect() }
+        Changes {
+            put: put.map(|(key, value)| (*key, value.clone())).collect(),
+            gone: gone.copied().collect(),
+        }
     }
 
     /// Makes the newer map of the older one.

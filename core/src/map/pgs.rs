@@ -1,7 +1,7 @@
 //! The placement groups of all pools: a [`PgTable`] for each.
 
 use crate::ids::*;
-use crate::placement::{Pg, PgTable};
+use crate::placement::{Pg, PgConfig, PgTable};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -18,6 +18,11 @@ impl PgMap {
     /// The table of a pool.
     pub fn pool(&self, pool: PoolId) -> Option<&PgTable> {
         self.0.get(&pool)
+    }
+
+    /// Replaces a placement group. False if there is none of that name.
+    pub fn set(&mut self, id: PgId, config: &PgConfig) -> bool {
+        self.0.get_mut(&id.pool).is_some_and(|table| table.set(id.pg, config))
     }
 
     /// Every placement group, in order.

@@ -318,7 +318,7 @@ fn the_largest_map_is_within_its_limit() {
 
 /// Moves a placement group, as no command does yet.
 fn move_pg(map: &mut ClusterMap, pool: PoolId, pg: u32, config: &PgConfig) {
-    if map.pgs.0.get_mut(&pool).is_some_and(|table| table.set(pg, config)) {
+    if map.pgs.set(PgId { pool, pg }, config) {
         map.version += 1;
         map.layout = map.version;
     }
@@ -326,8 +326,12 @@ fn move_pg(map: &mut ClusterMap, pool: PoolId, pg: u32, config: &PgConfig) {
 
 fn any_config() -> impl Strategy<Value = PgConfig> {
     let set = |most| prop::collection::vec((0u32..9).prop_map(NodeId), 0..most);
-    (0u64..4, set(4), set(4), set(2))
-        .prop_map(|(epoch, old, new, learners)| PgConfig { epoch: Epoch(epoch), old, new, learners })
+    (0u64..4, set(4), set(4), set(2)).prop_map(|(epoch, old, new, learners)| PgConfig {
+        epoch: Epoch(epoch),
+        old,
+        new,
+        learners,
+    })
 }
 
 proptest! {

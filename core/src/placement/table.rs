@@ -282,8 +282,12 @@ mod tests {
         let set = |max| prop::collection::vec((0u32..9).prop_map(NodeId), 0..max);
         let simple = prop::collection::vec((0u32..9).prop_map(NodeId), 3)
             .prop_map(|set| PgConfig::simple(Epoch(1), set));
-        let any = (0u64..4, set(5), set(5), set(3))
-            .prop_map(|(epoch, old, new, learners)| PgConfig { epoch: Epoch(epoch), old, new, learners });
+        let any = (0u64..4, set(5), set(5), set(3)).prop_map(|(epoch, old, new, learners)| PgConfig {
+            epoch: Epoch(epoch),
+            old,
+            new,
+            learners,
+        });
         prop_oneof![3 => simple, 1 => any]
     }
 
