@@ -61,7 +61,7 @@ impl Trio {
             object_blocks: 1024,
             objects: OBJECTS,
             pool: PoolId(1),
-            pgs,
+            pgs: pgs.into(),
             pg_of: |volume, object, pg_num| crush::object_pg(volume.0, object, pg_num),
             snap: 0,
         };

@@ -329,7 +329,7 @@ impl Core {
         if !self.is_detached(key) {
             return false;
         }
-        let nodes: BTreeSet<NodeId> = spec.pgs.iter().flat_map(PgConfig::everyone).collect();
+        let nodes = spec.pgs.nodes();
         let generation = spec.generation;
         let leader = Box::new(Leader::new(self.now(), spec, options));
         if let Some(session) = self.sessions.get_mut(&key) {

@@ -23,9 +23,8 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use trefoil_core::leader::{Options, VolumeSpec};
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::{ClusterMap, HolderKind, Pg};
-use trefoil_core::placement::PgConfig;
-use trefoil_core::{BLOCK_SIZE, Generation, NodeId, PgId, VolumeId};
+use trefoil_core::map::{ClusterMap, HolderKind};
+use trefoil_core::{BLOCK_SIZE, Generation, NodeId, VolumeId};
 use trefoil_transport::{CloseReason, Connected, Expect, Hello, Poller, Role, connect};
 
 /// Time between renewals of the leases: three tries in one lease.
@@ -210,15 +209,13 @@ impl FrontEnd {
     /// What a leader has to know; none if the map does not have the volume (any more).
     pub fn spec(map: &ClusterMap, volume: VolumeId, generation: Generation) -> Option<VolumeSpec> {
         let it = map.volumes.get(&volume)?;
-        let pg_num = map.pools.get(&it.pool)?.pg_num;
-        let pg = |pg| map.pgs.get(&PgId { pool: it.pool, pg }).map(config_of);
         Some(VolumeSpec {
             id: volume,
             generation,
             object_blocks: u32::try_from(it.object_size / BLOCK_SIZE as u64).ok()?,
             objects: it.objects(),
             pool: it.pool,
-            pgs: (0..pg_num).map(pg).collect::<Option<_>>()?,
+            pgs: map.pgs.pool(it.pool)?.clone(),
             pg_of: |volume, object, pg_num| trefoil_core::crush::object_pg(volume.0, object, pg_num),
             snap: it.snapshots.last().map_or(0, |snapshot| snapshot.id),
         })
@@ -487,10 +484,8 @@ impl FrontEnd {
                 .filter_map(|volume| self.look(|core| core.session_of(*volume)))
                 .collect();
             self.batch(|core| {
-                for (id, pg) in &map.pgs {
-                    if seen.pgs.get(id).is_none_or(|old| old.epoch != pg.epoch) {
-                        core.configure(id.pool, id.pg, &config_of(pg));
-                    }
+                for (id, pg) in map.pgs.changed(Some(&seen.pgs)) {
+                    core.configure(id.pool, id.pg, &pg.config());
                 }
                 for key in gone {
                     core.depose(key, Generation(0));
@@ -537,8 +532,4 @@ impl FrontEnd {
         }
         self.core.borrow_mut().links().close_all("the front end is being stopped");
     }
-}
-
-fn config_of(pg: &Pg) -> PgConfig {
-    PgConfig { epoch: pg.epoch, old: pg.old.clone(), new: pg.new.clone(), learners: pg.learners.clone() }
 }

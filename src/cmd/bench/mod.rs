@@ -6,6 +6,7 @@
 
 mod churn;
 mod fio;
+mod map;
 mod metadata;
 mod place;
 mod speed;
@@ -30,6 +31,7 @@ const RUNTIME_MAX: f64 = 3600.0;
 #[derive(Subcommand, Debug)]
 pub enum BenchCommand {
     Store(Box<StoreArgs>),
+    Map(map::MapArgs),
 }
 
 const EXAMPLES: &str = "\
@@ -142,7 +144,10 @@ impl FromStr for Skew {
 
 /// Runs the command.
 pub fn run(command: &BenchCommand, out: &mut dyn Write) -> Outcome {
-    let BenchCommand::Store(args) = command;
+    let args = match command {
+        BenchCommand::Store(args) => args,
+        BenchCommand::Map(args) => return map::run(args, out),
+    };
     if args.fill.is_some() && !args.churn && !args.metadata {
         return Err(Failure::usage(anyhow!("--fill goes with --churn or --metadata")));
     }
