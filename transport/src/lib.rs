@@ -18,6 +18,7 @@
 //! full is a laggard and loses the connection ([`SendError::Laggard`]). There is no encryption
 //! yet: daemons refuse to listen beyond loopback unless they are told to.
 
+mod aligned;
 mod connection;
 mod handshake;
 mod listener;

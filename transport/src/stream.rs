@@ -6,7 +6,7 @@
 use bytes::BytesMut;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -46,17 +46,29 @@ impl Stream {
         }
     }
 
-    /// One read into the room behind `buffer`'s bytes, which must not be none. 0: the other side has closed.
-    /// Errors: `WouldBlock`, or the connection is broken.
-    pub fn read_some(&self, buffer: &mut BytesMut) -> io::Result<usize> {
-        let room = buffer.capacity() - buffer.len();
+    /// One read of at most `max` bytes into the room behind `buffer`'s bytes; neither may be none. 0: the
+    /// other side has closed. Errors: `WouldBlock`, or the connection is broken.
+    pub fn read_some(&self, buffer: &mut BytesMut, max: usize) -> io::Result<usize> {
+        let room = (buffer.capacity() - buffer.len()).min(max);
+        self.read(room, |fd| recv(fd, buffer, room))
+    }
+
+    /// One read into `into`, which must not be empty, and otherwise as [`Stream::read_some`].
+    pub fn read_into(&self, into: &mut [u8]) -> io::Result<usize> {
+        self.read(into.len(), |fd| {
+            nix::sys::socket::recv(fd.as_raw_fd(), into, nix::sys::socket::MsgFlags::empty())
+                .map_err(io::Error::from)
+        })
+    }
+
+    fn read(&self, room: usize, recv: impl FnOnce(BorrowedFd<'_>) -> io::Result<usize>) -> io::Result<usize> {
         debug_assert!(room > 0);
         let mut result = Err(io::ErrorKind::WouldBlock.into());
         // tokio asks epoll again only when it was told "would block". A short read says the same: the
         // kernel gives all that it has, up to the room, and rings again (edge-triggered) for anything that
         // comes later. Telling tokio so spares the read that would only fetch EAGAIN.
         let outcome = self.try_read_io(|| {
-            result = recv(self.as_fd(), buffer);
+            result = recv(self.as_fd());
             match &result {
                 Ok(read) if *read > 0 && *read < room => Err(io::ErrorKind::WouldBlock.into()),
                 Ok(_) => Ok(()),
@@ -90,9 +102,9 @@ impl Stream {
 
 /// `recv` into the spare room.
 #[allow(unsafe_code)]
-fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut) -> io::Result<usize> {
+fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut, max: usize) -> io::Result<usize> {
     let socket = socket2::SockRef::from(&fd);
-    let read = socket.recv(buffer.spare_capacity_mut())?;
+    let read = socket.recv(&mut buffer.spare_capacity_mut()[..max])?;
     // SAFETY: `recv` has written that many bytes at the beginning of the spare room.
     unsafe { buffer.set_len(buffer.len() + read) };
     Ok(read)
