@@ -390,11 +390,10 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
 
 /// Calls `each` with the payload parts of a record in the order in which their blocks are stored.
 /// False if a part's length does not fit its checksums: such a record must not be stored.
-pub fn payload_parts<'a, P: AsRef<[u8]>>(record: &'a Record<P>, mut each: impl FnMut(&'a [u8])) -> bool {
+pub fn payload_parts<'a, P: AsRef<[u8]>>(record: &'a Record<P>, mut each: impl FnMut(&'a P)) -> bool {
     let mut part = |data: &'a P, blocks: usize| {
-        let data = data.as_ref();
         each(data);
-        data.len() == blocks * BLOCK_SIZE
+        data.as_ref().len() == blocks * BLOCK_SIZE
     };
     // The part of a write, if it has one.
     fn of_op<P>(op: &WriteOp<P>) -> Option<(&P, &[u64], u32)> {

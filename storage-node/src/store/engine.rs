@@ -285,7 +285,7 @@ impl<D: Device, I: Index> Store<D, I> {
             return;
         }
         // Few records have more than one part.
-        let (mut part, mut more): (Option<&[u8]>, Vec<&[u8]>) = (None, Vec::new());
+        let (mut part, mut more): (Option<&Bytes>, Vec<&Bytes>) = (None, Vec::new());
         let blocks = record.data_blocks();
         if !in_bounds(&record)
             || blocks > RECORD_BLOCKS_MAX
@@ -327,7 +327,7 @@ impl<D: Device, I: Index> Store<D, I> {
         };
         self.log.push(&self.scratch, Some(ticket));
         for part in part.into_iter().chain(more) {
-            self.log.data(part);
+            self.log.shared_data(part);
         }
         self.stats.client_blocks += u64::from(blocks);
         self.state.apply(&record, location);

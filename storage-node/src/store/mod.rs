@@ -41,6 +41,7 @@ mod engine;
 mod format;
 pub mod index;
 mod log;
+mod memory;
 mod page;
 mod placement;
 mod read;
