@@ -33,7 +33,9 @@ fn each_pattern_is_measured_each_way() {
             assert!((number("device_ops") - 1.0).abs() < 0.5 && number("cpu_us") == 0.0, "{line:#}");
             continue;
         }
-        for key in ["cpu_front_us", "cpu_nodes_us", "syscalls_front", "syscalls_nodes", "nodes_us", "device_us"] {
+        for key in
+            ["cpu_front_us", "cpu_nodes_us", "syscalls_front", "syscalls_nodes", "nodes_us", "device_us"]
+        {
             assert!(number(key) > 0.0, "{key}: {line:#}");
         }
         // Three copies of a write, in fewer device operations where several come at once; one of a read.

@@ -269,7 +269,7 @@ impl Engine {
         };
         for event in &ready[..n] {
             match event.data() {
-                DEVICE => self.reap(events)?,
+                DEVICE => self.reap(events).map(drop)?,
                 at => {
                     let gone = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
                     if event.events().intersects(gone | EpollFlags::EPOLLIN) {
@@ -359,13 +359,15 @@ impl Engine {
             EventLoop::Poll => return self.look(events),
             EventLoop::Batch if requests >= GATHER_FROM => {
                 let wanted = sends + (requests / 2).min(GATHER_MAX);
-                let args = types::SubmitArgs::new().min_wait_usec(GATHER_US);
+                // Without a limit the kernel would come back after the moment although nothing has come.
+                let limit = types::Timespec::new().sec(1);
+                let args = types::SubmitArgs::new().min_wait_usec(GATHER_US).timespec(&limit);
                 let entered = self.ring.submitter().submit_with_args(wanted, &args);
                 self.entered(entered)?;
             }
             _ => self.enter(sends + 1)?,
         }
-        self.reap(events)
+        self.reap(events).map(drop)
     }
 
     fn enter(&mut self, wanted: usize) -> io::Result<()> {
@@ -397,8 +399,8 @@ impl Engine {
         }
         let until = Instant::now() + SPIN;
         loop {
-            self.reap(events)?;
-            if !events.is_empty() {
+            // Also one without an event: the rest of a frame is to be received, or more to be sent.
+            if self.reap(events)? > 0 {
                 return Ok(());
             }
             // The kernel has something that it finishes only when it is entered.
@@ -413,7 +415,7 @@ impl Engine {
                 std::thread::yield_now();
             } else {
                 self.enter(1)?;
-                return self.reap(events);
+                return self.reap(events).map(drop);
             }
         }
     }
@@ -457,12 +459,12 @@ impl Engine {
         self.push(entry.user_data(tag::RECEIVE | at as u64))
     }
 
-    /// Takes all completions.
-    fn reap(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
-        loop {
+    /// Takes all completions; how many there were.
+    fn reap(&mut self, events: &mut Vec<Event>) -> io::Result<usize> {
+        for taken in 0.. {
             let next = self.ring.completion().next();
             let Some(completion) = next else {
-                return Ok(());
+                return Ok(taken);
             };
             self.under_way -= 1;
             let key = (completion.user_data() & !tag::MASK) as usize;
@@ -474,6 +476,7 @@ impl Engine {
                 _ => self.device_ended(key, result, events)?,
             }
         }
+        Ok(usize::MAX)
     }
 
     fn received(

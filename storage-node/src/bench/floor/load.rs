@@ -258,3 +258,70 @@ fn start(engine: &mut Engine, pattern: Pattern, slot: u32, payload: &Bytes, offs
         engine.read(slot, offset, buf)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{EventLoop, part};
+    use super::*;
+    use crate::device::file::RawDevice;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (a, b) = UnixStream::pair().expect("sockets");
+        a.set_nonblocking(true).expect("non-blocking");
+        b.set_nonblocking(true).expect("non-blocking");
+        (a, b)
+    }
+
+    /// On threads instead of processes.
+    #[test]
+    fn every_event_loop_carries_small_and_large_requests_to_their_end() {
+        const SIZE: u64 = 16 << 20;
+        for how in EventLoop::ALL {
+            if let Err(error) = Engine::new(how, None) {
+                assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{how}: {error}");
+                continue;
+            }
+            let (client, served) = pair();
+            let (mut to_nodes, mut threads) = (Vec::new(), Vec::new());
+            for _ in 0..NODES {
+                let (near, far) = pair();
+                to_nodes.push(near);
+                threads.push(thread::spawn(move || {
+                    let file = tempfile::NamedTempFile::new().expect("file");
+                    file.as_file().set_len(SIZE).expect("extended");
+                    let device = RawDevice::open(file.path(), false).expect("opens");
+                    let mut engine = Engine::new(how, Some(device))?;
+                    engine.add(far.into())?;
+                    part::node(engine, SIZE)
+                }));
+            }
+            threads.push(thread::spawn(move || {
+                let mut engine = Engine::new(how, None)?;
+                for socket in std::iter::once(served).chain(to_nodes) {
+                    engine.add(socket.into())?;
+                }
+                part::front(engine)
+            }));
+            let mut engine = Engine::new(EventLoop::Epoll, None).expect("epoll");
+            engine.add(client.into()).expect("added");
+            let mut client = Client::new(engine, SIZE, Box::new(|| false));
+            for (bytes, depth) in [(4096, 1), (4096, 32), (1 << 20, 8)] {
+                for write in [true, false] {
+                    let pattern = Pattern { write, bytes, depth };
+                    let measured = client.run(pattern, Duration::from_millis(20)).expect("measured");
+                    assert!(measured.latency.count() >= u64::from(depth), "{how}: {measured:?}");
+                    assert!(
+                        measured.nodes.device_ops > 0 && measured.front.syscalls > 0,
+                        "{how}: {measured:?}"
+                    );
+                }
+            }
+            drop(client);
+            for thread in threads {
+                thread.join().expect("no panic").expect("ended with its client");
+            }
+        }
+    }
+}
