@@ -86,7 +86,7 @@ impl Trio {
         }
         // Every object is there from here on.
         for _ in 0..OBJECTS {
-            trio.batch(1, true, Who::Nobody);
+            trio.batch(1, true, false, Who::Nobody);
         }
         trio
     }
@@ -153,16 +153,16 @@ impl Trio {
         }
     }
 
-    /// So many operations at once.
-    fn batch(&mut self, depth: u32, write: bool, who: Who) {
+    /// So many operations at once, each on an object of its own, or all on one as a sequential stream.
+    fn batch(&mut self, depth: u32, write: bool, stream: bool, who: Who) {
         let before = self.done;
-        for _ in 0..depth {
+        for n in 0..depth {
             self.next_op += 1;
-            let object = (self.next_op % u64::from(OBJECTS)) as u32;
-            let blocks = BlockRange::new(5, 1);
+            let object = if stream { 9 } else { (self.next_op % u64::from(OBJECTS)) as u32 };
+            let blocks = BlockRange::new(5 + n, 1);
             let kind = match write {
                 true => {
-                    let checksums = Box::new([block_checksum(VOLUME, object, 5, &self.block)]);
+                    let checksums = Box::new([block_checksum(VOLUME, object, blocks.first, &self.block)]);
                     OpKind::Write { blocks, checksums, data: self.block.clone() }
                 }
                 false => OpKind::Read { blocks },
@@ -180,14 +180,16 @@ pub fn cases() {
     let mut trio = Trio::new();
     for (who, name) in [(Who::Leader, "leader"), (Who::Node, "node")] {
         for (write, what) in [(true, "write"), (false, "read")] {
-            for depth in [1, 32] {
+            for (depth, stream, how) in
+                [(1, false, "depth 1"), (32, false, "depth 32"), (32, true, "depth 32, one object")]
+            {
                 let who = |counts| if counts { who } else { Who::Nobody };
                 // A batch is one call, and `depth` operations.
                 let mut left = 0;
-                case(&format!("{name}: {what} 4k, depth {depth}"), 256, |_, counts| {
+                case(&format!("{name}: {what} 4k, {how}"), 256, |_, counts| {
                     if left == 0 {
                         left = depth;
-                        trio.batch(depth, write, who(counts));
+                        trio.batch(depth, write, stream, who(counts));
                     }
                     left -= 1;
                 });

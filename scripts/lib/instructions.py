@@ -13,11 +13,11 @@ import re
 import sys
 from pathlib import Path
 
-# Counts are the same from run to run; other crates' versions and the order of code generation units move
-# them a little when nothing here has changed.
-TOLERANCE_PERCENT = 3
-# Of a case of few instructions, a spilled register is more than that.
-TOLERANCE_INSTRUCTIONS = 12
+# Counts are the same from run to run and from machine to machine. But what is inlined depends on how the
+# compiler cuts crates into units, so that a change elsewhere moves a case by 3 or 4 percent.
+TOLERANCE_PERCENT = 5
+# Of a case of few instructions, one call more is more than that.
+TOLERANCE_INSTRUCTIONS = 40
 
 # By the names of functions, first match wins; what was inlined counts as its caller. Of those marked True,
 # with everything that they call.
