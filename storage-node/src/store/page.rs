@@ -259,6 +259,7 @@ mod tests {
         let new = || (Page::empty(), Counts::default(), pending());
         let (mut whole, mut single) = (new(), new());
         let mut rng = Rng::new(7);
+        let mut most = 0;
         for _ in 0..500 {
             let first = rng.below(200) as u8;
             let count = 1 + rng.below(56) as u16;
@@ -280,10 +281,11 @@ mod tests {
             }
             assert!(whole.0.as_bytes() == single.0.as_bytes());
             assert_eq!((&whole.2.segments, whole.2.total), (&single.2.segments, single.2.total));
+            most = most.max(whole.2.total);
         }
         merge(&mut whole.1.deltas);
         merge(&mut single.1.deltas);
         assert_eq!(whole.1.deltas, single.1.deltas);
-        assert!(whole.1.deltas.len() > 3);
+        assert!(most > 40, "most places were of a turn that has passed: {most}");
     }
 }
