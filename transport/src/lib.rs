@@ -35,7 +35,7 @@ pub use handshake::{
     PROTOCOL_VERSION, Policy, Role, connect,
 };
 pub use listener::{CONNECTIONS_MAX, ServeOptions, listen, serve};
-pub use local::LocalName;
+pub use local::{LocalName, tune as tune_unix};
 pub use poll::{BUSY_POLL_US, BUSY_POLL_US_MAX, POLL_DEPTH_MAX, Poller};
 pub use rate::RateLimit;
 pub use stream::Stream;

@@ -79,8 +79,8 @@ pub(crate) fn check_peer(stream: &UnixStream) -> io::Result<()> {
     ))
 }
 
-/// Larger buffers, as far as the kernel lets us.
-pub(crate) fn tune(stream: &UnixStream) {
+/// Larger buffers for a unix socket, as far as the kernel lets us.
+pub fn tune(stream: &UnixStream) {
     let socket = socket2::SockRef::from(stream);
     // Without the privilege for more than `net.core.wmem_max` it is that.
     if nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::SndBufForce, &BUFFER_BYTES).is_err() {

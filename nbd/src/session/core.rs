@@ -6,8 +6,8 @@
 //! outlives its generation.
 //!
 //! All work comes in batches: some inputs, then [`Core::finish`], which lets operations and answers run
-//! until nothing is left to do, encodes each message once for all the nodes it goes to, and writes to
-//! each node once. What has to wait (monitors, time) is asked for by [`Notice`]s, which
+//! until nothing is left to do, and encodes each message once for all the nodes it goes to. Each node is
+//! written to once for all batches of a turn of the runtime. What has to wait (monitors, time) is asked for by [`Notice`]s, which
 //! [`super::front`] acts on.
 
 use super::clock::LeaseClock;
@@ -463,12 +463,12 @@ impl Core {
         true
     }
 
-    /// After the last input of a batch.
+    /// After the last input of a batch. What it has queued for nodes is flushed by the caller, after other
+    /// batches of the same turn, perhaps.
     pub fn finish(&mut self) {
         while let Some(key) = self.touched.pop() {
             self.run(key);
         }
-        self.links.flush();
     }
 
     /// Lets one session run until it has nothing left to do.

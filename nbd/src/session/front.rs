@@ -6,6 +6,7 @@
 //! | one per volume that is being attached | the monitors |
 //! | renewals | every [`RENEW_INTERVAL`], one for all volumes |
 //! | ticks | what the leaders ask for |
+//! | flusher | batches that have queued something for nodes |
 //! | map | a newer map |
 //! | healer | work from the monitors, every [`HEAL_INTERVAL`] |
 //!
@@ -70,6 +71,10 @@ pub struct FrontEnd {
     busy: Notify,
     ticker_sleeps: Cell<bool>,
     stopping: Cell<bool>,
+    /// Something is queued for nodes.
+    flush: Notify,
+    /// There is a task that flushes.
+    flusher: Cell<bool>,
     /// Of the thread that all of them share.
     poller: Poller,
 }
@@ -90,6 +95,8 @@ impl FrontEnd {
             busy: Notify::new(),
             ticker_sleeps: Cell::new(false),
             stopping: Cell::new(false),
+            flush: Notify::new(),
+            flusher: Cell::new(false),
             poller: Poller::new(busy_poll),
         });
         front.set_addresses(&front.cluster.map());
@@ -111,13 +118,16 @@ impl FrontEnd {
     pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Core) -> R) -> R {
         self.poller.begin();
         let mut notices = Vec::new();
-        let (result, wanted, under_way) = {
+        let (result, wanted, under_way, dirty) = {
             let mut core = self.core.borrow_mut();
             let result = inputs(&mut core);
             core.finish();
             core.take_notices(&mut notices);
-            (result, core.links().take_wanted(), core.under_way())
+            (result, core.links().take_wanted(), core.under_way(), core.links().is_dirty())
         };
+        if dirty {
+            self.flush_soon();
+        }
         for node in wanted {
             tokio::task::spawn_local(self.clone().link(node));
         }
@@ -135,6 +145,22 @@ impl FrontEnd {
     /// Keeps the thread awake while work comes at short intervals; for ever.
     pub async fn poll(self: Rc<Self>) {
         self.poller.run().await;
+    }
+
+    /// Nodes are written to when all that is ready now has had its batch: one write to each node for the
+    /// requests of all clients that have come in the same turn. The task that does it is the last in the
+    /// runtime's queue.
+    fn flush_soon(self: &Rc<Self>) {
+        if !self.flusher.replace(true) {
+            let front = self.clone();
+            tokio::task::spawn_local(async move {
+                loop {
+                    front.flush.notified().await;
+                    front.core.borrow_mut().links().flush();
+                }
+            });
+        }
+        self.flush.notify_one();
     }
 
     fn act(self: &Rc<Self>, notice: Notice) {

@@ -120,6 +120,11 @@ impl Links {
         }
     }
 
+    /// True while something is queued that was not flushed.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     /// Hands the kernel what was queued.
     pub fn flush(&mut self) {
         for node in self.dirty.drain(..) {
