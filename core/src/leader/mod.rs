@@ -174,6 +174,9 @@ pub struct Leader<P> {
     all_whole_said: bool,
     /// Where the search for groups to open in the background goes on.
     open_cursor: usize,
+    /// Groups that were opened in the background and are not decided yet, by number: at most
+    /// [`Options::background_opens`].
+    opening: Vec<usize>,
     last_tick: Time,
 }
 
@@ -221,6 +224,7 @@ impl<P: Clone + Default> Leader<P> {
             released: false,
             all_whole_said: false,
             open_cursor: 0,
+            opening: Vec::new(),
             last_tick: now,
         }
     }
@@ -522,14 +526,18 @@ impl<P: Clone + Default> Leader<P> {
         if !self.attached || self.open_cursor >= self.groups.len() {
             return;
         }
-        let mut opening = self.groups.iter().flatten().filter(|group| group.phase == Phase::Opening).count();
-        while opening < self.shared.options.background_opens {
+        // This runs after every input, and a pool may have tens of thousands of groups: only those that
+        // were begun here are looked at.
+        let groups = &self.groups;
+        let is_opening = |at: &usize| groups[*at].as_ref().is_some_and(|group| group.phase == Phase::Opening);
+        self.opening.retain(is_opening);
+        while self.opening.len() < self.shared.options.background_opens {
             let Some(slot) = self.groups.get_mut(self.open_cursor) else { return };
             if let Some(group) = slot.as_mut()
                 && group.phase == Phase::Closed
             {
                 group.next_round(&mut self.shared, now, out);
-                opening += 1;
+                self.opening.push(self.open_cursor);
             }
             self.open_cursor += 1;
         }
