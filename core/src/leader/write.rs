@@ -117,6 +117,9 @@ impl<P: Clone + Default> Group<P> {
             }
         }
         entry.op = Some(write.clone());
+        if object.entries.capacity() == 0 {
+            object.entries = self.spare.pop().unwrap_or_default();
+        }
         object.entries.push_back(entry);
         self.busy.insert(index);
         if !to.is_empty() {
@@ -235,6 +238,7 @@ impl<P: Clone + Default> Group<P> {
             object.entries.pop_front();
         }
         if object.at_rest() {
+            object.rest(&mut self.spare);
             self.busy.remove(&index);
         } else if moved && !object.waiting.is_empty() {
             self.run_waiting(shared, now, index, out);
@@ -320,6 +324,7 @@ impl<P: Clone + Default> Group<P> {
             object.entries.pop_front();
         }
         if object.at_rest() {
+            object.rest(&mut self.spare);
             self.busy.remove(&index);
         }
     }
