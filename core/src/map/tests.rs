@@ -421,6 +421,8 @@ fn a_small_change_of_a_large_map_is_a_small_delta() {
     move_pg(&mut moved, PoolId(2), 4000, &PgConfig::simple(Epoch(2), vec![NodeId(1), NodeId(2), NodeId(3)]));
     let mut added = older.clone();
     added.apply(&register(200)).unwrap();
+    let costly = |newer: &ClusterMap| newer.diff(&older).unwrap().is_costly();
+    assert_eq!((costly(&down), costly(&moved), costly(&added)), (false, false, true));
     assert!(bytes(&down) < 120 && bytes(&moved) < 60, "{} {}", bytes(&down), bytes(&moved));
     // The root's list of hosts is what it costs.
     assert!(bytes(&added) < whole / 10, "{} of {whole}", bytes(&added));
