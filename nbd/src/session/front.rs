@@ -25,7 +25,7 @@ use trefoil_core::leader::{Options, VolumeSpec};
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{ClusterMap, HolderKind};
 use trefoil_core::{BLOCK_SIZE, Generation, NodeId, VolumeId};
-use trefoil_transport::{CloseReason, Connected, Expect, Hello, Role, connect};
+use trefoil_transport::{CloseReason, Connected, Expect, Hello, Poller, Role, connect};
 
 /// Time between renewals of the leases: three tries in one lease.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(2);
@@ -70,11 +70,13 @@ pub struct FrontEnd {
     busy: Notify,
     ticker_sleeps: Cell<bool>,
     stopping: Cell<bool>,
+    /// Of the thread that all of them share.
+    poller: Poller,
 }
 
 impl FrontEnd {
-    /// Nothing runs yet. Must be used within a `LocalSet`.
-    pub fn new(cluster: Rc<dyn Cluster>, hello: Hello) -> Rc<FrontEnd> {
+    /// Nothing runs yet; `busy_poll`: see [`Poller`]. Must be used within a `LocalSet`.
+    pub fn new(cluster: Rc<dyn Cluster>, hello: Hello, busy_poll: Duration) -> Rc<FrontEnd> {
         let front = Rc::new(FrontEnd {
             core: RefCell::default(),
             cluster,
@@ -88,6 +90,7 @@ impl FrontEnd {
             busy: Notify::new(),
             ticker_sleeps: Cell::new(false),
             stopping: Cell::new(false),
+            poller: Poller::new(busy_poll),
         });
         front.set_addresses(&front.cluster.map());
         front
@@ -106,13 +109,14 @@ impl FrontEnd {
     /// One batch: `inputs` gives the core something, then everything runs that can. Must not be called
     /// from within itself.
     pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Core) -> R) -> R {
+        self.poller.begin();
         let mut notices = Vec::new();
-        let (result, wanted) = {
+        let (result, wanted, under_way) = {
             let mut core = self.core.borrow_mut();
             let result = inputs(&mut core);
             core.finish();
             core.take_notices(&mut notices);
-            (result, core.links().take_wanted())
+            (result, core.links().take_wanted(), core.under_way())
         };
         for node in wanted {
             tokio::task::spawn_local(self.clone().link(node));
@@ -124,7 +128,13 @@ impl FrontEnd {
             self.ticker_sleeps.set(false);
             self.busy.notify_one();
         }
+        self.poller.end(under_way);
         result
+    }
+
+    /// Keeps the thread awake while work comes at short intervals; for ever.
+    pub async fn poll(self: Rc<Self>) {
+        self.poller.run().await;
     }
 
     fn act(self: &Rc<Self>, notice: Notice) {
