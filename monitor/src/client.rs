@@ -31,6 +31,8 @@ const MAP_TRIES: usize = 5;
 /// Bytes of a map that is read on the thread that also serves I/O: some milliseconds. A larger one is
 /// read on another thread.
 const READ_AT_ONCE_MAX: u64 = 256 << 10;
+/// Nodes whose CRUSH map is checked within a millisecond or so, on the thread that also serves I/O.
+const FEW_NODES: usize = 500;
 
 /// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -311,7 +313,7 @@ impl MonitorClient {
             let (response, payload, _) = self.call(&request(base), timeout).await?;
             let got = match response {
                 Response::MapUnchanged { .. } => return Ok(None),
-                Response::MapDelta { id, .. } => match changed(last, &payload) {
+                Response::MapDelta { id, .. } => match changed(last, &payload).await {
                     Ok(map) => Some((id, map)),
                     Err(error) => {
                         tracing::warn!(error, "a change of the map does not fit: fetching the whole map");
@@ -534,13 +536,21 @@ impl MonitorClient {
 }
 
 /// The map that a difference makes of the last one.
-fn changed(last: Option<(MapId, Arc<ClusterMap>)>, payload: &[u8]) -> Result<Arc<ClusterMap>, String> {
+async fn changed(last: Option<(MapId, Arc<ClusterMap>)>, payload: &[u8]) -> Result<Arc<ClusterMap>, String> {
     let (_, last) = last.ok_or("it is the difference to nothing")?;
     let (version, rest) = payload.split_first().unwrap_or((&0, &[]));
     let delta: MapDelta = decode(*version, rest)?;
-    let mut map = ClusterMap::clone(&last);
-    map.apply_delta(&delta).map_err(|error| error.to_string())?;
-    Ok(Arc::new(map))
+    let here =
+        payload.len() as u64 <= READ_AT_ONCE_MAX && !(delta.is_costly() && last.nodes.len() > FEW_NODES);
+    let apply = move || {
+        let mut map = ClusterMap::clone(&last);
+        map.apply_delta(&delta).map_err(|error| error.to_string())?;
+        Ok(Arc::new(map))
+    };
+    if here {
+        return apply();
+    }
+    tokio::task::spawn_blocking(apply).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 fn done(response: Response) -> Result<(), CallError> {

@@ -1,7 +1,7 @@
 //! A group: opened (5.1), decided (5.2), settled (5.4), opened again (5.7, 5.8).
 
 use super::choose::{self, Answer};
-use super::object::{CopyState, Object};
+use super::object::{CopyState, Object, Spare};
 use super::read::{Confirming, Read};
 use super::{LeaderCounters, ObjectSet, Output, Shared};
 use crate::client::{ClientOp, OpId};
@@ -90,6 +90,8 @@ pub(super) struct Group<P> {
     pub undecided: usize,
     /// Operations that wait for the decision.
     pub waiting: VecDeque<ClientOp<P>>,
+    /// Queues of objects that have no writes under way, for the next that has some.
+    pub spare: Spare<P>,
     pub reads: FxHashMap<u64, Read<P>>,
     /// Of these, those that nobody is asked for now: all copies have bad blocks, which are being mended.
     pub mending: Vec<u64>,
@@ -120,6 +122,7 @@ impl<P: Clone + Default> Group<P> {
             round_began: Time(0),
             undecided: 0,
             waiting: VecDeque::new(),
+            spare: Vec::new(),
             reads: FxHashMap::default(),
             mending: Vec::new(),
             confirming: None,

@@ -6,6 +6,15 @@ use crate::message::WriteOp;
 use crate::placement::SLOTS_MAX;
 use std::collections::VecDeque;
 
+/// Queues that are not in use, to be used again: at most [`SPARE_MAX`], of at most [`SPARE_ENTRIES_MAX`]
+/// entries each.
+pub(super) type Spare<P> = Vec<VecDeque<Entry<P>>>;
+
+/// Queues that a group keeps: as many objects with writes under way as are common in one group.
+const SPARE_MAX: usize = 8;
+/// Longer queues are given back to the allocator.
+const SPARE_ENTRIES_MAX: usize = 32;
+
 /// What the leader knows of one node's copy, in the present ballot.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum CopyState {
@@ -125,6 +134,17 @@ impl<P> Object<P> {
         self.decided
             && ((head == self.base && self.acked <= self.base.seq)
                 || (head.ballot == ballot && head.seq >= self.acked))
+    }
+
+    /// Gives up what an object at rest does not need. A volume may have millions of objects, of which
+    /// few have writes under way: each that was ever written would otherwise keep a queue, half a KiB.
+    pub fn rest(&mut self, spare: &mut Spare<P>) {
+        let queue = std::mem::take(&mut self.entries);
+        if spare.len() < SPARE_MAX && (1..=SPARE_ENTRIES_MAX).contains(&queue.capacity()) {
+            spare.push(queue);
+        }
+        // Few objects ever have one.
+        self.waiting = VecDeque::new();
     }
 
     /// Nothing under way and nothing waiting.

@@ -127,6 +127,9 @@ impl<P: Clone + Default> Group<P> {
                 }
             }
         }
+        if object.entries.capacity() == 0 {
+            object.entries = self.spare.pop().unwrap_or_default();
+        }
         object.entries.push_back(entry);
         self.busy.insert(index);
         if too_far_behind != 0 {
@@ -263,6 +266,7 @@ impl<P: Clone + Default> Group<P> {
             object.entries.pop_front();
         }
         if object.at_rest() {
+            object.rest(&mut self.spare);
             self.busy.remove(&index);
         } else if moved && !object.waiting.is_empty() {
             self.run_waiting(shared, now, index, out);
@@ -368,6 +372,7 @@ impl<P: Clone + Default> Group<P> {
             object.entries.pop_front();
         }
         if object.at_rest() {
+            object.rest(&mut self.spare);
             self.busy.remove(&index);
         }
     }

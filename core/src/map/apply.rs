@@ -5,8 +5,8 @@ use super::command::{Command, FailureDomain, Grant, MapError, Reply};
 use super::{ClusterMap, types::*};
 use crate::crush::{CrushMap, Placement, Scratch, ceph_pg_to_x};
 use crate::ids::*;
-use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_SIZE_MAX, OBJECT_SIZE_MIN, SET_MEMBERS_MAX};
-use crate::placement::{PgConfig, PgTable};
+use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_SIZE_MAX, OBJECT_SIZE_MIN};
+use crate::placement::{PgConfig, PgTable, SLOTS_MAX};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -253,8 +253,9 @@ impl ClusterMap {
         if self.pools.len() >= POOLS_MAX {
             return Err(full("pools", POOLS_MAX as u64));
         }
-        if size.is_multiple_of(2) || size < 3 || usize::from(size) > SET_MEMBERS_MAX {
-            return Err(MapError::Invalid(format!("{size} copies: choose 3, 5 or 7")));
+        // A node or leader takes no configuration of more than SLOTS_MAX: I/O would wait for ever.
+        if size.is_multiple_of(2) || size < 3 || usize::from(size) > SLOTS_MAX {
+            return Err(MapError::Invalid(format!("{size} copies: choose 3 or 5")));
         }
         // At most PGS_MAX: it was checked each time that the map grew.
         let used = self.pgs.len() as u32;

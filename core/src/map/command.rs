@@ -86,7 +86,7 @@ pub enum Command {
     CreatePool {
         /// Its name.
         name: String,
-        /// Copies: 3, 5 or 7.
+        /// Copies: 3 or 5.
         size: u8,
         /// Placement groups.
         pg_num: u32,

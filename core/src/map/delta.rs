@@ -81,6 +81,14 @@ struct CrushParts {
     buckets_gone: Vec<i32>,
 }
 
+impl MapDelta {
+    /// True where applying it may take some 10 ms in a large cluster, whatever it changes: the CRUSH map is
+    /// checked anew. A thread that serves I/O leaves it to another one.
+    pub fn is_costly(&self) -> bool {
+        self.crush != CrushChange::Same
+    }
+}
+
 fn changed_items<T: Clone + PartialEq>(
     older: &[T],
     newer: &[T],

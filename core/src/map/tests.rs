@@ -96,6 +96,18 @@ fn too_few_nodes_or_hosts_are_refused_in_clear_words() {
 }
 
 #[test]
+fn every_pool_that_can_be_made_has_groups_that_can_be_led() {
+    let mut map = cluster(9);
+    for size in 0..12 {
+        let name = format!("p{size}");
+        let (domain, ack) = (FailureDomain::Host, Ack::Majority);
+        let made = map.apply(&Command::CreatePool { name, size, pg_num: 8, domain, ack });
+        assert_eq!(made.is_ok(), [3, 5].contains(&size), "{size}: {made:?}");
+    }
+    assert!(map.pgs.iter().all(|(_, pg)| pg.config().problem().is_none()));
+}
+
+#[test]
 fn a_known_node_keeps_its_id_and_a_formatted_device_is_another_node() {
     let mut map = cluster(3);
     let before = map.clone();
@@ -421,6 +433,8 @@ fn a_small_change_of_a_large_map_is_a_small_delta() {
     move_pg(&mut moved, PoolId(2), 4000, &PgConfig::simple(Epoch(2), vec![NodeId(1), NodeId(2), NodeId(3)]));
     let mut added = older.clone();
     added.apply(&register(200)).unwrap();
+    let costly = |newer: &ClusterMap| newer.diff(&older).unwrap().is_costly();
+    assert_eq!((costly(&down), costly(&moved), costly(&added)), (false, false, true));
     assert!(bytes(&down) < 120 && bytes(&moved) < 60, "{} {}", bytes(&down), bytes(&moved));
     // The root's list of hosts is what it costs.
     assert!(bytes(&added) < whole / 10, "{} of {whole}", bytes(&added));

@@ -194,7 +194,8 @@ fn build(args: &MapArgs) -> anyhow::Result<ClusterMap> {
 
 /// What following a map costs: what storage nodes and front ends look for in a new one.
 fn follow(older: &ClusterMap, newer: &ClusterMap) -> usize {
-    newer.pgs.changed(Some(&older.pgs)).map(|(_, pg)| pg.config()).count()
+    let changed: Vec<_> = newer.pgs.changed(Some(&older.pgs)).map(|(id, pg)| (id, pg.config())).collect();
+    changed.len()
 }
 
 fn measure_change(

@@ -30,6 +30,8 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 const MAP_WAIT: Duration = Duration::from_secs(20);
 /// The pause after a question that failed.
 const PAUSE: Duration = Duration::from_millis(500);
+/// A map with more placement groups is not written by the thread that serves I/O.
+const KEEP_AT_ONCE_PGS: usize = 16 << 10;
 
 /// The placement groups whose configuration is another one in `new`, as far as the node has to know: it
 /// takes part in them, did so in the old map, or has something of them (`holds`). There may be a million
@@ -84,11 +86,14 @@ impl Membership {
             .iter()
             .map(|(id, node)| (*id, PeerAddress { address: node.address, incarnation: node.incarnation }));
         let book = book.collect();
-        let held: BTreeSet<PgId> = daemon.look(|engine| {
-            let state = engine.node().state();
-            state.groups.keys().map(|group| group.pg).chain(state.pgs.keys().copied()).collect()
-        });
-        let pgs = changed_pgs(old, map, self.node, |id| held.contains(&id));
+        let mut pgs = Vec::new();
+        if map.pgs.changed(old.map(|old| &old.pgs)).next().is_some() {
+            let held: BTreeSet<PgId> = daemon.look(|engine| {
+                let state = engine.node().state();
+                state.groups.keys().map(|group| group.pg).chain(state.pgs.keys().copied()).collect()
+            });
+            pgs = changed_pgs(old, map, self.node, |id| held.contains(&id));
+        }
         daemon.batch(|engine| {
             engine.peers().set_addresses(book);
             engine.feed(Input::Config(pgs));
@@ -110,6 +115,18 @@ impl Membership {
         }
     }
 
+    /// Keeps the map. Writing the largest takes a twentieth of a second, and all nodes get a map at the same
+    /// time: then it is another thread's work, so that no volume waits on all of its copies.
+    async fn keep_map(&self, map: &Arc<ClusterMap>) {
+        if map.pgs.len() <= KEEP_AT_ONCE_PGS {
+            return self.state.keep_map(map);
+        }
+        let (state, map) = (self.state.clone(), map.clone());
+        if let Err(error) = tokio::task::spawn_blocking(move || state.keep_map(&map)).await {
+            tracing::warn!(%error, "the map was not kept");
+        }
+    }
+
     /// Follows the map, for ever. `seen`: what the machine has.
     pub async fn follow_map(self: Rc<Self>, daemon: Rc<Daemon<Store>>, seen: Option<Arc<ClusterMap>>) {
         let mut seen = seen;
@@ -118,7 +135,7 @@ impl Membership {
             match self.client.wait_map(have, MAP_WAIT).await {
                 Ok(Some(map)) => {
                     self.adopt(&daemon, seen.as_deref(), &map);
-                    self.state.keep_map(&map);
+                    self.keep_map(&map).await;
                     seen = Some(map);
                 }
                 Ok(None) => {
@@ -243,5 +260,59 @@ impl Membership {
                 _ => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_core::map::{Ack, Command, FailureDomain};
+    use trefoil_core::{Epoch, PoolId};
+
+    #[test]
+    fn a_node_hears_of_the_placement_groups_that_concern_it() {
+        let mut map = ClusterMap::new();
+        let apply = |map: &mut ClusterMap, command: Command| map.apply(&command).unwrap();
+        apply(&mut map, Command::Init { cluster_id: [5; 16], name: "test".to_owned() });
+        for n in 0..20 {
+            let register = Command::RegisterNode {
+                id: None,
+                incarnation: Incarnation(n + 1),
+                address: ([127, 0, 0, 1], 1).into(),
+                host: format!("host{n}"),
+                class: None,
+                size: 1 << 40,
+                now: 0,
+            };
+            apply(&mut map, register);
+        }
+        let (name, domain) = ("p".to_owned(), FailureDomain::Host);
+        apply(&mut map, Command::CreatePool { name, size: 3, pg_num: 512, domain, ack: Ack::Majority });
+        let me = NodeId(3);
+        let mine: Vec<PgId> = map.pgs.iter().filter(|(_, pg)| pg.takes_part(me)).map(|(id, _)| id).collect();
+        let others: Vec<PgId> =
+            map.pgs.iter().filter(|(_, pg)| !pg.takes_part(me)).map(|(id, _)| id).collect();
+        assert!(!mine.is_empty() && others.len() > 300);
+        let heard = |old: Option<&ClusterMap>, new: &ClusterMap, holds: Option<PgId>| -> Vec<PgId> {
+            changed_pgs(old, new, me, |id| Some(id) == holds).into_iter().map(|(id, _)| id).collect()
+        };
+        assert_eq!(heard(None, &map, None), mine);
+        assert_eq!(heard(Some(&map), &map, None), vec![]);
+        let stranger = PgId { pool: PoolId(1), pg: others[7].pg };
+        assert!(heard(None, &map, Some(stranger)).contains(&stranger), "it has something of it");
+
+        // It leaves one, joins another; a third one, which is not its own, moves.
+        let mut newer = map.clone();
+        let (leaves, joins, moves) = (mine[0], others[0], others[1]);
+        for (id, member) in [(leaves, NodeId(19)), (joins, me), (moves, NodeId(19))] {
+            let mut config = newer.pgs.get(&id).unwrap().config();
+            config.epoch = Epoch(2);
+            config.new = vec![member, NodeId(0), NodeId(1)];
+            config.old.clone_from(&config.new);
+            assert!(newer.pgs.set(id, &config));
+        }
+        let mut expected = vec![leaves, joins];
+        expected.sort_unstable();
+        assert_eq!(heard(Some(&map), &newer, None), expected);
     }
 }

@@ -77,8 +77,12 @@ impl StateDir {
 
     /// Keeps the map.
     pub fn keep_map(&self, map: &ClusterMap) {
-        match postcard::to_stdvec(&(checksum(map), map)) {
-            Ok(bytes) => self.put("map", &bytes, false),
+        match postcard::to_stdvec(map) {
+            Ok(bytes) => {
+                let mut sealed = postcard::to_stdvec(&checksum(&bytes)).unwrap_or_default();
+                sealed.extend_from_slice(&bytes);
+                self.put("map", &sealed, false);
+            }
             Err(error) => tracing::warn!(%error, "the map cannot be kept"),
         }
     }
@@ -108,16 +112,19 @@ impl StateDir {
 
 /// The map in the bytes of a `map` file; `None` if it is not whole.
 pub fn kept_map(bytes: &[u8]) -> Option<ClusterMap> {
-    match postcard::take_from_bytes::<(u32, ClusterMap)>(bytes) {
-        Ok(((sum, map), [])) if sum == checksum(&map) => Some(map),
+    let (sum, rest) = postcard::take_from_bytes::<u32>(bytes).ok()?;
+    if sum != checksum(rest) {
+        return None;
+    }
+    match postcard::take_from_bytes::<ClusterMap>(rest) {
+        Ok((map, [])) => Some(map),
         _ => None,
     }
 }
 
 /// Seals a map: one that was torn by a crash must not be believed.
-fn checksum(map: &ClusterMap) -> u32 {
-    let bytes = postcard::to_stdvec(map).unwrap_or_default();
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &bytes) as u32
+fn checksum(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 #[cfg(test)]
