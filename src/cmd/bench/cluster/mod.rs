@@ -130,10 +130,10 @@ pub fn run(args: &ClusterArgs, global: &Global, out: &mut dyn Write) -> Outcome 
     let front_end = FrontEnd::find(args, global)?;
     let target = front_end.target(args)?;
     let outcome = measured(args, &front_end, &target, beside, &jobs, version, &shutdown);
+    // Shown before the volume is removed: that waits until the front end has let it go.
+    let shown = outcome.and_then(|report| show(args, &report, out));
     let removed = target.remove();
-    let report = outcome?;
-    removed?;
-    show(args, &report, out)
+    shown.and(removed)
 }
 
 fn measured(
@@ -194,6 +194,7 @@ fn show(args: &ClusterArgs, report: &Report, out: &mut dyn Write) -> Outcome {
         None => {}
     }
     writeln!(out, "{}", report.text())?;
+    out.flush()?;
     Ok(())
 }
 

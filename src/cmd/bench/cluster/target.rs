@@ -3,6 +3,7 @@
 //! What a user has is not overwritten unless `--overwrite` says so, whatever the volume's state; an answer that is not
 //! clear counts as data.
 
+use super::super::progress_bar;
 use super::ClusterArgs;
 use super::probe::{self, Data};
 use super::uri::{At, Uri};
@@ -182,14 +183,19 @@ impl Target {
         self.own.is_some()
     }
 
-    /// Removes what was made, once the front end has let it go.
+    /// Removes what was made, once the front end has let it go, which takes it some seconds.
     pub fn remove(self) -> Outcome {
         let Some(Own { global, id, name }) = self.own else { return Ok(()) };
+        let bar = progress_bar();
+        bar.set_message("removing the volume");
         let deadline = Instant::now() + RELEASE_WAIT;
         loop {
             let removed = admin::block_on(async { Admin::connect(&global)?.remove_volume(id).await });
             match removed {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    bar.finish_and_clear();
+                    return Ok(());
+                }
                 Err(_) if Instant::now() < deadline => std::thread::sleep(RELEASE_POLL),
                 Err(failure) => {
                     return Err(failure.context(format!("run `trefoil volume remove {name}` later")));
