@@ -195,7 +195,9 @@ fn what_is_missing_is_named() {
     if !has_fio() {
         return;
     }
-    let told = bad(&["bench", "--dir", empty], 3);
+    let page = dir.path().join("p.html");
+    let told = bad(&["bench", "--dir", empty, "--html", page.to_str().unwrap()], 3);
+    assert!(!page.exists());
     assert!(told.contains("no `trefoil up` runs on") && told.contains("--uri"), "{told}");
     bad(&["bench", "--uri", "disk0"], 2);
     let told = bad(&["bench", "--uri", "nbd+unix:///a?socket=/nonexistent/s"], 1);

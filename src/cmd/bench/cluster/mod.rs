@@ -38,29 +38,38 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use target::{FrontEnd, Target};
 
-/// For `--help`.
+/// For `--help`. A paragraph is one line here: clap breaks lines by the width of the terminal.
 pub const EXAMPLES: &str = "\
 Examples:
-  trefoil bench                                          # the `trefoil up` that runs on ./trefoil-data
-  trefoil bench --raw /srv --html bench.html             # beside a file on the disk that the nodes use
+  trefoil bench                                # the `trefoil up` on ./trefoil-data
+  trefoil bench --raw /srv --html bench.html   # with a file on the disk that the nodes use
   trefoil bench --dir /srv/try --runtime 10 --json bench.json
-  trefoil bench --monitor 10.0.0.1:10800 --uri 'nbd+unix:///?socket=/run/trefoil/nbd.sock' --size 20G
-  trefoil bench --uri nbd://127.0.0.1:10809/scratch --overwrite --pids $(pgrep -d, trefoil)
+  trefoil bench --uri 'nbd+unix:///?socket=/run/nbd.sock' --monitor 10.0.0.1:10800 --size 20G
+  trefoil bench --uri nbd://127.0.0.1/scratch --overwrite --pids $(pgrep -d, trefoil)
   trefoil bench --jobs randwrite-4k-qd1,randread-4k-qd1 --rounds 5
 
-Without --volume and a name in --uri a volume is made for this and removed afterwards. All of its bytes are written
-once; then fio runs each job over NBD and directly afterwards, with --raw, on the disk itself: direct I/O by io_uring,
-writes with O_DSYNC, since Trefoil's writes are durable when they are answered, too. The median of the rounds counts.
+Without --volume and without a name in --uri a volume is made for this and removed afterwards. \
+All of its bytes are written once; then fio runs each job over NBD and directly afterwards, with \
+--raw, on the disk itself: direct I/O by io_uring, writes with O_DSYNC, since Trefoil's writes are \
+durable when they are answered, too. The median of the rounds counts.
 
-IOPS, MB/s (10^6 bytes) and latency are fio's, from a request to its answer; of a mix the latency of its slower side.
-MAX is the longest of all rounds. CPU is the processor time of each I/O over all processes of the cluster, known where
-they run on this machine (--dir, --pids); FIO CPU that of fio, in which a client library runs. WRITTEN is what all
-copies together have written to their devices for each byte of the client. Aims are the project's own, for three
-copies on one disk; where nodes have disks of their own, the ratios to raw say less. A miss is no failure.
+Columns:
+  IOPS, MB/s        as fio has them; 1 MB is 10^6 bytes
+  P50 ... P99.9     latency from a request to its answer; of a mix that of its slower side
+  MAX               the longest of all rounds
+  CPU               processor time of each I/O over all processes of the cluster, known where
+                    they run on this machine (--dir, --pids)
+  FIO CPU           that of fio, in which a client library runs
+  WRITTEN           bytes that all copies together gave to their devices for each of the client
+  IOPS/RAW, P50/RAW beside the raw disk directly afterwards
 
---beside FILE measures something else in the same turns, given as JSON: {\"name\": \"other\", \"fio\":
-[\"--ioengine=libaio\", \"--direct=1\", \"--filename=/dev/vdb\"], \"environment\": {}, \"processes\": [{\"name\":
-\"daemon\", \"pid\": 4711}]}. It is overwritten without a question.";
+The aims are the project's own, for three copies on one disk: where nodes have disks of their \
+own, the ratios to raw say less. A miss is no failure.
+
+--beside measures something else in the same turns, which is overwritten without a question. Its \
+FILE is JSON:
+  {\"name\": \"other\", \"fio\": [\"--ioengine=libaio\", \"--direct=1\", \"--filename=/dev/vdb\"],
+   \"environment\": {}, \"processes\": [{\"name\": \"daemon\", \"pid\": 4711}]}";
 
 /// Measure a running cluster through NBD, beside the raw disk
 #[derive(Args, Debug)]
@@ -202,8 +211,13 @@ fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     std::fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// That it can be made. What is in it stays for now.
+/// That it can be made. What is in it stays for now, and nothing is left of a try.
 fn can_write(file: &Path) -> anyhow::Result<()> {
+    let there = file.exists();
     let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
-    opened.map(drop).with_context(|| format!("cannot write {}", file.display()))
+    opened.map(drop).with_context(|| format!("cannot write {}", file.display()))?;
+    if !there {
+        let _ = std::fs::remove_file(file);
+    }
+    Ok(())
 }
