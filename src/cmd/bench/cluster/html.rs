@@ -2,7 +2,7 @@
 
 use super::jobs::{Aim, Job, Quantity};
 use super::measure::{RAW, TREFOIL};
-use super::plot::{self, Group, Latencies, Limit, colour, escaped, time};
+use super::plot::{self, Bar, Group, Latencies, Limit, colour, escaped, time};
 use super::report::{Figures, JobView, Report, of};
 use crate::cmd::bench::digits;
 use crate::cmd::bench::fio::Side;
@@ -32,7 +32,7 @@ svg .open { fill: var(--bg); } .key svg { width: 12px; height: 12px; display: in
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: 3px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 th { color: var(--soft); font-weight: 600; } td.l, th.l { text-align: left; }
-tr.same td { border-bottom-color: transparent; } .met { color: var(--good); } .missed { color: var(--bad); }
+svg .more { opacity: 0.4; } tr.same td { border-bottom-color: transparent; } .met { color: var(--good); } .missed { color: var(--bad); }
 ";
 
 /// The page.
@@ -48,7 +48,8 @@ pub fn page(report: &Report) -> String {
     for (title, words, what, jobs, most) in [
         (
             "Processor time of each 4 KiB",
-            "µs over all processes of the system, fio not included. Dashed: the aim, at most.",
+            "µs over all processes of the system, and, lighter, that of fio, in which a client library runs. Dashed: the \
+             aim of the former, at most.",
             Quantity::Cpu,
             &small as &dyn Fn(&Job) -> bool,
             f64::MAX,
@@ -155,12 +156,14 @@ fn aims(report: &Report) -> String {
 fn groups(report: &Report, what: Quantity, jobs: &dyn Fn(&Job) -> bool) -> Vec<Group> {
     let group = |line: &JobView| {
         let bar = |(n, system): (usize, &super::report::SystemView)| {
-            let value = of(line.systems.get(&system.name)?, what)?;
-            (system.name != RAW).then(|| (n, system.name.clone(), value))
+            let figures = line.systems.get(&system.name)?;
+            let value = of(figures, what)?;
+            let more = (what == Quantity::Cpu).then_some(figures.client_cpu_us);
+            (system.name != RAW).then(|| Bar { system: n, name: system.name.clone(), value, more })
         };
-        let bars: Vec<_> = report.systems.iter().enumerate().filter_map(bar).collect();
+        let bars: Vec<Bar> = report.systems.iter().enumerate().filter_map(bar).collect();
         // The mark is the first bar's, which is Trefoil's.
-        let ours = bars.first().filter(|bar| bar.1 == TREFOIL).map(|bar| bar.2);
+        let ours = bars.first().filter(|bar| bar.name == TREFOIL).map(|bar| bar.value);
         let aim = Aim::of(line.job.name, what).zip(ours);
         let aim = aim.map(|(aim, ours)| Limit {
             limit: aim.limit,

@@ -21,12 +21,24 @@ const GAP: f64 = 13.0;
 /// Systems that have a colour of their own.
 pub const COLOURS: usize = 5;
 
+/// One bar.
+pub struct Bar {
+    /// The system's number.
+    pub system: usize,
+    /// Its name.
+    pub name: String,
+    /// How long it is.
+    pub value: f64,
+    /// What else there is, drawn behind it and lighter.
+    pub more: Option<f64>,
+}
+
 /// The bars of one job.
 pub struct Group {
     /// The job.
     pub name: String,
-    /// Number and name of the system, and its value.
-    pub bars: Vec<(usize, String, f64)>,
+    /// By system.
+    pub bars: Vec<Bar>,
     /// Where the first should reach, and whether it did.
     pub aim: Option<Limit>,
 }
@@ -76,7 +88,8 @@ pub fn colour(system: usize) -> usize {
 /// Bars from zero. One that is longer than `most` is cut off there, and says so.
 pub fn bars(title: &str, groups: &[Group], most_shown: f64) -> String {
     let limits = groups.iter().filter_map(|group| group.aim.map(|aim| aim.limit));
-    let values = groups.iter().flat_map(|group| group.bars.iter().map(|bar| bar.2));
+    let bars = groups.iter().flat_map(|group| &group.bars);
+    let values = bars.map(|bar| bar.value + bar.more.unwrap_or_default());
     let most = values.chain(limits).fold(0.0, f64::max).min(most_shown);
     if !most.is_finite() || most <= 0.0 {
         return String::new();
@@ -95,7 +108,7 @@ pub fn bars(title: &str, groups: &[Group], most_shown: f64) -> String {
     let mut y = TOP;
     for group in groups {
         let begun = y;
-        for (n, (system, name, value)) in group.bars.iter().enumerate() {
+        for (n, Bar { system, name, value, more }) in group.bars.iter().enumerate() {
             let width = x(*value) - LEFT;
             let (class, name, told) = (colour(*system), escaped(name), digits(*value));
             svg.line(&format!(
@@ -103,13 +116,25 @@ pub fn bars(title: &str, groups: &[Group], most_shown: f64) -> String {
                 y + 1.5,
                 ROW - 3.0
             ));
+            let mut end = x(*value);
+            let mut words = digits(*value);
+            if let Some(more) = more {
+                let width = x(*value + more) - end;
+                svg.line(&format!(
+                    r#"<rect class="s{class} more" x="{end:.1}" y="{:.1}" width="{width:.1}" height="{:.1}"/>"#,
+                    y + 1.5,
+                    ROW - 3.0
+                ));
+                end += width;
+                words += &format!(" + {}", digits(*more));
+            }
             let cut = if *value > top { "» " } else { "" };
             let mark = match group.aim.filter(|_| n == 0) {
                 Some(aim) if aim.met => " ✓",
                 Some(_) => " ✗",
                 None => "",
             };
-            svg.text(x(*value) + 5.0, y + ROW - 4.0, "start", "value", &format!("{cut}{told}{mark}"));
+            svg.text(end + 5.0, y + ROW - 4.0, "start", "value", &format!("{cut}{words}{mark}"));
             y += ROW;
         }
         let middle = (begun + y) / 2.0 + 4.0;
@@ -261,14 +286,22 @@ mod tests {
     #[test]
     fn bars_reach_as_far_as_their_value() {
         let aim = Limit { limit: 45.0, at_least: false, met: false };
-        let bars_of = vec![(0, "trefoil".to_owned(), 50.0), (2, "<b>".to_owned(), 100.0)];
+        let bar = |system, name: &str, value, more| Bar { system, name: name.to_owned(), value, more };
+        let bars_of = vec![bar(0, "trefoil", 50.0, None), bar(2, "<b>", 80.0, Some(20.0))];
         let svg = bars("CPU", &[Group { name: "a & b".to_owned(), bars: bars_of, aim: Some(aim) }], f64::MAX);
         // 640 wide, 100 at the end.
         assert!(svg.contains(r#"<rect class="s0" x="150" y="27.5" width="320.0""#), "{svg}");
-        assert!(svg.contains(r#"<rect class="s2" x="150" y="42.5" width="640.0""#), "{svg}");
+        assert!(svg.contains(r#"<rect class="s2" x="150" y="42.5" width="512.0""#), "{svg}");
+        assert!(svg.contains(r#"<rect class="s2 more" x="662.0" y="42.5" width="128.0""#), "{svg}");
         assert!(svg.contains(r#"class="aim" x1="438.0""#) && svg.contains("50.0 ✗"), "{svg}");
-        assert!(svg.contains("a &amp; b") && svg.contains("&lt;b&gt;: 100") && !svg.contains("<b>"), "{svg}");
-        let long = Group { name: String::new(), bars: vec![(0, String::new(), 9.0)], aim: None };
+        assert!(
+            svg.contains("a &amp; b")
+                && svg.contains("&lt;b&gt;: 80.0")
+                && svg.contains("80.0 + 20.0<")
+                && !svg.contains("<b>"),
+            "{svg}"
+        );
+        let long = Group { name: String::new(), bars: vec![bar(0, "", 9.0, None)], aim: None };
         let svg = bars("cut", &[long], 2.0);
         assert!(svg.contains(r#"width="640.0""#) && svg.contains("» 9.00"), "{svg}");
         assert_eq!(bars("nothing", &[], 1.0), "");
