@@ -170,6 +170,17 @@ fn a_signal_ends_it_and_nothing_is_left() {
 }
 
 #[test]
+fn its_help_says_what_the_columns_are() {
+    for command in [&["bench", "--help"][..], &["bench", "cluster", "--help"]] {
+        let help = good(command);
+        for wanted in ["Examples:\n  trefoil bench", "\n  WRITTEN  ", "--overwrite", "randwrite-4k-qd1"] {
+            assert!(help.contains(wanted), "{wanted}: {help}");
+        }
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().to_str().unwrap();
