@@ -10,6 +10,8 @@ pub enum Bug {
     AckAtOneCopy,
     /// A leader leaves copies that are behind out of the choice (5.2).
     StaleCopyWithoutVote,
+    /// A late read is sent to another node over a write in flight (6.1).
+    HedgeOvertakesWrite,
 }
 
 thread_local! {
@@ -27,4 +29,8 @@ pub(crate) fn ack_at_one_copy() -> bool {
 
 pub(crate) fn stale_copy_without_vote() -> bool {
     BUG.get() == Some(Bug::StaleCopyWithoutVote)
+}
+
+pub(crate) fn hedge_overtakes_write() -> bool {
+    BUG.get() == Some(Bug::HedgeOvertakesWrite)
 }

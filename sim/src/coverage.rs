@@ -106,6 +106,18 @@ cover! {
     AllWhole = "all whole",
     /// Connections that a leader reset.
     Resets = "resets",
+    /// Of these, of nodes that lagged.
+    CutLoose = "laggards cut loose",
+    /// Nodes that were a hundred times slower for a time.
+    SlowNodes = "nodes slowed 100x",
+    /// Reads that a second node was asked for.
+    Hedged = "hedged reads",
+    /// Of these, those that the second node answered first.
+    HedgeWins = "hedges that won",
+    /// Late reads for which there was no budget.
+    HedgesDenied = "hedges denied",
+    /// Reads of one block that were sent to avoided nodes.
+    LatencyProbes = "probes of slow nodes",
     /// Acknowledgements of writes by a leader while a newer one was attached.
     LateAcks = "late acknowledgements",
     /// Reads of holes that more than one write could explain.

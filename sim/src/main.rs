@@ -41,6 +41,10 @@ struct Args {
     /// No faults.
     #[arg(long)]
     calm: bool,
+    /// Only runs of a good cluster with one node at a time in trouble, where every operation's time is
+    /// bounded.
+    #[arg(long)]
+    brisk: bool,
     /// Check only what a client could see.
     #[arg(long)]
     outside_only: bool,
@@ -71,8 +75,8 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     // A machine's panic is reported with its seed; the default message would come without one.
     std::panic::set_hook(Box::new(|_| ()));
-    let settings =
-        Settings { steps: args.steps, bug: args.bug, calm: args.calm, outside_only: args.outside_only };
+    let Args { steps, bug, calm, brisk, outside_only, .. } = args;
+    let settings = Settings { steps, bug, calm, brisk, outside_only };
     let started = Instant::now();
     if args.verbose {
         let seed = args.seed.context("-v wants --seed")?;

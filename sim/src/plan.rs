@@ -42,10 +42,11 @@ pub enum Fault {
     Release,
     LostState,
     Isolated,
+    SlowNode,
 }
 
 /// All kinds, in the order of their numbers.
-pub const FAULTS: [Fault; 18] = [
+pub const FAULTS: [Fault; 19] = [
     Fault::NodeCrash,
     Fault::AllNodesCrash,
     Fault::NodePause,
@@ -64,7 +65,13 @@ pub const FAULTS: [Fault; 18] = [
     Fault::Release,
     Fault::LostState,
     Fault::Isolated,
+    Fault::SlowNode,
 ];
+
+/// How many times slower a node is that is struck by [`Fault::SlowNode`].
+pub const SLOW_NODE: u64 = 100;
+/// P2 in a brisk cluster: the longest operation (µs) while one node at a time is slow, stopped or gone.
+pub const BRISK_STALL_MAX: u64 = 50_000;
 
 /// A range that a duration is drawn from.
 pub type Span = (u64, u64);
@@ -78,6 +85,10 @@ pub enum Bug {
     SkipFlush,
     /// A copy that is behind has no vote.
     StaleCopyWithoutVote,
+    /// A hedged read is sent to a second node over a write in flight.
+    HedgeOvertakesWrite,
+    /// No read is hedged: not wrong, but slow. For runs of [`Plan::brisk`].
+    NoHedges,
 }
 
 /// Everything that a seed decides beforehand.
@@ -140,9 +151,13 @@ pub struct Plan {
     /// A leader's [`trefoil_core::leader::Options::io_timeout`].
     pub io_timeout: Option<u64>,
     /// A leader's [`trefoil_core::leader::Options::hedge_after`].
-    pub hedge_after: u64,
+    pub hedge_after: (u64, u64),
     /// A leader's [`trefoil_core::leader::Options::node_timeout`].
     pub node_timeout: u64,
+    /// A leader's [`trefoil_core::leader::Options::lag_max`].
+    pub lag_max: u64,
+    /// A leader's [`trefoil_core::leader::Options::hold`].
+    pub hold: (u64, u64),
     /// A volume without a front end gets one after this long.
     pub attach_after: Span,
     /// In some runs only one node is in trouble at a time, and only when all copies are whole: then no
@@ -161,11 +176,16 @@ impl Plan {
         let pgs = (0..r.between(1, 4)).map(|_| PgConfig::simple(Epoch(1), three_of(nodes, r))).collect();
         let latency = r.magnitude(20, 1_000);
         let flush = r.magnitude(20, 3_000);
+        // What came later draws from numbers of its own.
+        let late = &mut Rng::new(seed ^ 0x6c61_6767_6172_6473);
+        let hold = late.magnitude(1_000, 200_000);
         let mut faults = [0; FAULTS.len()];
         for (weight, kind) in faults.iter_mut().zip(FAULTS) {
             *weight = match kind {
                 Fault::LostState if r.one_in(5) => r.between(1, 3) as u32,
                 Fault::LostState => 0,
+                Fault::SlowNode if late.percent(55) => late.between(1, 10) as u32,
+                Fault::SlowNode => 0,
                 Fault::AllNodesCrash => r.below(3) as u32,
                 _ if r.percent(55) => r.between(1, 10) as u32,
                 _ => 0,
@@ -204,14 +224,19 @@ impl Plan {
             drift_ppm,
             renewals_lost_percent: if r.one_in(3) { r.below(60) } else { 0 },
             io_timeout: r.one_in(6).then(|| r.magnitude(20_000, 500_000)),
-            hedge_after: r.magnitude(1_000, 60_000),
+            hedge_after: (late.magnitude(100, 1_000), r.magnitude(1_000, 60_000)),
             node_timeout: r.magnitude(30_000, 2_000_000),
+            lag_max: late.magnitude(20_000, 5_000_000),
+            hold: (hold, hold * late.between(1, 16)),
             attach_after: (100, r.magnitude(1_000, 200_000)),
             stall_limit: None,
             calm_limit: 180_000_000,
         };
         if r.one_in(10) {
             plan.one_node_at_a_time();
+            if late.one_in(2) {
+                plan.make_brisk(late);
+            }
         }
         plan
     }
@@ -222,6 +247,7 @@ impl Plan {
             Fault::NodeCrash,
             Fault::NodePause,
             Fault::SlowDisk,
+            Fault::SlowNode,
             Fault::ConnectionBreaks,
             Fault::NoRoom,
             Fault::MonitorDown,
@@ -237,7 +263,38 @@ impl Plan {
         // the hedge; and the records of everybody else, where a flush takes few of them.
         let round = 2 * self.delay.1 + self.read.1 + 2 * self.flush.1;
         let queue = 40 * self.flush.1 / self.flush_records as u64;
-        self.stall_limit = Some(self.hedge_after + 100_000 + 12 * round + queue);
+        self.stall_limit = Some(self.hedge_after.1 + 100_000 + 12 * round + queue);
+    }
+
+    /// The plan of a seed whose run is certain to be a brisk one: a cluster like a real one on good devices,
+    /// with leaders as the daemons have them. Whatever becomes of one node at a time, no operation may take
+    /// longer than [`BRISK_STALL_MAX`].
+    pub fn brisk(mut self) -> Plan {
+        if self.stall_limit != Some(BRISK_STALL_MAX) {
+            let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);
+            self.one_node_at_a_time();
+            self.make_brisk(rng);
+        }
+        self
+    }
+
+    /// See [`Plan::brisk`].
+    fn make_brisk(&mut self, rng: &mut Rng) {
+        let options = trefoil_core::leader::Options::default();
+        let never = u64::MAX / 4;
+        self.hedge_after = if self.bug == Some(Bug::NoHedges) { (never, never) } else { options.hedge_after };
+        self.node_timeout = rng.magnitude(100_000, options.node_timeout);
+        self.delay = (10, rng.magnitude(20, 250));
+        self.flush = (20, rng.magnitude(50, 600));
+        self.flush_records = rng.between(16, 64) as usize;
+        self.read = (5, rng.magnitude(20, 400));
+        // Time for several faults, each of which lasts longer than anybody may wait.
+        self.steps *= 4;
+        self.clients = 8;
+        self.think = (0, rng.magnitude(200, 20_000));
+        self.fault_lasts = (BRISK_STALL_MAX, 8 * BRISK_STALL_MAX);
+        self.fault_every = (1_000, 30_000);
+        self.stall_limit = Some(BRISK_STALL_MAX);
     }
 
     /// The plan with every fault and every oddity off: what a quiet day looks like.

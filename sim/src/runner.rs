@@ -23,13 +23,15 @@ pub struct Settings {
     pub bug: Option<Bug>,
     /// No faults at all.
     pub calm: bool,
+    /// Every run is one of a good cluster with one node at a time in trouble: see [`Plan::brisk`].
+    pub brisk: bool,
     /// Only what a client could see is checked.
     pub outside_only: bool,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { steps: STEPS_DEFAULT, bug: None, calm: false, outside_only: false }
+        Settings { steps: STEPS_DEFAULT, bug: None, calm: false, brisk: false, outside_only: false }
     }
 }
 
@@ -60,6 +62,7 @@ pub struct Outcome {
 
 fn plan_of(seed: u64, settings: &Settings) -> Plan {
     let plan = Plan::new(seed, settings.steps, settings.bug);
+    let plan = if settings.brisk { plan.brisk() } else { plan };
     if settings.calm { plan.calm() } else { plan }
 }
 
@@ -68,14 +71,15 @@ fn switch(bug: Option<Bug>) {
     trefoil_core::bugs::set(match bug {
         Some(Bug::AckAtOneCopy) => Some(trefoil_core::bugs::Bug::AckAtOneCopy),
         Some(Bug::StaleCopyWithoutVote) => Some(trefoil_core::bugs::Bug::StaleCopyWithoutVote),
-        Some(Bug::SkipFlush) | None => None,
+        Some(Bug::HedgeOvertakesWrite) => Some(trefoil_core::bugs::Bug::HedgeOvertakesWrite),
+        Some(Bug::SkipFlush | Bug::NoHedges) | None => None,
     });
     let _ = bug;
 }
 
 /// True if this build can be given the bug.
 pub fn has_bug(bug: Bug) -> bool {
-    bug == Bug::SkipFlush || cfg!(feature = "deliberate-bugs")
+    matches!(bug, Bug::SkipFlush | Bug::NoHedges) || cfg!(feature = "deliberate-bugs")
 }
 
 /// Runs one seed. `words`: how many of the last lines are kept, of those that concern the object of a
@@ -130,6 +134,8 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::SkipFlush) => Some("skip-flush"),
         Some(Bug::AckAtOneCopy) => Some("ack-at-one-copy"),
         Some(Bug::StaleCopyWithoutVote) => Some("stale-copy-without-vote"),
+        Some(Bug::HedgeOvertakesWrite) => Some("hedge-overtakes-write"),
+        Some(Bug::NoHedges) => Some("no-hedges"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";
@@ -140,6 +146,9 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
     }
     if settings.calm {
         line += " --calm";
+    }
+    if settings.brisk {
+        line += " --brisk";
     }
     if settings.outside_only {
         line += " --outside-only";

@@ -94,3 +94,25 @@ fn a_stale_copy_without_a_vote_is_caught() {
         caught(Bug::StaleCopyWithoutVote, 1_000, false);
     }
 }
+
+#[test]
+fn one_slow_or_stopped_node_makes_no_operation_long() {
+    let settings = Settings { brisk: true, ..Settings::default() };
+    let totals = run_many(0, Some(40), None, 2, &settings, 1);
+    assert_passes(&totals, &settings);
+    use trefoil_sim::coverage::Cover;
+    assert!(totals.coverage.get(Cover::SlowNodes) > 20 && totals.coverage.get(Cover::NodePauses) > 20);
+    assert!(totals.coverage.get(Cover::HedgeWins) > 20);
+    assert!(totals.longest > 1_000, "somebody waited at all: {} µs", totals.longest);
+    // And the bound is one that only hedging holds.
+    let settings = Settings { bug: Some(Bug::NoHedges), ..settings };
+    let totals = run_many(0, Some(40), None, 2, &settings, 1);
+    assert_eq!(totals.failures.first().and_then(|f| f.violation.as_ref()).map(|v| v.invariant), Some("P2"));
+}
+
+#[test]
+fn a_hedge_that_overtakes_a_write_is_caught() {
+    if runner::has_bug(Bug::HedgeOvertakesWrite) {
+        caught(Bug::HedgeOvertakesWrite, 2_000, false);
+    }
+}

@@ -8,12 +8,14 @@
 //! |---|---|
 //! | [`clients`] | nbdinfo, nbdcopy, qemu-img, file systems |
 //! | [`kills`] | storage nodes and the monitor killed or stopped under load |
+//! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
 //! | [`power`] | everything killed at once in mid-write |
 //! | [`takeover`] | two front ends for one volume |
 //! | [`rot`] | bytes of a device flipped |
 //! | [`catch_up`] | a node that was away while data changed |
 //! | [`full`] | no space left |
 //! | [`offline`] | nothing runs: volumes taken out of bare devices |
+//! | [`syscalls`] | system calls per I/O |
 //! | [`bad_input`] | what users, disks and strangers get wrong |
 //! | [`stand_in`] | the tools below against a server that is known to be right |
 //!
@@ -39,7 +41,9 @@ mod prober;
 mod reclaim;
 mod rollback;
 mod rot;
+mod slow;
 mod stand_in;
+mod syscalls;
 mod takeover;
 mod tools;
 mod writer;

@@ -3,7 +3,7 @@
 use crate::client::{ClientOp, OpDone};
 use crate::ids::*;
 use crate::message::{FromNode, ToNode};
-use crate::placement::{PgConfig, SLOTS_MAX};
+use crate::placement::{PgConfig, PgTable, SLOTS_MAX};
 
 /// What a leader has to know of its volume.
 #[derive(Clone, Debug)]
@@ -18,8 +18,9 @@ pub struct VolumeSpec {
     pub objects: u32,
     /// Its pool.
     pub pool: PoolId,
-    /// The pool's placement groups, by number.
-    pub pgs: Vec<PgConfig>,
+    /// The pool's placement groups, by number: as they are at the start. Shared with the map, and with the
+    /// pool's other volumes.
+    pub pgs: PgTable,
     /// Object to placement group: `(volume, object, pg_num)`.
     pub pg_of: fn(VolumeId, ObjectIndex, u32) -> u32,
     /// The newest snapshot; 0 for none.
@@ -33,10 +34,17 @@ pub struct Options {
     pub healer: bool,
     /// A client's operation that takes longer than this (µs) fails; `None`: it waits.
     pub io_timeout: Option<u64>,
-    /// A read that a node has not answered for this long (µs) is sent to another one too.
-    pub hedge_after: u64,
-    /// A node that has not answered anything for this long (µs), though it was asked, is reset.
+    /// A read is sent to a second node when the first is late: it has not answered for three times what 99
+    /// of 100 reads took lately, but for no less and no more than this (µs).
+    pub hedge_after: (u64, u64),
+    /// A node that has not answered anything for this long (µs), though it was asked, is cut loose.
     pub node_timeout: u64,
+    /// A node that is this far behind with writes (µs) is cut loose, if no quorum needs it; as is one that
+    /// [`crate::limits::NODE_BACKLOG_BYTES_MAX`] or [`crate::limits::NODE_BACKLOG_OPS_MAX`] are under way to.
+    pub lag_max: u64,
+    /// A node that was cut loose is left alone for this long (µs) at first, and at most; doubled each time.
+    /// Not one that a quorum needs.
+    pub hold: (u64, u64),
     /// Groups that are opened in the background at once.
     pub background_opens: usize,
 }
@@ -46,8 +54,10 @@ impl Default for Options {
         Options {
             healer: false,
             io_timeout: None,
-            hedge_after: 30_000,
+            hedge_after: (4_000, 20_000),
             node_timeout: 5_000_000,
+            lag_max: 10_000_000,
+            hold: (1_000_000, 60_000_000),
             background_opens: 4,
         }
     }
@@ -96,6 +106,39 @@ pub enum Input<P> {
     Release,
     /// Time has passed. Wanted whenever [`super::Leader::next_tick`] says.
     Tick,
+}
+
+/// What a leader finds of a node; for metrics and status pages. Latencies in µs, of the last seconds or the
+/// last few hundred operations; 0 where too few are known. A write counts from its sending until the node has
+/// it durably, however long it waited in queues.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// The node.
+    pub node: NodeId,
+    /// It is spoken to.
+    pub up: bool,
+    /// It is connected, and left alone for a time because it was too slow.
+    pub held: bool,
+    /// Reads go to it only if no other node can serve them.
+    pub slow: bool,
+    /// Half of its reads took no longer.
+    pub read_p50: u32,
+    /// All but one in a hundred of its reads took no longer.
+    pub read_p99: u32,
+    /// Half of its writes took no longer.
+    pub write_p50: u32,
+    /// All but one in a hundred of its writes took no longer.
+    pub write_p99: u32,
+    /// Reads under way to it.
+    pub reads: usize,
+    /// Writes under way to it.
+    pub backlog_ops: usize,
+    /// Their bytes.
+    pub backlog_bytes: u64,
+    /// How long it has owed the oldest of them, to a factor of two.
+    pub backlog_age: u64,
+    /// How often it was cut loose.
+    pub cuts: u64,
 }
 
 /// The nodes that a message goes to.

@@ -91,6 +91,8 @@ pub(super) struct Group<P> {
     /// Operations that wait for the decision.
     pub waiting: VecDeque<ClientOp<P>>,
     pub reads: FxHashMap<u64, Read<P>>,
+    /// Of these, those that nobody is asked for now: all copies have bad blocks, which are being mended.
+    pub mending: Vec<u64>,
     pub confirming: Option<Confirming>,
     pub confirm_next: Vec<u64>,
     /// Writes that are durable on a quorum, and wait for a Confirm because no lease holds.
@@ -119,6 +121,7 @@ impl<P: Clone + Default> Group<P> {
             undecided: 0,
             waiting: VecDeque::new(),
             reads: FxHashMap::default(),
+            mending: Vec::new(),
             confirming: None,
             confirm_next: Vec::new(),
             acks_next: Vec::new(),
@@ -173,6 +176,15 @@ impl<P: Clone + Default> Group<P> {
             && self.slots.iter().all(|slot| slot.link == Link::Settled)
     }
 
+    /// Every node serves every object, or is about to have what was written last.
+    pub fn all_in_line(&self) -> bool {
+        self.phase == Phase::Decided
+            && self.undecided == 0
+            && self.closed.is_empty()
+            && self.behind.is_empty()
+            && self.slots.iter().all(|slot| slot.link == Link::Settled)
+    }
+
     /// 5.1 and 5.8: takes a new ballot and asks every node. What was counted in the old one counts no
     /// more; writes in flight are issued again when their objects open.
     pub fn next_round(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
@@ -186,7 +198,7 @@ impl<P: Clone + Default> Group<P> {
         };
         self.counters.rounds += 1;
         self.note_no_room();
-        self.take_back(shared);
+        self.take_back(shared, now);
         self.ballot = ballot;
         self.phase = Phase::Opening;
         self.round_began = now;
@@ -203,13 +215,13 @@ impl<P: Clone + Default> Group<P> {
     }
 
     /// Puts everything that is under way back in front of what waits: writes in their order, then reads.
-    fn take_back(&mut self, shared: &mut Shared) {
+    fn take_back(&mut self, shared: &mut Shared, now: Time) {
         let mut again: Vec<ClientOp<P>> = Vec::new();
         let busy = std::mem::take(&mut self.busy);
         for index in &busy {
             let Some(mut object) = self.objects.remove(index) else { continue };
             for (slot, place) in self.slots.iter().enumerate() {
-                super::write::forget_pending(shared, place.node, slot, &mut object.entries);
+                super::write::forget_pending(shared, now, place.node, slot, &mut object.entries);
             }
             again.extend(object.entries.drain(..).filter_map(|entry| super::write::reissue(*index, entry)));
             again.extend(object.waiting.drain(..));
@@ -286,7 +298,7 @@ impl<P: Clone + Default> Group<P> {
         let node = self.slots[i].node;
         for index in &self.busy {
             if let Some(object) = self.objects.get_mut(index) {
-                super::write::forget_pending(shared, node, i, &mut object.entries);
+                super::write::forget_pending(shared, now, node, i, &mut object.entries);
             }
         }
         let behind: Vec<ObjectIndex> = self.behind.keys().filter(|key| key.1 == i).map(|key| key.0).collect();
@@ -307,7 +319,7 @@ impl<P: Clone + Default> Group<P> {
 
     /// 5.8 for a new epoch.
     pub fn configure(&mut self, shared: &mut Shared, now: Time, config: PgConfig, out: &mut Vec<Output<P>>) {
-        self.take_back(shared);
+        self.take_back(shared, now);
         self.no_room.clear(); // slots are others now
         self.config = config;
         self.make_slots();
@@ -522,6 +534,7 @@ impl<P: Clone + Default> Group<P> {
         let look: Vec<ObjectIndex> = self.closed.iter().chain(&self.busy).copied().collect();
         for index in look {
             self.advance(shared, now, index, out);
+            self.run_if_waiting(shared, now, index, out);
         }
         self.confirm_again(shared, now, i, out);
         self.confirm_acks(shared, now, out);

@@ -8,8 +8,12 @@
 //!
 //! One machine leads one volume under one generation. A volume's objects fall into groups, one for each
 //! placement group; each group is opened, decided ([`choose`]) and settled on its own ([`group`]), holds its
-//! objects' state ([`object`]), numbers and counts writes ([`write`]), routes reads ([`read`]), orders repairs
+//! objects' state ([`object`]), numbers and counts writes ([`write`]), serves reads ([`read`]), orders repairs
 //! ([`repair`]) and deals with nodes that are full ([`full`]).
+//!
+//! A node that is slow, or stopped, must not slow anybody: how quick each node is ([`latency`], [`peer`])
+//! says where reads go ([`steer`]), when a second node is asked ([`hedge`], [`due`]), and who is cut loose
+//! and for how long ([`laggard`]).
 //!
 //! A write is acknowledged when a quorum of whole copies has *reported* it durable. The machine decides
 //! nothing about durability by itself: it counts what nodes have said.
@@ -19,11 +23,17 @@
 
 mod api;
 pub mod choose;
+mod due;
 mod full;
 mod group;
+mod hedge;
+mod laggard;
+mod latency;
 mod object;
+mod peer;
 mod read;
 mod repair;
+mod steer;
 mod write;
 
 pub use api::*;
@@ -32,43 +42,19 @@ use crate::client::{ClientOp, OpDone, OpError, OpId, OpKind};
 use crate::ids::*;
 use crate::limits::*;
 use crate::message::{FromNode, ToNode};
+use crate::placement::PgTable;
+use due::Due;
 use group::{Group, Phase};
+use hedge::Budget;
+use latency::Latency;
+use peer::Peer;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long a detach waits for the copies that are not needed for a majority (µs).
 const RELEASE_GRACE: u64 = 1_000_000;
-/// Time between ticks while a client waits for reads, while something else is under way, and else (µs).
-const TICK_READS: u64 = 10_000;
+/// Time between ticks while something is under way, and else (µs). Reads that become late are extra.
 const TICK_BUSY: u64 = 50_000;
 const TICK_IDLE: u64 = 500_000;
-
-/// A node, as this leader sees it.
-#[derive(Debug, Default)]
-struct Peer {
-    up: bool,
-    /// Has made this generation's fence durable.
-    fenced: bool,
-    /// Has lost what it had reported (5.9): is not spoken to any more.
-    distrusted: bool,
-    /// Writes sent and not answered yet.
-    backlog_ops: usize,
-    backlog_bytes: u64,
-    /// Reads sent and not answered yet.
-    reads: usize,
-    /// Was late with a read: other nodes are preferred until then.
-    slow_until: Time,
-    /// Repairs ordered and not answered yet.
-    repairs: usize,
-    /// When it was last heard to be full, and until when that is believed; 0: it is not known to be.
-    full_until: Time,
-    /// How long it is believed the next time; 0: it has not refused a write since it had room.
-    full_for: u64,
-    /// It has refused the last repair for want of room: none but urgent ones are ordered before this; 0:
-    /// it has not.
-    repair_after: Time,
-    /// Since when an answer is awaited without any having come.
-    asked: Option<Time>,
-}
 
 /// What all groups of a leader share.
 struct Shared {
@@ -82,8 +68,19 @@ struct Shared {
     deposed: Option<Generation>,
     /// Deadlines of the operations that are not answered. Empty without an I/O timeout.
     deadlines: BTreeMap<OpId, (Time, ObjectIndex)>,
+    /// None of them is before this.
+    next_deadline: Time,
     /// Nodes that are to be given up after this input.
     resets: Vec<(NodeId, &'static str)>,
+    /// Nodes that are too far behind, and to be given up if they can be done without.
+    laggards: Vec<(NodeId, &'static str)>,
+    /// Reads under way, by when they were sent.
+    due: Due,
+    /// How long reads took, from the first node that was asked to the first that answered.
+    read_latency: Latency,
+    hedges: Budget,
+    /// Counters that are no group's.
+    counters: LeaderCounters,
 }
 
 impl Shared {
@@ -136,6 +133,14 @@ pub struct LeaderCounters {
     pub confirms: u64,
     /// Reads sent to a second node because the first was late.
     pub hedged: u64,
+    /// Of these, those whose second node answered first.
+    pub hedge_wins: u64,
+    /// Reads that were late and not sent to a second node, because the budget for that was used up.
+    pub hedges_denied: u64,
+    /// Reads of one block that were sent to avoided nodes, to see whether they are quick again.
+    pub latency_probes: u64,
+    /// Connections given up because the node was too far behind or silent.
+    pub cut_loose: u64,
     /// Copies that were left behind by a Gap or a NoSpace.
     pub left_behind: u64,
     /// Writes whose blocks were looked at first, because the nodes are full.
@@ -173,13 +178,18 @@ pub struct Leader<P> {
     all_whole_said: bool,
     /// Where the search for groups to open in the background goes on.
     open_cursor: usize,
+    /// Groups that were opened in the background and are not decided yet, by number: at most
+    /// [`Options::background_opens`].
+    opening: Vec<usize>,
     last_tick: Time,
+    /// Something has happened since the last tick, or a group was not at rest then.
+    stirred: bool,
 }
 
 impl<P: Clone + Default> Leader<P> {
     /// A leader with a generation of its own, which no other process has or had.
-    pub fn new(now: Time, spec: VolumeSpec, options: Options) -> Leader<P> {
-        let pg_num = spec.pgs.len() as u32;
+    pub fn new(now: Time, mut spec: VolumeSpec, options: Options) -> Leader<P> {
+        let pg_num = spec.pgs.len();
         let mut groups: Vec<Option<Box<Group<P>>>> = (0..pg_num).map(|_| None).collect();
         let mut left = groups.len();
         for object in 0..spec.objects {
@@ -187,12 +197,14 @@ impl<P: Clone + Default> Leader<P> {
                 break;
             }
             let pg = (spec.pg_of)(spec.id, object, pg_num) as usize;
-            if let Some(slot @ None) = groups.get_mut(pg) {
+            if let (Some(slot @ None), Some(config)) = (groups.get_mut(pg), spec.pgs.get(pg as u32)) {
                 let id = GroupId { volume: spec.id, pg: PgId { pool: spec.pool, pg: pg as u32 } };
-                *slot = Some(Box::new(Group::new(id, spec.pgs[pg].clone())));
+                *slot = Some(Box::new(Group::new(id, config.config())));
                 left -= 1;
             }
         }
+        // From here on the groups know their own; an old table must not outlive its map.
+        spec.pgs = PgTable::default();
         let attached = options.healer;
         // A daemon's leaders follow each other on one connection to a node. An answer to a read of the last
         // one, which arrives late, must not be taken for one of this one's: ids begin elsewhere for each
@@ -207,7 +219,13 @@ impl<P: Clone + Default> Leader<P> {
             next_id,
             deposed: None,
             deadlines: BTreeMap::new(),
+            next_deadline: Time(u64::MAX),
             resets: Vec::new(),
+            laggards: Vec::new(),
+            due: Due::default(),
+            read_latency: Latency::default(),
+            hedges: Budget::default(),
+            counters: LeaderCounters::default(),
         };
         Leader {
             shared,
@@ -218,7 +236,9 @@ impl<P: Clone + Default> Leader<P> {
             released: false,
             all_whole_said: false,
             open_cursor: 0,
+            opening: Vec::new(),
             last_tick: now,
+            stirred: false,
         }
     }
 
@@ -231,9 +251,14 @@ impl<P: Clone + Default> Leader<P> {
             }
             return;
         }
+        self.stirred = true;
         match input {
             Input::NodeUp { node } => self.node_up(now, node, out),
-            Input::NodeDown { node } => self.node_down(now, node, out),
+            Input::NodeDown { node } => {
+                self.shared.hold_if_behind(now, node);
+                self.node_down(now, node, out);
+                self.release_held(now, out);
+            }
             Input::Node { node, msg } => self.node_message(now, node, msg, out),
             Input::Op(op) => self.accept(now, op, out),
             Input::Lease { until } => {
@@ -247,9 +272,16 @@ impl<P: Clone + Default> Leader<P> {
             Input::Release => self.closing = self.closing.or(Some(now)),
             Input::Tick => self.tick(now, out),
         }
+        self.cut_laggards(now);
+        let mut lost = false;
         while let Some((node, why)) = self.shared.resets.pop() {
             out.push(Output::Reset { node, why });
+            self.shared.hold(now, node);
             self.node_down(now, node, out);
+            lost = true;
+        }
+        if lost {
+            self.release_held(now, out); // one of them may be needed now
         }
         if let Some(by) = self.shared.deposed {
             return self.depose(by, out);
@@ -258,20 +290,22 @@ impl<P: Clone + Default> Leader<P> {
         self.end_if_done(now, out);
     }
 
-    /// When the next [`Input::Tick`] is wanted; `None`: not before another input.
+    /// When the next [`Input::Tick`] is wanted; `None`: not before another input. O(1), so that a shell may
+    /// ask after each batch. It is exact to the microsecond where a read becomes late or an operation times
+    /// out: a shell that ticks at
+    /// that moment keeps the longest read as short as it can be (see `hedge`); one that ticks later makes
+    /// late reads longer by as much. It may be in the past: then the tick is due now.
     pub fn next_tick(&self) -> Option<Time> {
         if self.shared.deposed.is_some() || self.released {
             return None;
         }
-        let groups = || self.groups.iter().flatten();
-        let wait = if groups().any(|group| !group.reads.is_empty()) {
-            TICK_READS
-        } else if self.shared.live > 0 || self.closing.is_some() || groups().any(|group| !group.at_rest()) {
-            TICK_BUSY
-        } else {
-            TICK_IDLE
-        };
-        Some(self.last_tick.after(wait))
+        let next = self.regular_tick().min(self.shared.next_deadline);
+        Some(self.shared.next_late().map_or(next, |late| late.min(next)))
+    }
+
+    fn regular_tick(&self) -> Time {
+        let busy = self.stirred || self.shared.live > 0 || self.closing.is_some();
+        self.last_tick.after(if busy { TICK_BUSY } else { TICK_IDLE })
     }
 
     /// Operations taken and not answered.
@@ -282,6 +316,11 @@ impl<P: Clone + Default> Leader<P> {
     /// Every group is open and every copy is whole on every node: the volume is fully redundant.
     pub fn all_whole(&self) -> bool {
         self.attached && self.groups.iter().flatten().all(|group| group.all_whole())
+    }
+
+    /// As [`Leader::all_whole`], but for what is under way.
+    pub fn all_in_line(&self) -> bool {
+        self.attached && self.groups.iter().flatten().all(|group| group.all_in_line())
     }
 
     /// Copies of objects that are known not to be whole.
@@ -304,18 +343,40 @@ impl<P: Clone + Default> Leader<P> {
             let objects = group.busy.iter().filter_map(|index| group.objects.get(index));
             sum.held += objects.map(|object| object.entries.len() + object.waiting.len()).sum::<usize>();
         }
-        sum.held += self.before_attach.len() + self.shared.deadlines.len();
+        sum.held += self.before_attach.len() + self.shared.deadlines.len() + self.shared.due.len();
         sum
+    }
+
+    /// What is found of each node, by node.
+    pub fn nodes(&self, now: Time) -> impl Iterator<Item = NodeView> {
+        self.shared.peers.iter().map(move |(node, peer)| NodeView {
+            node: *node,
+            up: peer.up,
+            held: peer.connected && !peer.up && !peer.distrusted,
+            slow: peer.slow,
+            read_p50: peer.read_latency.p50().unwrap_or(0),
+            read_p99: peer.read_latency.p99().unwrap_or(0),
+            write_p50: peer.write_latency.p50().unwrap_or(0),
+            write_p99: peer.write_latency.p99().unwrap_or(0),
+            reads: peer.reads,
+            backlog_ops: peer.backlog_ops,
+            backlog_bytes: peer.backlog_bytes,
+            backlog_age: peer.mark.map_or(0, |mark| now.since(mark.since)),
+            cuts: peer.cuts,
+        })
     }
 
     /// Counters, for metrics.
     pub fn counters(&self) -> LeaderCounters {
-        let mut sum = LeaderCounters::default();
+        let mut sum = self.shared.counters;
         for c in self.groups.iter().flatten().map(|group| &group.counters) {
             sum.rounds += c.rounds;
             sum.repairs += c.repairs;
             sum.confirms += c.confirms;
             sum.hedged += c.hedged;
+            sum.hedge_wins += c.hedge_wins;
+            sum.hedges_denied += c.hedges_denied;
+            sum.latency_probes += c.latency_probes;
             sum.left_behind += c.left_behind;
             sum.probes += c.probes;
         }
@@ -332,7 +393,9 @@ impl<P: Clone + Default> Leader<P> {
         }
         self.shared.live += 1;
         if let Some(timeout) = self.shared.options.io_timeout {
-            self.shared.deadlines.insert(op.id, (now.after(timeout), op.object));
+            let at = now.after(timeout);
+            self.shared.deadlines.insert(op.id, (at, op.object));
+            self.shared.next_deadline = self.shared.next_deadline.min(at);
         }
         if self.attached {
             self.submit(now, op, out);
@@ -356,7 +419,7 @@ impl<P: Clone + Default> Leader<P> {
 
     fn submit(&mut self, now: Time, op: ClientOp<P>, out: &mut Vec<Output<P>>) {
         let spec = &self.shared.spec;
-        let pg = (spec.pg_of)(spec.id, op.object, spec.pgs.len() as u32) as usize;
+        let pg = (spec.pg_of)(spec.id, op.object, self.groups.len() as u32) as usize;
         match self.groups.get_mut(pg).and_then(Option::as_mut) {
             Some(group) => group.submit(&mut self.shared, now, op, out),
             // Not possible: `new` made a group for each PG of an object in range.
@@ -366,11 +429,15 @@ impl<P: Clone + Default> Leader<P> {
 
     fn node_up(&mut self, now: Time, node: NodeId, out: &mut Vec<Output<P>>) {
         self.node_down(now, node, out);
+        self.shared.peer(node).connected = true;
+        self.release_held(now, out);
+    }
+
+    /// A node that is connected, and not held out any more.
+    fn speak_to(&mut self, now: Time, node: NodeId, out: &mut Vec<Output<P>>) {
         let peer = self.shared.peer(node);
-        if peer.distrusted {
-            return;
-        }
         peer.up = true;
+        peer.up_since = now;
         if !self.attached && !peer.fenced {
             let (volume, generation) = (self.shared.spec.id, self.shared.spec.generation);
             self.shared.ask(now, node, ToNode::Fence { volume, generation }, out);
@@ -382,6 +449,7 @@ impl<P: Clone + Default> Leader<P> {
 
     fn node_down(&mut self, now: Time, node: NodeId, out: &mut Vec<Output<P>>) {
         let peer = self.shared.peer(node);
+        peer.connected = false;
         if !peer.up {
             return;
         }
@@ -390,8 +458,7 @@ impl<P: Clone + Default> Leader<P> {
         for group in self.groups.iter_mut().flatten() {
             group.node_down(&mut self.shared, now, node, out);
         }
-        let peer = self.shared.peer(node);
-        (peer.backlog_ops, peer.backlog_bytes, peer.reads, peer.repairs) = (0, 0, 0, 0);
+        self.shared.peer(node).down();
     }
 
     fn node_message(&mut self, now: Time, node: NodeId, msg: FromNode<P>, out: &mut Vec<Output<P>>) {
@@ -465,18 +532,27 @@ impl<P: Clone + Default> Leader<P> {
         config: crate::placement::PgConfig,
         out: &mut Vec<Output<P>>,
     ) {
-        let Some(known) = self.shared.spec.pgs.get_mut(pg as usize) else { return };
-        if config.epoch <= known.epoch || config.problem().is_some() {
+        // A placement group without a group has no object of this volume, and never gets one.
+        let Some(group) = self.groups.get_mut(pg as usize).and_then(Option::as_mut) else { return };
+        if config.epoch <= group.config.epoch || config.problem().is_some() {
             return;
         }
-        *known = config.clone();
-        if let Some(group) = self.groups.get_mut(pg as usize).and_then(Option::as_mut) {
-            group.configure(&mut self.shared, now, config, out);
-        }
+        group.configure(&mut self.shared, now, config, out);
         self.attach_if_fenced(now, out);
     }
 
     fn tick(&mut self, now: Time, out: &mut Vec<Output<P>>) {
+        while let Some(late) = self.shared.take_late(now) {
+            if let Some(group) = self.groups.get_mut(late.pg as usize).and_then(Option::as_mut) {
+                group.late(&mut self.shared, now, late.id, out);
+            }
+        }
+        if now >= self.shared.next_deadline {
+            self.time_out_due(now, out);
+        }
+        if now < self.regular_tick() {
+            return;
+        }
         self.last_tick = now;
         let timeout = self.shared.options.node_timeout;
         let silent: Vec<NodeId> = self
@@ -489,15 +565,25 @@ impl<P: Clone + Default> Leader<P> {
         for node in silent {
             self.shared.reset(node, "no answer within the node timeout");
         }
-        // At most LEADER_OPS_MAX, and only with an I/O timeout.
+        self.find_laggards(now);
+        self.release_held(now, out);
+        self.stirred = false;
+        for group in self.groups.iter_mut().flatten() {
+            group.tick(&mut self.shared, now, out);
+            self.stirred |= !group.at_rest();
+        }
+    }
+
+    /// Once in a timeout, or for an operation that has timed out: at most [`LEADER_OPS_MAX`] are looked at,
+    /// and only with an I/O timeout.
+    fn time_out_due(&mut self, now: Time, out: &mut Vec<Output<P>>) {
         let due = |(id, (at, object)): (&OpId, &(Time, ObjectIndex))| (*at <= now).then_some((*id, *object));
         let due: Vec<(OpId, ObjectIndex)> = self.shared.deadlines.iter().filter_map(due).collect();
         for (id, object) in due {
             self.time_out(now, id, object, out);
         }
-        for group in self.groups.iter_mut().flatten() {
-            group.tick(&mut self.shared, now, out);
-        }
+        let next = self.shared.deadlines.values().map(|(at, _)| *at).min();
+        self.shared.next_deadline = next.map_or(Time(u64::MAX), |at| at.max(now.after(TICK_BUSY)));
     }
 
     fn time_out(&mut self, now: Time, id: OpId, object: ObjectIndex, out: &mut Vec<Output<P>>) {
@@ -506,7 +592,7 @@ impl<P: Clone + Default> Leader<P> {
             return self.shared.done(id, Err(OpError::TimedOut), out);
         }
         let spec = &self.shared.spec;
-        let pg = (spec.pg_of)(spec.id, object, spec.pgs.len() as u32) as usize;
+        let pg = (spec.pg_of)(spec.id, object, self.groups.len() as u32) as usize;
         if let Some(group) = self.groups.get_mut(pg).and_then(Option::as_mut)
             && group.forget_op(&mut self.shared, id, object)
         {
@@ -521,14 +607,18 @@ impl<P: Clone + Default> Leader<P> {
         if !self.attached || self.open_cursor >= self.groups.len() {
             return;
         }
-        let mut opening = self.groups.iter().flatten().filter(|group| group.phase == Phase::Opening).count();
-        while opening < self.shared.options.background_opens {
+        // This runs after every input, and a pool may have tens of thousands of groups: only those that
+        // were begun here are looked at.
+        let groups = &self.groups;
+        let is_opening = |at: &usize| groups[*at].as_ref().is_some_and(|group| group.phase == Phase::Opening);
+        self.opening.retain(is_opening);
+        while self.opening.len() < self.shared.options.background_opens {
             let Some(slot) = self.groups.get_mut(self.open_cursor) else { return };
             if let Some(group) = slot.as_mut()
                 && group.phase == Phase::Closed
             {
                 group.next_round(&mut self.shared, now, out);
-                opening += 1;
+                self.opening.push(self.open_cursor);
             }
             self.open_cursor += 1;
         }

@@ -50,6 +50,8 @@ pub(super) struct Entry<P> {
     pub refused: bool,
     /// What it takes of a node's backlog.
     pub bytes: u64,
+    /// When it was sent last.
+    pub sent: Time,
 }
 
 /// An object's state under one ballot.
@@ -68,7 +70,8 @@ pub(super) struct Object<P> {
     pub acked: u64,
     /// By slot.
     pub copies: [Copy; SLOTS_MAX],
-    /// Writes issued and not answered by every node that they were sent to, in order.
+    /// Writes issued and not answered by every node that they were sent to, in order and without a gap in
+    /// their numbers: those that are acknowledged, and of interest only for nodes that lag, come first.
     pub entries: VecDeque<Entry<P>>,
     /// Operations that cannot start yet, in order.
     pub waiting: VecDeque<ClientOp<P>>,
@@ -93,9 +96,17 @@ impl<P> Object<P> {
         self.decided && self.base == Head::ZERO && self.issued == 0
     }
 
+    /// Where the first entry with a number above this one is. Behind a node that lags there may be thousands
+    /// of entries: nothing that is done for each operation looks at all of them.
+    pub fn first_above(&self, seq: u64) -> usize {
+        let front = self.entries.front().map_or(0, |entry| entry.seq);
+        (seq.saturating_add(1).saturating_sub(front) as usize).min(self.entries.len())
+    }
+
     /// True if a write that overlaps these blocks is in flight.
     pub fn write_in_flight(&self, blocks: BlockRange) -> bool {
-        self.entries.iter().any(|entry| !entry.acked && entry.blocks.overlaps(blocks))
+        let open = self.entries.range(self.first_above(self.acked)..);
+        open.into_iter().any(|entry| !entry.acked && entry.blocks.overlaps(blocks))
     }
 
     /// True if an operation that waits, and must come first, overlaps this one.

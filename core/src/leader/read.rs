@@ -1,15 +1,15 @@
-//! 6.1 to 6.3: from whom a read is taken, and when what it brought may be used.
+//! 6.1 to 6.3: reads that are sent to nodes, and when what they brought may be used.
+//!
+//! Which node a read goes to is [`super::steer`]'s to say; when it goes to a second one, [`super::hedge`]'s.
 
+use super::due::{Ticket, Waiting};
 use super::group::{Group, Link, Phase};
-use super::object::CopyState;
 use super::{NodeList, Output, Shared};
 use crate::checksum::HOLE;
 use crate::client::{ClientOp, OpError, OpId, OpKind, OpOutput};
 use crate::ids::*;
 use crate::message::ToNode;
 
-/// How long a node that was late with a read is avoided (µs).
-const SLOW_FOR: u64 = 1_000_000;
 /// A read of blocks of which each copy has only some waits this often for [`BAD_RETRY`], while the nodes
 /// mend them from each other.
 const BAD_RETRIES_MAX: u8 = 20;
@@ -20,12 +20,18 @@ const BAD_RETRY: u64 = 100_000;
 #[derive(Debug)]
 pub(super) struct Read<P> {
     pub op: ClientOp<P>,
+    /// When it was sent first.
+    pub began: Time,
     /// When it was sent to the node that it was sent to last; retried after this, if `asked` is 0.
-    sent: Time,
+    pub sent: Time,
+    /// That node's slot.
+    pub last: u8,
     /// Slots that an answer is awaited of.
-    asked: u8,
+    pub asked: u8,
     /// Slots that have answered without good bytes.
-    failed: u8,
+    pub failed: u8,
+    /// Its place among the reads that may become late.
+    pub due: Ticket,
     /// Blocks that are bad at every slot that has answered so far.
     bad: Option<Vec<u32>>,
     retries: u8,
@@ -68,8 +74,12 @@ impl<P: Clone + Default> Group<P> {
             shared.done(op.id, Ok(OpOutput::Read { checksums, data: P::default() }), out);
             return None;
         }
-        let Some(i) = self.pick(shared, now, op.object, 0) else { return Some(op) };
-        let id = self.new_read(shared, now, op, i, out);
+        let Some(choice) = self.choose(shared, now, op.object, 0) else { return Some(op) };
+        let (object, first) = (op.object, blocks.first);
+        let id = self.new_read(shared, now, op, choice.slot, out);
+        if let Some(avoided) = choice.avoided {
+            self.send_probe(shared, now, avoided, object, first, out);
+        }
         if !shared.lease_holds(now) {
             self.want_confirm(shared, now, id, out);
         }
@@ -86,11 +96,15 @@ impl<P: Clone + Default> Group<P> {
     ) -> u64 {
         let id = shared.next_id;
         shared.next_id += 1;
+        shared.hedges.earn();
         let read = Read {
             op,
+            began: now,
             sent: now,
+            last: 0,
             asked: 0,
             failed: 0,
+            due: Ticket::NONE,
             bad: None,
             retries: 0,
             found: None,
@@ -102,31 +116,13 @@ impl<P: Clone + Default> Group<P> {
         id
     }
 
-    /// 6.1: a node that is connected and settled, holds the object whole, and has reported everything
-    /// that was acknowledged; of these the one with the least to do.
-    pub fn pick(&self, shared: &Shared, now: Time, index: ObjectIndex, not: u8) -> Option<usize> {
-        let object = self.objects.get(&index)?;
-        let fits = |(i, slot): &(usize, &super::group::Slot)| {
-            slot.link == Link::Settled
-                && slot.settled
-                && object.copies[*i].state == CopyState::InLine
-                && object.copies[*i].have >= object.acked
-                && not & 1 << i == 0
-        };
-        let load = |i: usize, node: NodeId| {
-            let peer = shared.peers.get(&node);
-            let slow = peer.is_some_and(|peer| peer.slow_until > now);
-            // Objects are spread over their copies, so that each node's caches hold other ones.
-            let turn = (index as usize + i) % self.slots.len();
-            (slow, peer.map_or(0, |peer| peer.reads), turn)
-        };
-        self.slots.iter().enumerate().filter(fits).min_by_key(|(i, slot)| load(*i, slot.node)).map(|(i, _)| i)
-    }
-
-    fn send_read(&mut self, shared: &mut Shared, now: Time, id: u64, i: usize, out: &mut Vec<Output<P>>) {
+    pub fn send_read(&mut self, shared: &mut Shared, now: Time, id: u64, i: usize, out: &mut Vec<Output<P>>) {
         let Some(read) = self.reads.get_mut(&id) else { return };
         read.asked |= 1 << i;
+        read.last = i as u8;
         read.sent = now;
+        shared.due.remove(read.due);
+        read.due = shared.due.push(Waiting { sent: now, pg: self.id.pg.pg, id });
         let node = self.slots[i].node;
         let peer = shared.peer(node);
         peer.reads += 1;
@@ -139,6 +135,7 @@ impl<P: Clone + Default> Group<P> {
 
     /// Nothing is awaited of the nodes any more that a read was sent to.
     pub fn unsend(&self, shared: &mut Shared, read: &Read<P>) {
+        shared.due.remove(read.due);
         for (_, slot) in self.slots.iter().enumerate().filter(|(i, _)| read.asked & 1 << i != 0) {
             let peer = shared.peer(slot.node);
             peer.reads = peer.reads.saturating_sub(1);
@@ -146,18 +143,32 @@ impl<P: Clone + Default> Group<P> {
     }
 
     /// Puts a read back: sent again it is a new read, and waits again.
-    fn restart(&mut self, shared: &mut Shared, now: Time, id: u64, out: &mut Vec<Output<P>>) {
+    pub fn restart(&mut self, shared: &mut Shared, now: Time, id: u64, out: &mut Vec<Output<P>>) {
         if let Some(read) = self.reads.remove(&id) {
             self.unsend(shared, &read);
             self.submit(shared, now, read.op, out);
         }
     }
 
-    fn answered(&mut self, shared: &mut Shared, i: usize, id: u64) -> Option<&mut Read<P>> {
-        let node = self.slots[i].node;
+    /// A node has answered: the read, if it is still wanted. How long it took is noted in any case.
+    fn answered(&mut self, shared: &mut Shared, now: Time, i: usize, id: u64) -> Option<&mut Read<P>> {
+        let limit = shared.hedge_delay();
+        let peer = shared.peer(self.slots[i].node);
+        let probe = peer.probed(now, id, limit);
         let read = self.reads.get_mut(&id).filter(|read| read.asked & 1 << i != 0)?;
         read.asked &= !(1 << i);
-        let peer = shared.peer(node);
+        peer.reads = peer.reads.saturating_sub(1);
+        if !probe && usize::from(read.last) == i {
+            peer.read_latency.record(now, now.since(read.sent));
+        }
+        Some(read)
+    }
+
+    /// A node will not answer any more.
+    fn lost(&mut self, shared: &mut Shared, i: usize, id: u64) -> Option<&mut Read<P>> {
+        let read = self.reads.get_mut(&id).filter(|read| read.asked & 1 << i != 0)?;
+        read.asked &= !(1 << i);
+        let peer = shared.peer(self.slots[i].node);
         peer.reads = peer.reads.saturating_sub(1);
         Some(read)
     }
@@ -174,7 +185,7 @@ impl<P: Clone + Default> Group<P> {
         out: &mut Vec<Output<P>>,
     ) {
         let node = self.slots[i].node;
-        let Some(read) = self.answered(shared, i, id) else { return };
+        let Some(read) = self.answered(shared, now, i, id) else { return };
         if checksums.len() != read.op.kind.blocks().count as usize {
             return shared.reset(node, "it answers a read with another number of blocks");
         }
@@ -182,11 +193,19 @@ impl<P: Clone + Default> Group<P> {
             let holes = checksums.contains(&HOLE);
             return self.probed(shared, now, id, holes, out);
         }
+        let mut won = false;
         if read.found.is_none() {
             read.found = Some((checksums, data));
+            shared.due.remove(std::mem::replace(&mut read.due, Ticket::NONE));
+            if matches!(read.op.kind, OpKind::Read { .. }) {
+                shared.read_latency.record(now, now.since(read.began));
+            }
+            won = read.asked != 0 && usize::from(read.last) == i;
         }
         // 6.2: the clock is looked at after the answer has arrived.
-        if shared.lease_holds(now) || read.confirmed {
+        let usable = shared.lease_holds(now) || read.confirmed;
+        self.counters.hedge_wins += u64::from(won);
+        if usable {
             self.finish_read(shared, id, out);
         } else {
             self.want_confirm(shared, now, id, out);
@@ -211,7 +230,7 @@ impl<P: Clone + Default> Group<P> {
         blocks: &[u32],
         out: &mut Vec<Output<P>>,
     ) {
-        let Some(read) = self.answered(shared, i, id) else { return };
+        let Some(read) = self.answered(shared, now, i, id) else { return };
         if read.op.kind.is_write() {
             return self.probed(shared, now, id, false, out);
         }
@@ -236,11 +255,16 @@ impl<P: Clone + Default> Group<P> {
             // Each block is good somewhere: the nodes are mending them from each other.
             read.retries += 1;
             read.sent = now;
+            shared.due.remove(std::mem::replace(&mut read.due, Ticket::NONE));
+            if !self.mending.contains(&id) {
+                self.mending.push(id);
+            }
             return;
         }
-        let op = read.op.id;
-        self.reads.remove(&id);
-        shared.done(op, Err(OpError::Bad), out);
+        if let Some(read) = self.reads.remove(&id) {
+            self.unsend(shared, &read);
+            shared.done(read.op.id, Err(OpError::Bad), out);
+        }
     }
 
     pub fn read_refused(
@@ -252,7 +276,8 @@ impl<P: Clone + Default> Group<P> {
         out: &mut Vec<Output<P>>,
     ) {
         let confirm = self.confirming.as_ref().is_some_and(|confirming| confirming.id == id);
-        if !confirm && self.answered(shared, i, id).is_none() {
+        let probe = shared.peer(self.slots[i].node).probe.is_some_and(|(probe, _)| probe == id);
+        if self.answered(shared, now, i, id).is_none() && !confirm && !probe {
             return;
         }
         // The node is not in this ballot, or not in line, after all. Ask it: 5.7.
@@ -268,39 +293,38 @@ impl<P: Clone + Default> Group<P> {
             self.reads.iter().filter(|(_, read)| read.asked & 1 << i != 0).map(|(id, _)| *id).collect();
         lost.sort_unstable();
         for id in lost {
-            if self.answered(shared, i, id).is_some_and(|read| read.asked == 0 && read.found.is_none()) {
+            if self.lost(shared, i, id).is_some_and(|read| read.asked == 0 && read.found.is_none()) {
                 self.restart(shared, now, id, out);
             }
         }
     }
 
-    /// Hedging: a read whose node is late is sent to another one too, if nothing has been written over
-    /// it since.
+    /// Reads whose blocks are being mended ask everybody again.
+    fn ask_again(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
+        let mut mending = std::mem::take(&mut self.mending);
+        mending.retain(|id| {
+            let Some(read) = self.reads.get_mut(id) else { return false };
+            if read.asked != 0 || read.found.is_some() {
+                return false;
+            }
+            let (index, range) = (read.op.object, read.op.kind.blocks());
+            if now.since(read.sent) <= BAD_RETRY
+                || self.objects.get(&index).is_none_or(|object| object.write_in_flight(range))
+            {
+                return true;
+            }
+            read.failed = 0;
+            let Some(i) = self.pick(shared, now, index, 0) else { return true };
+            self.send_read(shared, now, *id, i, out);
+            false
+        });
+        self.mending = mending;
+    }
+
+    /// What reads have to be looked at for now and then, whether they are late or not.
     pub fn tick_reads(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
-        let after = shared.options.hedge_after;
-        let late = |read: &Read<P>| {
-            read.found.is_none() && now.since(read.sent) > if read.asked == 0 { BAD_RETRY } else { after }
-        };
-        let mut ids: Vec<u64> = self.reads.iter().filter(|(_, read)| late(read)).map(|(id, _)| *id).collect();
-        ids.sort_unstable();
-        for id in ids {
-            let Some(read) = self.reads.get_mut(&id) else { continue };
-            if read.asked == 0 {
-                read.failed = 0; // asks everybody again
-            }
-            let (index, range, not) = (read.op.object, read.op.kind.blocks(), read.failed | read.asked);
-            let asked = read.asked;
-            read.sent = now;
-            if self.objects.get(&index).is_none_or(|object| object.write_in_flight(range)) {
-                continue;
-            }
-            for (_, slot) in self.slots.iter().enumerate().filter(|(i, _)| asked & 1 << i != 0) {
-                shared.peer(slot.node).slow_until = now.after(SLOW_FOR);
-            }
-            if let Some(i) = self.pick(shared, now, index, not) {
-                self.counters.hedged += u64::from(asked != 0);
-                self.send_read(shared, now, id, i, out);
-            }
+        if !self.mending.is_empty() {
+            self.ask_again(shared, now, out);
         }
         // Reads that found no node to ask: one may have become level without anything being reported.
         let waiting: Vec<ObjectIndex> = self

@@ -1,11 +1,13 @@
 //! Ordering repairs: which copy pulls from which, how many at once, clients' objects first.
 
 use super::group::{Group, Link, Phase};
+use super::laggard::QUIET;
 use super::object::CopyState;
 use super::{Output, Shared};
 use crate::ids::*;
 use crate::limits::LEADER_REPAIRS_PER_NODE;
 use crate::message::ToNode;
+use std::cmp::Reverse;
 use std::ops::Bound;
 
 /// Copies that are looked at in one go: what is left is looked at when a repair ends, or at the next tick.
@@ -40,7 +42,9 @@ impl<P: Clone + Default> Group<P> {
             .collect();
         for (index, i) in due {
             let peer = shared.peer(self.slots[i].node);
-            if peer.repairs < LEADER_REPAIRS_PER_NODE && peer.repair_after <= now {
+            // Else it would only get the writes that its copy needs from then on.
+            let keeps_up = !peer.is_far_behind() && !peer.is_silent(now, QUIET);
+            if keeps_up && peer.repairs < LEADER_REPAIRS_PER_NODE && peer.repair_after <= now {
                 peer.pace_repairs(now);
                 self.repair_cursor = (index, i);
                 self.order_repair(shared, index, i, false, out);
@@ -68,12 +72,13 @@ impl<P: Clone + Default> Group<P> {
                 && object.copies[*s].state == CopyState::InLine
         };
         let load = |node: NodeId| shared.peers.get(&node).map_or((0, 0), |peer| (peer.repairs, peer.reads));
+        let slow = |node: NodeId| shared.peers.get(&node).is_some_and(|peer| peer.slow);
         let Some(from) = self
             .slots
             .iter()
             .enumerate()
             .filter(source)
-            .max_by_key(|(s, slot)| (object.copies[*s].have, std::cmp::Reverse(load(slot.node))))
+            .max_by_key(|(s, slot)| (!slow(slot.node), object.copies[*s].have, Reverse(load(slot.node))))
             .map(|(_, slot)| slot.node)
         else {
             return;

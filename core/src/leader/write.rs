@@ -2,15 +2,14 @@
 
 use super::group::{Group, Phase};
 use super::object::{CopyState, Entry, Object};
-use super::{NodeList, Output, Peer, Shared};
+use super::{NodeList, Output, Shared};
 use crate::client::{ClientOp, OpError, OpKind, OpOutput};
 use crate::ids::*;
-use crate::limits::{NODE_BACKLOG_BYTES_MAX, NODE_BACKLOG_OPS_MAX};
 use crate::message::{ToNode, WriteOp};
 use std::collections::VecDeque;
 
 /// Pause before a copy that refused a write, or whose repair failed, is repaired again (µs).
-const REPAIR_RETRY: u64 = 100_000;
+pub(super) const REPAIR_RETRY: u64 = 100_000;
 /// What a write without data takes of a node's backlog.
 const ENTRY_BYTES: u64 = 64;
 
@@ -104,21 +103,35 @@ impl<P: Clone + Default> Group<P> {
         let seq = object.issued;
         let bytes = (u64::from(write.data_blocks()) * BLOCK_SIZE as u64).max(ENTRY_BYTES);
         let blocks = write.blocks();
-        let mut entry =
-            Entry { seq, blocks, op: None, id: Some(id), pending: 0, acked: false, refused: false, bytes };
+        let mut entry = Entry {
+            seq,
+            blocks,
+            op: Some(write.clone()),
+            id: Some(id),
+            pending: 0,
+            acked: false,
+            refused: false,
+            bytes,
+            sent: now,
+        };
         let mut to = NodeList::default();
+        let mut too_far_behind = 0u8;
         for (i, slot) in self.slots.iter().enumerate() {
             let gets = slot.live()
                 && matches!(object.copies[i].state, CopyState::InLine | CopyState::Repairing { .. });
             if gets {
                 to.push(slot.node);
                 entry.pending |= 1 << i;
-                count_sent(shared, now, slot.node, bytes);
+                if shared.owes(now, slot.node, bytes) {
+                    too_far_behind |= 1 << i;
+                }
             }
         }
-        entry.op = Some(write.clone());
         object.entries.push_back(entry);
         self.busy.insert(index);
+        if too_far_behind != 0 {
+            to = self.leave_behind_if_spared(shared, now, index, too_far_behind, to);
+        }
         if !to.is_empty() {
             let object = ObjectId { group, index };
             let snap = shared.spec.snap;
@@ -135,11 +148,13 @@ impl<P: Clone + Default> Group<P> {
             if copy.state != CopyState::InLine {
                 continue;
             }
-            for entry in object.entries.iter_mut().filter(|entry| entry.seq > copy.have) {
+            let missing = object.first_above(copy.have);
+            for entry in object.entries.range_mut(missing..) {
                 let Some(op) = entry.op.clone() else { continue };
                 if entry.pending & 1 << i == 0 {
                     entry.pending |= 1 << i;
-                    count_sent(shared, now, node, entry.bytes);
+                    entry.sent = now;
+                    shared.owes(now, node, entry.bytes);
                 }
                 let object = ObjectId { group: self.id, index: *index };
                 let (ballot, seq, snap) = (self.ballot, entry.seq, shared.spec.snap);
@@ -178,16 +193,27 @@ impl<P: Clone + Default> Group<P> {
             // Late, of before the copy was left behind. It says nothing about the writes since.
             _ => return,
         }
+        // What it had reported before is not awaited any more: only what is new is looked at. In a copy
+        // that was behind anything may be.
+        let before = if repaired { 0 } else { copy.have };
+        let levels = seq >= object.acked && (repaired || before < object.acked);
         copy.have = copy.have.max(seq);
-        clear_pending(shared, node, i, &mut object.entries, |entry| entry.seq <= seq);
+        copy.no_room &= !repaired;
+        let (from, to) = (object.first_above(before), object.first_above(seq));
+        if from < to {
+            shared.answered(now, node, i, object.entries.range_mut(from..to));
+        }
         if repaired {
-            copy.no_room = false;
             self.behind.remove(&(index, i));
             let peer = shared.peer(node);
             peer.repairs = peer.repairs.saturating_sub(1);
             peer.repair_after = Time(0);
         }
         self.advance(shared, now, index, out);
+        if levels {
+            // Reads may have found no copy that is level.
+            self.run_if_waiting(shared, now, index, out);
+        }
         if repaired {
             self.order_repairs(shared, now, out);
         }
@@ -204,9 +230,10 @@ impl<P: Clone + Default> Group<P> {
             settled && copies.copies[i].state == CopyState::InLine
         };
         let opens = !object.open && self.quorum(|i, slot| whole(object, i, slot.settled));
-        let mut acked = object.acked;
+        let before = object.acked;
+        let mut acked = before;
         if object.open || opens {
-            for entry in object.entries.iter().skip_while(|entry| entry.acked) {
+            for entry in object.entries.range(object.first_above(acked)..) {
                 if !self.has_quorum(object, entry.seq) {
                     break;
                 }
@@ -218,10 +245,11 @@ impl<P: Clone + Default> Group<P> {
             object.open = true;
             self.closed.remove(&index);
         }
-        let moved = acked > object.acked || opens;
+        let moved = acked > before || opens;
         object.acked = acked;
         let lease = shared.lease_holds(now);
-        for entry in object.entries.iter_mut().filter(|entry| !entry.acked && entry.seq <= acked) {
+        let newly = object.first_above(before)..object.first_above(acked);
+        for entry in object.entries.range_mut(newly) {
             entry.acked = true;
             entry.op = None;
             match entry.id.take() {
@@ -254,6 +282,19 @@ impl<P: Clone + Default> Group<P> {
                 .any(|(i, slot)| slot.settled && object.copies[i].have >= seq);
         }
         self.quorum(|i, slot| slot.settled && object.copies[i].have >= seq)
+    }
+
+    /// [`Group::run_waiting`], if there is anything.
+    pub fn run_if_waiting(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        index: ObjectIndex,
+        out: &mut Vec<Output<P>>,
+    ) {
+        if self.objects.get(&index).is_some_and(|object| object.open && !object.waiting.is_empty()) {
+            self.run_waiting(shared, now, index, out);
+        }
     }
 
     /// Starts what can be started of an object's waiting operations, in their order; one that still has
@@ -300,12 +341,19 @@ impl<P: Clone + Default> Group<P> {
             CopyState::InLine if !repair => {}
             _ => return, // late: the copy is being repaired since
         }
-        self.leave_behind(shared, i, index, now.after(REPAIR_RETRY));
+        self.leave_behind(shared, now, i, index, now.after(REPAIR_RETRY));
         self.order_repairs(shared, now, out);
     }
 
     /// The node's copy gets nothing more until a Repair is sent.
-    pub fn leave_behind(&mut self, shared: &mut Shared, i: usize, index: ObjectIndex, retry: Time) {
+    pub fn leave_behind(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        i: usize,
+        index: ObjectIndex,
+        retry: Time,
+    ) {
         let node = self.slots[i].node;
         let Some(object) = self.objects.get_mut(&index) else { return };
         if matches!(object.copies[i].state, CopyState::Repairing { .. }) {
@@ -315,7 +363,7 @@ impl<P: Clone + Default> Group<P> {
         object.copies[i].state = CopyState::Except;
         self.counters.left_behind += 1;
         self.behind.insert((index, i), retry);
-        forget_pending(shared, node, i, &mut object.entries);
+        forget_pending(shared, now, node, i, &mut object.entries);
         while object.entries.front().is_some_and(|entry| entry.acked && entry.pending == 0) {
             object.entries.pop_front();
         }
@@ -325,40 +373,36 @@ impl<P: Clone + Default> Group<P> {
     }
 }
 
-/// Counts a write as under way to a node; at the limit the node is cut loose.
-fn count_sent(shared: &mut Shared, now: Time, node: NodeId, bytes: u64) {
-    let peer: &mut Peer = shared.peer(node);
-    peer.asked.get_or_insert(now);
-    peer.backlog_ops += 1;
-    peer.backlog_bytes += bytes;
-    if peer.backlog_ops > NODE_BACKLOG_OPS_MAX || peer.backlog_bytes > NODE_BACKLOG_BYTES_MAX {
-        shared.reset(node, "it is too far behind with writes");
-    }
-}
-
-fn clear_pending<P>(
-    shared: &mut Shared,
-    node: NodeId,
-    slot: usize,
-    entries: &mut VecDeque<Entry<P>>,
-    answered: impl Fn(&Entry<P>) -> bool,
-) {
-    for entry in entries.iter_mut().filter(|entry| entry.pending & 1 << slot != 0 && answered(entry)) {
-        entry.pending &= !(1 << slot);
-        let peer = shared.peer(node);
-        peer.backlog_ops = peer.backlog_ops.saturating_sub(1);
-        peer.backlog_bytes = peer.backlog_bytes.saturating_sub(entry.bytes);
+impl Shared {
+    /// A node has reported writes as durable.
+    fn answered<'a, P: 'a>(
+        &mut self,
+        now: Time,
+        node: NodeId,
+        slot: usize,
+        entries: impl Iterator<Item = &'a mut Entry<P>>,
+    ) {
+        let peer = self.peer(node);
+        for entry in entries.filter(|entry| entry.pending & 1 << slot != 0) {
+            entry.pending &= !(1 << slot);
+            peer.owes_less(now, entry.bytes);
+            peer.write_latency.record(now, now.since(entry.sent));
+        }
     }
 }
 
 /// Nothing is awaited of this node any more.
 pub(super) fn forget_pending<P>(
     shared: &mut Shared,
+    now: Time,
     node: NodeId,
     slot: usize,
     entries: &mut VecDeque<Entry<P>>,
 ) {
-    clear_pending(shared, node, slot, entries, |_| true);
+    for entry in entries.iter_mut().filter(|entry| entry.pending & 1 << slot != 0) {
+        entry.pending &= !(1 << slot);
+        shared.peer(node).owes_less(now, entry.bytes);
+    }
 }
 
 /// The operation of a write that has to be issued again in a new round; `None` if it was acknowledged,

@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, VecDeque};
 use trefoil_core::checksum::HOLE;
 use trefoil_core::client::{ClientOp, OpDone, OpError, OpId, OpKind, OpOutput};
-use trefoil_core::message::{FromNode, PeerMsg, WriteOp};
+use trefoil_core::message::{FromNode, PeerMsg, ToNode, WriteOp};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::record::{Durable, Record};
 use trefoil_core::*;
@@ -127,7 +127,20 @@ pub struct World {
     /// Messages from leaders to these nodes are lost (as on a connection that breaks later).
     pub drop_to: Vec<NodeId>,
     pub fetched_blocks: usize,
+    /// How long (µs) these nodes' answers to leaders take; [`STOPPED`]: until that is changed.
+    pub answers_after: BTreeMap<NodeId, u64>,
+    /// Answers on their way, in the order of sending.
+    answers: VecDeque<(Time, usize, u64, NodeId, FromNode<P>)>,
+    /// Those of nodes that are stopped.
+    stuck: Vec<(usize, u64, NodeId, FromNode<P>)>,
+    /// Ticks that leaders were given by [`World::glide`].
+    pub ticks: usize,
+    /// Reads that leaders have sent, by node.
+    pub reads_sent: BTreeMap<NodeId, usize>,
 }
+
+/// See [`World::answers_after`].
+pub const STOPPED: u64 = u64::MAX;
 
 pub fn ids(n: &[u32]) -> Vec<NodeId> {
     n.iter().map(|n| NodeId(*n)).collect()
@@ -150,6 +163,11 @@ impl World {
             config,
             drop_to: Vec::new(),
             fetched_blocks: 0,
+            answers_after: BTreeMap::new(),
+            answers: VecDeque::new(),
+            stuck: Vec::new(),
+            ticks: 0,
+            reads_sent: BTreeMap::new(),
         };
         for id in ids(&[0, 1, 2]) {
             world.boot(id, Disk::default());
@@ -176,7 +194,7 @@ impl World {
             object_blocks: OBJECT_BLOCKS,
             objects: 16,
             pool: PoolId(1),
-            pgs: vec![self.config.clone()],
+            pgs: vec![self.config.clone()].into(),
             pg_of,
             snap: 0,
         };
@@ -317,6 +335,56 @@ impl World {
         }
     }
 
+    /// The node's answers take so long from now on; [`STOPPED`]: they do not come. Those of a node that was
+    /// stopped come now.
+    pub fn answer_after(&mut self, node: u32, micros: u64) {
+        let node = NodeId(node);
+        self.answers_after.insert(node, micros);
+        if micros != STOPPED {
+            for (f, conn, node, msg) in self.stuck.extract_if(.., |answer| answer.2 == node) {
+                self.answers.push_back((self.now, f, conn, node, msg));
+            }
+        }
+    }
+
+    /// Lets time pass from one thing that happens to the next: answers that arrive, and ticks at the very
+    /// moment that the machines want them.
+    pub fn glide(&mut self, micros: u64) {
+        let end = self.now.after(micros);
+        loop {
+            let ticks = self.fronts.iter().enumerate().filter_map(|(f, front)| {
+                let tick = front.machine.next_tick().filter(|_| front.stopped.is_none())?;
+                Some((tick.max(self.now), f))
+            });
+            let tick = ticks.min();
+            let answer =
+                self.answers.iter().map(|answer| answer.0).enumerate().min_by_key(|(n, at)| (*at, *n));
+            let (at, tick) = match (tick, answer) {
+                (Some((tick, f)), Some((_, answer))) if tick < answer => (tick, Some(f)),
+                (_, Some((_, answer))) => (answer, None),
+                (Some((tick, f)), None) => (tick, Some(f)),
+                (None, None) => break,
+            };
+            if at > end {
+                break;
+            }
+            self.now = self.now.max(at);
+            match (tick, answer) {
+                (Some(f), _) => {
+                    self.ticks += 1;
+                    self.tell_leader(f, leader::Input::Tick);
+                }
+                (None, Some((n, _))) => {
+                    let (_, f, conn, node, msg) = self.answers.remove(n).expect("an answer");
+                    self.jobs.push_back(Job::Leader(f, conn, node, msg));
+                    self.run();
+                }
+                (None, None) => {}
+            }
+        }
+        self.now = end;
+    }
+
     /// Makes what a held disk was given durable.
     pub fn flush(&mut self, node: NodeId) {
         let host = self.hosts.get_mut(&node).expect("a node");
@@ -334,6 +402,8 @@ impl World {
             match output {
                 leader::Output::Send { to, msg } => {
                     for node in to.as_slice() {
+                        *self.reads_sent.entry(*node).or_default() +=
+                            usize::from(matches!(msg, ToNode::Read { .. }));
                         if let Some(conn) = self.fronts[f].conns.get(node)
                             && !self.drop_to.contains(node)
                         {
@@ -415,7 +485,13 @@ impl World {
                 }
                 node::Output::ToLeader { conn, msg } => {
                     if let Some((f, node)) = self.conns.get(&conn) {
-                        self.jobs.push_back(Job::Leader(*f, conn, *node, msg));
+                        match self.answers_after.get(&id) {
+                            None => self.jobs.push_back(Job::Leader(*f, conn, *node, msg)),
+                            Some(&STOPPED) => self.stuck.push((*f, conn, *node, msg)),
+                            Some(after) => {
+                                self.answers.push_back((self.now.after(*after), *f, conn, *node, msg));
+                            }
+                        }
                     }
                 }
                 node::Output::ToPeer { node, msg } => {

@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use trefoil_core::client::ClientOp;
-use trefoil_core::leader::{Input, Leader, LeaderCounters, Options, Output, VolumeSpec};
+use trefoil_core::leader::{Input, Leader, LeaderCounters, NodeView, Options, Output, VolumeSpec};
 use trefoil_core::message::FromNode;
 use trefoil_core::placement::PgConfig;
 use trefoil_core::wire::messages::Message;
@@ -91,6 +91,8 @@ struct Session {
     /// How long its lease lasts after a renewal was sent.
     lease: Duration,
     out: Vec<Output<Bytes>>,
+    /// Operations at the leader after the last batch.
+    live: usize,
     /// Is in [`Core::touched`].
     touched: bool,
 }
@@ -108,6 +110,8 @@ pub struct SessionStatus {
     pub copies_behind: usize,
     /// The leader's counters.
     pub leader: LeaderCounters,
+    /// How quick the leader finds each node, and what it owes.
+    pub nodes: Vec<NodeView>,
     /// The block layer's counters.
     pub blocks: crate::blocks::Counters,
 }
@@ -121,6 +125,8 @@ pub struct Core {
     links: Links,
     touched: Vec<SessionKey>,
     notices: Vec<Notice>,
+    /// Operations at all leaders.
+    live: usize,
     scratch: BytesMut,
     ops: Vec<ClientOp<Bytes>>,
 }
@@ -135,6 +141,7 @@ impl Default for Core {
             links: Links::default(),
             touched: Vec::new(),
             notices: Vec::new(),
+            live: 0,
             scratch: BytesMut::new(),
             ops: Vec::new(),
         }
@@ -177,13 +184,13 @@ impl Core {
     }
     /// Every session that has not ended.
     pub fn status(&self) -> Vec<SessionStatus> {
-        let mut all: Vec<SessionStatus> = self.sessions.values().map(Session::status).collect();
+        let mut all: Vec<SessionStatus> = self.sessions.values().map(|s| s.status(self.now())).collect();
         all.sort_unstable_by_key(|status| status.volume);
         all
     }
     /// One session.
     pub fn status_of(&self, key: SessionKey) -> Option<SessionStatus> {
-        self.sessions.get(&key).map(Session::status)
+        self.sessions.get(&key).map(|session| session.status(self.now()))
     }
     /// True while any leader has operations or unfinished business: ticks are wanted soon.
     pub fn is_busy(&self) -> bool {
@@ -191,6 +198,11 @@ impl Core {
             Phase::Leading { leader, .. } => leader.live_ops() > 0,
             _ => false,
         })
+    }
+
+    /// Operations at all leaders, after the last batch.
+    pub fn under_way(&self) -> usize {
+        self.live
     }
 
     /// A new session without a generation. `layer`: none for a healer.
@@ -207,6 +219,7 @@ impl Core {
             clients: 0,
             lease: Duration::ZERO,
             out: Vec::new(),
+            live: 0,
             touched: false,
         };
         self.sessions.insert(key, session);
@@ -316,7 +329,7 @@ impl Core {
         if !self.is_detached(key) {
             return false;
         }
-        let nodes: BTreeSet<NodeId> = spec.pgs.iter().flat_map(PgConfig::everyone).collect();
+        let nodes = spec.pgs.nodes();
         let generation = spec.generation;
         let leader = Box::new(Leader::new(self.now(), spec, options));
         if let Some(session) = self.sessions.get_mut(&key) {
@@ -463,10 +476,13 @@ impl Core {
         let now = self.now();
         let mut ops = std::mem::take(&mut self.ops);
         let mut end = None;
-        let Core { sessions, links, scratch, notices, .. } = self;
+        let Core { sessions, links, scratch, notices, live, .. } = self;
         if let Some(session) = sessions.get_mut(&key) {
             session.touched = false;
-            let Session { phase: Phase::Leading { leader, generation, .. }, layer, out, .. } = session else {
+            let Session {
+                phase: Phase::Leading { leader, generation, .. }, layer, out, live: before, ..
+            } = session
+            else {
                 self.ops = ops;
                 return;
             };
@@ -517,6 +533,8 @@ impl Core {
                     break;
                 }
             }
+            let now = leader.live_ops();
+            *live = *live - std::mem::replace(before, now) + now;
         }
         ops.clear();
         self.ops = ops;
@@ -528,6 +546,7 @@ impl Core {
     /// The session is over and forgotten. Its clients are closed by the answers to their requests.
     fn end(&mut self, key: SessionKey, end: End) {
         let Some(mut session) = self.sessions.remove(&key) else { return };
+        self.live -= session.live;
         if let Some(layer) = &mut session.layer {
             layer.fail_all(DiskError::Gone);
         }
@@ -539,13 +558,14 @@ impl Core {
 }
 
 impl Session {
-    fn status(&self) -> SessionStatus {
+    fn status(&self, now: Time) -> SessionStatus {
         let mut status = SessionStatus { volume: self.volume, ..SessionStatus::default() };
         if let Phase::Leading { leader, generation, .. } = &self.phase {
             status.generation = Some(*generation);
             status.ops = leader.live_ops();
             status.copies_behind = leader.copies_behind();
             status.leader = leader.counters();
+            status.nodes = leader.nodes(now).collect();
         }
         if let Some(layer) = &self.layer {
             status.blocks = layer.counters();

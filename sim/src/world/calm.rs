@@ -63,7 +63,7 @@ impl World {
         let lost = self.lost_state.contains(&true);
         self.calm.full = self.rooms_shut > 0 && !lost && self.rng.one_in(2);
         for ni in 0..self.plan.nodes {
-            self.nodes[ni].slow = 1;
+            (self.nodes[ni].slow, self.nodes[ni].slow_net) = (1, 1);
             if !self.calm.full {
                 self.nodes[ni].capacity = ROOMY;
             } else if self.nodes[ni].capacity == ROOMY && self.rng.one_in(2) {

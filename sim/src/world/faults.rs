@@ -8,8 +8,9 @@ use super::net::{ENDS, MONITOR, host_end};
 use super::nodes::ROOMY;
 use super::{Event, World};
 use crate::coverage::Cover;
-use crate::plan::{FAULTS, Fault, NODES_MAX};
-use trefoil_core::{GroupId, ObjectId, VolumeId};
+use crate::plan::{FAULTS, Fault, NODES_MAX, SLOW_NODE};
+use trefoil_core::node::ConnId;
+use trefoil_core::{GroupId, ObjectId, Time, VolumeId};
 
 impl World {
     /// What is wrong right now, for people.
@@ -20,6 +21,7 @@ impl World {
                 (node.machine.is_none(), "down"),
                 (node.paused, "paused"),
                 (node.slow > 1, "slow"),
+                (node.slow_net > 1, "behind a slow network"),
                 (node.capacity < ROOMY, "short of room"),
                 (self.lost_state[ni], "had lost state"),
                 (!node.store.now.bad.is_empty(), "has bad blocks"),
@@ -96,7 +98,14 @@ impl World {
             }
             Fault::SlowDisk => {
                 self.nodes[ni].slow = self.rng.between(2, 30);
-                self.queue.push(self.now + lasts, Event::DiskRecovers { ni });
+                self.queue.push(self.now + lasts, Event::SpeedRecovers { ni });
+            }
+            Fault::SlowNode => {
+                self.coverage.count(Cover::SlowNodes);
+                let which = self.rng.below(3);
+                self.nodes[ni].slow = if which == 1 { 1 } else { SLOW_NODE };
+                self.nodes[ni].slow_net = if which == 0 { 1 } else { SLOW_NODE };
+                self.queue.push(self.now + lasts, Event::SpeedRecovers { ni });
             }
             Fault::NoRoom => {
                 let struck = ni;
@@ -183,12 +192,24 @@ impl World {
         }
     }
 
-    /// Nothing is wrong with any node, and every leader says that all of its copies are whole.
+    /// Nothing is wrong with any node; every leader says, and does not only believe, that all of its copies
+    /// are in line and all of its connections stand; and no node has anything to make up for.
     fn all_is_well(&self) -> bool {
-        let well =
-            |n: &super::NodeHost| n.machine.is_some() && !n.paused && n.slow == 1 && n.capacity == ROOMY;
-        let whole = |l: &super::LeaderHost| l.machine.as_ref().is_none_or(|m| m.all_whole());
-        self.nodes.iter().all(well) && self.leaders.iter().all(whole)
+        let well = |n: &super::NodeHost| {
+            let quick = n.slow == 1 && n.slow_net == 1 && n.slow_until < self.now;
+            n.machine.is_some() && !n.paused && quick && n.capacity == ROOMY
+        };
+        let stands = |id: &ConnId| *id == 0 || !self.net.conns[*id as usize - 1].broken;
+        let lag = 4 * (2 * self.plan.delay.1 + 2 * self.plan.flush.1);
+        let serves = |l: &super::LeaderHost| {
+            l.machine.as_ref().is_none_or(|m| {
+                let now = Time(l.clock.local(self.now));
+                m.all_in_line()
+                    && m.nodes(now).all(|node| node.backlog_age < lag)
+                    && l.conns.iter().all(stands)
+            })
+        };
+        self.nodes.iter().all(well) && self.leaders.iter().all(serves)
     }
 
     /// One node, once in a run: its device falls back to what it held some time ago. Any one node may be

@@ -89,7 +89,7 @@ impl World {
             object_blocks: self.plan.object_blocks(),
             objects: self.plan.objects as u32,
             pool: plan::POOL,
-            pgs: self.plan.pgs.clone(),
+            pgs: self.plan.pgs.iter().collect(),
             pg_of: plan::pg_of,
             snap: 0,
         };
@@ -97,6 +97,8 @@ impl World {
             healer,
             io_timeout: self.plan.io_timeout.filter(|_| self.faulty && !healer),
             hedge_after: self.plan.hedge_after,
+            lag_max: self.plan.lag_max,
+            hold: self.plan.hold,
             node_timeout: self.plan.node_timeout,
             background_opens: 1 + (generation % 4) as usize,
         };
@@ -165,6 +167,7 @@ impl World {
 
     /// A leader's process is gone. What it sent may still arrive.
     pub(super) fn kill_leader(&mut self, li: usize) {
+        self.count_leader(li);
         let host = &mut self.leaders[li];
         if host.machine.take().is_none() {
             return;
@@ -181,6 +184,20 @@ impl World {
         }
         for id in conns.into_iter().filter(|id| *id != 0) {
             self.leader_end_gone(id);
+        }
+    }
+
+    /// What a leader has counted itself.
+    pub(super) fn count_leader(&mut self, li: usize) {
+        let Some(machine) = &self.leaders[li].machine else { return };
+        let counters = machine.counters();
+        for (what, times) in [
+            (Cover::Hedged, counters.hedged),
+            (Cover::HedgeWins, counters.hedge_wins),
+            (Cover::HedgesDenied, counters.hedges_denied),
+            (Cover::LatencyProbes, counters.latency_probes),
+        ] {
+            self.coverage.add(what, times);
         }
     }
 
@@ -273,6 +290,9 @@ impl World {
             }
             Output::Reset { node, why } => {
                 self.coverage.count(Cover::Resets);
+                if why.contains("late") || why.contains("behind") {
+                    self.coverage.count(Cover::CutLoose);
+                }
                 let id = self.leaders[li].conns[node.0 as usize];
                 if self.trace.wanted() {
                     self.say(None, format!("leader {li} resets its connection to {node}: {why}"));

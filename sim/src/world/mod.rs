@@ -96,7 +96,7 @@ pub enum Event {
     NodeTick { ni: usize, life: u32 },
     NodeStarts { ni: usize },
     NodeResumes { ni: usize, life: u32 },
-    DiskRecovers { ni: usize },
+    SpeedRecovers { ni: usize },
     RoomAgain { ni: usize },
     GrowthKnown { ni: usize, life: u32, conn: ConnId },
     LeaderTick { li: usize },
@@ -241,6 +241,9 @@ impl World {
         let end = self.now + AFTER_CALM;
         while self.violation.is_none() && self.now < end && self.step() {}
         self.nobody_waits();
+        for li in 0..self.leaders.len() {
+            self.count_leader(li);
+        }
     }
 
     /// The next thing happens. False if nothing ever will.
@@ -425,7 +428,7 @@ impl World {
                     }
                 }
             }
-            Event::DiskRecovers { ni } => self.nodes[ni].slow = 1,
+            Event::SpeedRecovers { ni } => (self.nodes[ni].slow, self.nodes[ni].slow_net) = (1, 1),
             Event::RoomAgain { ni } => {
                 if !self.calm.full {
                     self.nodes[ni].capacity = nodes::ROOMY;

@@ -99,8 +99,16 @@ impl World {
 
     /// When something sent now from one end arrives at the other.
     pub(super) fn arrival(&mut self, from: usize, to: usize) -> u64 {
-        let delay = self.delay();
-        self.now.max(self.net.shut[from][to]) + delay
+        let slow =
+            |end: usize| self.nodes.get(end).filter(|_| end < NODES_MAX).map_or(1, |node| node.slow_net);
+        let times = slow(from).max(slow(to));
+        let at = self.now.max(self.net.shut[from][to]) + self.delay() * times;
+        for end in [from, to] {
+            if let Some(node) = self.nodes.get_mut(end).filter(|node| node.slow_net > 1) {
+                node.slow_until = node.slow_until.max(at);
+            }
+        }
+        at
     }
 
     /// True if nothing sent from either end to the other arrives now.

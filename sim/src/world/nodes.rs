@@ -5,7 +5,7 @@ use crate::check::i4_equal_heads::EqualHeads;
 use crate::check::{self, Checked, slot_of};
 use crate::coverage::{Cover, Coverage};
 use crate::payload::{self, Blocks};
-use crate::plan::Plan;
+use crate::plan::{Plan, Span};
 use crate::store::{self, Store};
 use std::collections::{BTreeMap, VecDeque};
 use trefoil_core::message::{FromNode, PeerMsg, ToNode, WriteOp};
@@ -41,6 +41,10 @@ pub struct NodeHost {
     pub waiting: BTreeMap<ConnId, VecDeque<ToNode<Blocks>>>,
     /// Its device is so many times slower than planned.
     pub slow: u64,
+    /// Messages to it and from it take so many times as long as planned.
+    pub slow_net: u64,
+    /// The last thing that was begun while it was slow ends then.
+    pub slow_until: u64,
 }
 
 impl NodeHost {
@@ -56,6 +60,8 @@ impl NodeHost {
             nearly: 0,
             waiting: BTreeMap::new(),
             slow: 1,
+            slow_net: 1,
+            slow_until: 0,
         }
     }
 
@@ -155,7 +161,7 @@ impl World {
         node.paused = false;
         node.deferred.clear();
         node.waiting.clear();
-        node.slow = 1;
+        (node.slow, node.slow_net, node.slow_until) = (1, 1, 0);
         let mut durable = Became::default();
         let World { nodes, heads, plan, coverage, .. } = self;
         let lost = nodes[ni].store.crash(survive, |store, record| {
@@ -204,12 +210,22 @@ impl World {
         self.node_input(ni, Input::Leader { conn, msg });
     }
 
+    /// When something that a device begins now ends.
+    fn device_takes(&mut self, ni: usize, span: Span) -> u64 {
+        let node = &mut self.nodes[ni];
+        let at = self.now + self.rng.between(span.0, span.1) * node.slow;
+        if node.slow > 1 {
+            node.slow_until = node.slow_until.max(at);
+        }
+        at
+    }
+
     /// The store reads a page of its table.
     fn ask_store(&mut self, ni: usize, conn: ConnId) {
         self.coverage.count(Cover::GrowthUnknown);
-        let takes = self.rng.between(self.plan.read.0, self.plan.read.1) * self.nodes[ni].slow;
+        let at = self.device_takes(ni, self.plan.read);
         let life = self.nodes[ni].life;
-        self.queue.push(self.now + takes, Event::GrowthKnown { ni, life, conn });
+        self.queue.push(at, Event::GrowthKnown { ni, life, conn });
     }
 
     /// It is known now how many blocks the first message that waits would add.
@@ -258,9 +274,9 @@ impl World {
     fn start_flush(&mut self, ni: usize) {
         let limit = self.plan.flush_records;
         let Some(answer) = self.nodes[ni].store.start_flush(limit) else { return };
-        let takes = self.rng.between(self.plan.flush.0, self.plan.flush.1) * self.nodes[ni].slow;
+        let at = self.device_takes(ni, self.plan.flush);
         let life = self.nodes[ni].life;
-        self.queue.push(self.now + takes, Event::Flushed { ni, life });
+        self.queue.push(at, Event::Flushed { ni, life });
         if let Some(ticket) = answer {
             // The deliberate bug: said before it is true.
             self.queue.push(self.now, Event::SaidDurable { ni, life, ticket });
@@ -321,9 +337,9 @@ impl World {
             }
             Output::Read { token, object, blocks, mode } => {
                 let found = self.nodes[ni].store.read(object, blocks, &mode);
-                let takes = self.rng.between(self.plan.read.0, self.plan.read.1) * self.nodes[ni].slow;
+                let at = self.device_takes(ni, self.plan.read);
                 let life = self.nodes[ni].life;
-                self.queue.push(self.now + takes, Event::ReadDone { ni, life, token, object, found });
+                self.queue.push(at, Event::ReadDone { ni, life, token, object, found });
             }
             Output::CloseLeader { conn, why } => {
                 if self.trace.wanted() {

@@ -1,5 +1,6 @@
 //! `trefoil bench`: how fast a running cluster is ([`cluster`], the default), and `trefoil bench store`: how fast this
-//! machine's store is; each beside the raw device in the same run.
+//! machine's store is; each beside the raw device in the same run. [`map`] and [`floor`]: what a large cluster map takes,
+//! and what a replicated read or write costs at least.
 //!
 //! Of the store three measurements: [`speed`] (the default), [`churn`] and [`metadata`]. The load and its checks are
 //! in `trefoil_storage_node::bench`; here are the options, the places that are used ([`place`]), fio ([`fio`]) and
@@ -8,6 +9,8 @@
 mod churn;
 mod cluster;
 mod fio;
+mod floor;
+mod map;
 mod metadata;
 mod place;
 mod speed;
@@ -44,6 +47,11 @@ enum BenchCommand {
     #[command(after_help = cluster::EXAMPLES)]
     Cluster(Box<cluster::ClusterArgs>),
     Store(Box<StoreArgs>),
+    Map(map::MapArgs),
+    Floor(floor::FloorArgs),
+    /// One of the processes of `floor`
+    #[command(hide = true)]
+    FloorPart(floor::PartArgs),
 }
 
 const EXAMPLES: &str = "\
@@ -160,6 +168,9 @@ pub fn run(args: &BenchArgs, global: &Global, out: &mut dyn Write) -> Outcome {
         None => cluster::run(&args.cluster, global, out),
         Some(BenchCommand::Cluster(args)) => cluster::run(args, global, out),
         Some(BenchCommand::Store(args)) => store(args, out),
+        Some(BenchCommand::Map(args)) => map::run(args, out),
+        Some(BenchCommand::Floor(args)) => floor::run(args, out),
+        Some(BenchCommand::FloorPart(args)) => floor::run_part(args, out),
     }
 }
 
