@@ -77,9 +77,8 @@ enum Command {
     /// Try CRUSH maps without a cluster
     #[command(subcommand)]
     Crush(CrushCommand),
-    /// Measure this machine
-    #[command(subcommand)]
-    Bench(cmd::bench::BenchCommand),
+    /// Measure a running cluster, or this machine
+    Bench(cmd::bench::BenchArgs),
     Completions(cmd::completions::CompletionsArgs),
 }
 
@@ -121,7 +120,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Nbd(args) => cmd::daemons::nbd(args, global),
         Command::Store(command) => cmd::store::run(command, out),
         Command::Crush(CrushCommand::Test(args)) => Ok(cmd::crush::run(args, out)?),
-        Command::Bench(command) => cmd::bench::run(command, out),
+        Command::Bench(args) => cmd::bench::run(args, global, out),
         Command::Completions(args) => cmd::completions::run(args, Cli::command(), out),
     }
 }

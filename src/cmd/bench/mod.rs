@@ -1,11 +1,13 @@
-//! `trefoil bench store`: how fast this machine's store is, beside the raw device in the same run; and
-//! [`floor`], what a replicated read or write costs at least.
+//! `trefoil bench`: how fast a running cluster is ([`cluster`], the default), and `trefoil bench store`: how fast this
+//! machine's store is; each beside the raw device in the same run. [`map`] and [`floor`]: what a large cluster map takes,
+//! and what a replicated read or write costs at least.
 //!
-//! Of the store, three measurements: [`speed`] (the default), [`churn`] and [`metadata`]. The load and its checks are in
-//! `trefoil_storage_node::bench`; here are the options, the places that are used ([`place`]), fio ([`fio`]) and
+//! Of the store three measurements: [`speed`] (the default), [`churn`] and [`metadata`]. The load and its checks are
+//! in `trefoil_storage_node::bench`; here are the options, the places that are used ([`place`]), fio ([`fio`]) and
 //! what is shown. Whatever is made is removed at the end, also after Ctrl-C.
 
 mod churn;
+mod cluster;
 mod fio;
 mod floor;
 mod map;
@@ -13,6 +15,7 @@ mod metadata;
 mod place;
 mod speed;
 
+use super::Global;
 use crate::failure::{Failure, Outcome};
 use crate::signals::{self, Shutdown};
 use crate::size::Size;
@@ -30,8 +33,19 @@ use trefoil_storage_node::bench::load::{DEPTH_MAX, Stop};
 const RUNTIME_MAX: f64 = 3600.0;
 
 /// `trefoil bench ...`.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, after_help = cluster::EXAMPLES)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    command: Option<BenchCommand>,
+    #[command(flatten)]
+    cluster: Box<cluster::ClusterArgs>,
+}
+
 #[derive(Subcommand, Debug)]
-pub enum BenchCommand {
+enum BenchCommand {
+    #[command(after_help = cluster::EXAMPLES)]
+    Cluster(Box<cluster::ClusterArgs>),
     Store(Box<StoreArgs>),
     Map(map::MapArgs),
     Floor(floor::FloorArgs),
@@ -149,13 +163,18 @@ impl FromStr for Skew {
 }
 
 /// Runs the command.
-pub fn run(command: &BenchCommand, out: &mut dyn Write) -> Outcome {
-    let args = match command {
-        BenchCommand::Store(args) => args,
-        BenchCommand::Map(args) => return map::run(args, out),
-        BenchCommand::Floor(args) => return floor::run(args, out),
-        BenchCommand::FloorPart(args) => return floor::run_part(args, out),
-    };
+pub fn run(args: &BenchArgs, global: &Global, out: &mut dyn Write) -> Outcome {
+    match &args.command {
+        None => cluster::run(&args.cluster, global, out),
+        Some(BenchCommand::Cluster(args)) => cluster::run(args, global, out),
+        Some(BenchCommand::Store(args)) => store(args, out),
+        Some(BenchCommand::Map(args)) => map::run(args, out),
+        Some(BenchCommand::Floor(args)) => floor::run(args, out),
+        Some(BenchCommand::FloorPart(args)) => floor::run_part(args, out),
+    }
+}
+
+fn store(args: &StoreArgs, out: &mut dyn Write) -> Outcome {
     if args.fill.is_some() && !args.churn && !args.metadata {
         return Err(Failure::usage(anyhow!("--fill goes with --churn or --metadata")));
     }
@@ -165,7 +184,7 @@ pub fn run(command: &BenchCommand, out: &mut dyn Write) -> Outcome {
     let shutdown = signals::listen()?;
     // The store's own thread, as in the daemon.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match &**args {
+    match args {
         StoreArgs { metadata: true, .. } => metadata::run(args, &shutdown, &runtime, out),
         StoreArgs { churn: true, .. } => churn::run(args, &shutdown, &runtime, out),
         _ => speed::run(args, &shutdown, &runtime, out),
@@ -196,6 +215,17 @@ fn progress(bar: &ProgressBar, what: &str, done: u64, of: u64) {
     bar.set_position(done);
 }
 
+/// 0 of none.
+fn median(numbers: impl Iterator<Item = f64>) -> f64 {
+    let mut all: Vec<f64> = numbers.collect();
+    all.sort_by(f64::total_cmp);
+    match all.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => all[n / 2],
+        n => (all[n / 2 - 1] + all[n / 2]) / 2.0,
+    }
+}
+
 /// Microseconds and the like with three digits.
 fn digits(n: f64) -> String {
     match n.abs() {
@@ -219,6 +249,13 @@ mod tests {
         for wrong in ["0", "-1", "NaN", "inf", "1e9", "2s"] {
             assert!(wrong.parse::<Seconds>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_median_is_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
+        assert_eq!(median([].into_iter()), 0.0);
     }
 
     #[test]

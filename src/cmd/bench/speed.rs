@@ -1,7 +1,8 @@
 //! The store's speed, each pattern beside fio on the raw device, in turns, so that both meet the same machine.
 
+use super::fio::{self, raw::Beside};
 use super::place::{Place, Wanted};
-use super::{StoreArgs, digits, fio, progress, progress_bar, stop};
+use super::{StoreArgs, digits, median, progress, progress_bar, stop};
 use crate::failure::Outcome;
 use crate::output;
 use crate::signals::Shutdown;
@@ -88,7 +89,10 @@ struct View<'a> {
 
 /// Runs it.
 pub fn run(args: &StoreArgs, shutdown: &Shutdown, runtime: &Runtime, out: &mut dyn Write) -> Outcome {
-    let version = if args.no_raw { None } else { Some(fio::version()?) };
+    let version = match args.no_raw {
+        true => None,
+        false => Some(fio::version("for the raw device's speed; --no-raw measures the store alone")?),
+    };
     let size = args.size.unwrap_or(SIZE).0;
     let data = (size / DATA_PART) >> 20 << 20;
     let raw = if args.no_raw { 0 } else { data };
@@ -109,7 +113,7 @@ pub fn run(args: &StoreArgs, shutdown: &Shutdown, runtime: &Runtime, out: &mut d
     let patterns = patterns(&args.depth);
     let time = args.runtime.0;
     let mut stores: Vec<Vec<Measured>> = vec![Vec::new(); patterns.len()];
-    let mut raws: Vec<Vec<fio::Measured>> = vec![Vec::new(); patterns.len()];
+    let mut raws: Vec<Vec<Beside>> = vec![Vec::new(); patterns.len()];
     for round in 0..u64::from(args.rounds) {
         for (n, (name, pattern)) in patterns.iter().enumerate() {
             let (done, of) =
@@ -118,7 +122,7 @@ pub fn run(args: &StoreArgs, shutdown: &Shutdown, runtime: &Runtime, out: &mut d
             stores[n].push(runtime.block_on(load.run(*pattern, blocks, time))?);
             if place.raw.bytes > 0 {
                 runtime.block_on(load.settle(SETTLE))?;
-                raws[n].push(fio::run(&place.raw, *pattern, time, shutdown)?);
+                raws[n].push(fio::raw::run(&place.raw, *pattern, time, shutdown)?);
             }
         }
     }
@@ -190,20 +194,10 @@ fn patterns(depths: &[u32]) -> Vec<(&'static str, Pattern)> {
     kinds.into_iter().flat_map(each).collect()
 }
 
-fn median(numbers: impl Iterator<Item = f64>) -> f64 {
-    let mut all: Vec<f64> = numbers.collect();
-    all.sort_by(f64::total_cmp);
-    match all.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => all[n / 2],
-        n => (all[n / 2 - 1] + all[n / 2]) / 2.0,
-    }
-}
-
-fn line(name: &str, pattern: Pattern, store: &[Measured], raw: &[fio::Measured]) -> Line {
+fn line(name: &str, pattern: Pattern, store: &[Measured], raw: &[Beside]) -> Line {
     let us = |m: &Measured, part| m.latency.percentile(part).as_secs_f64() * 1e6;
     let of = |f: &dyn Fn(&Measured) -> f64| median(store.iter().map(f));
-    let of_raw = |f: &dyn Fn(&fio::Measured) -> f64| median(raw.iter().map(f));
+    let of_raw = |f: &dyn Fn(&Beside) -> f64| median(raw.iter().map(f));
     let bytes = u64::from(pattern.blocks) * BLOCK_SIZE as u64;
     let iops = of(&|m| m.iops());
     // Of each pair of neighbours, so that a slow minute counts for both.
@@ -322,13 +316,6 @@ mod tests {
         assert_eq!(met(a_line(true, 65536, 8, Some((1e9, 1.0)))), [false; 0]);
         assert_eq!(met(a_line(false, 4096, 32, None)), [false]);
         assert_eq!(met(a_line(true, 4096, 1, None)), [false; 0]);
-    }
-
-    #[test]
-    fn a_median_is_the_middle() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
-        assert_eq!(median([].into_iter()), 0.0);
     }
 
     #[test]
