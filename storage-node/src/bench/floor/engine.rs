@@ -315,11 +315,15 @@ impl Engine {
                 match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                     e if e.kind() == io::ErrorKind::Interrupted => continue,
-                    _ => return Ok(self.closed(at, events)),
+                    _ => {
+                        self.closed(at, events);
+                        return Ok(());
+                    }
                 }
             };
             if n == 0 {
-                return Ok(self.closed(at, events));
+                self.closed(at, events);
+                return Ok(());
             }
             self.arrived(at, n, events)?;
             if n < len && !to_end {

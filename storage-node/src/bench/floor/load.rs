@@ -115,8 +115,8 @@ impl Client {
         let mut slots = vec![None; pattern.depth as usize];
         let mut events = Vec::new();
         let begun = Instant::now();
-        for slot in 0..slots.len() {
-            slots[slot] = Some((self.ask(pattern, payload, slot, &mut offsets), begun));
+        for (slot, asked) in slots.iter_mut().enumerate() {
+            *asked = Some((self.ask(pattern, payload, slot, &mut offsets), begun));
         }
         let mut under_way = slots.len();
         while under_way > 0 {

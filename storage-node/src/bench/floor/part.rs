@@ -74,7 +74,8 @@ impl Node {
             }
             kind::READ => {
                 let want = u64::from(header.want);
-                let aligned = header.offset % BLOCK_SIZE as u64 == 0 && want % BLOCK_SIZE as u64 == 0;
+                let aligned =
+                    header.offset.is_multiple_of(BLOCK_SIZE as u64) && want.is_multiple_of(BLOCK_SIZE as u64);
                 if !aligned || want == 0 || header.offset.checked_add(want).is_none_or(|end| end > self.bytes)
                 {
                     return Err(nonsense("a read beyond the end"));
@@ -158,7 +159,7 @@ impl Node {
 
 /// A small payload between large ones.
 fn aligned(engine: &Engine, payload: Bytes) -> io::Result<Bytes> {
-    if payload.as_ptr().addr() % BLOCK_SIZE == 0 {
+    if payload.as_ptr().addr().is_multiple_of(BLOCK_SIZE) {
         return Ok(payload);
     }
     let mut copy = engine.buffer(payload.len())?;
