@@ -20,13 +20,24 @@ use crate::placement::SLOTS_MAX;
 /// A node whose reads take up to so many times as long as those of the quickest is as good as that.
 const ALIKE: u64 = 2;
 
+/// What is wrong with a node that reads could go to. Who answers slowly is better than who does not.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wrong {
+    #[default]
+    Nothing,
+    /// It was late.
+    Slow,
+    /// It owes answers, and has said nothing for long.
+    Silent,
+}
+
 /// Where a read goes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Choice {
     /// The slot of the node.
     pub slot: usize,
-    /// The node is late itself, or silent: there was no better one.
-    pub late: bool,
+    /// What is wrong with the node: there was no better one.
+    pub wrong: Wrong,
     /// The slot of a node that is avoided, and to be probed now.
     pub avoided: Option<usize>,
 }
@@ -35,7 +46,7 @@ pub(super) struct Choice {
 #[derive(Copy, Clone, Default)]
 struct Fit {
     slot: usize,
-    late: bool,
+    wrong: Wrong,
     wants_probe: bool,
     reads: u64,
     p50: Option<u32>,
@@ -62,7 +73,11 @@ impl<P: Clone + Default> Group<P> {
             fit.turn = (index as usize + i) % self.slots.len();
             if let Some(peer) = shared.peers.get(&slot.node) {
                 let silent = peer.is_silent(now, silence);
-                fit.late = peer.slow || silent;
+                fit.wrong = match peer.slow {
+                    _ if silent => Wrong::Silent,
+                    true => Wrong::Slow,
+                    false => Wrong::Nothing,
+                };
                 fit.wants_probe = peer.wants_probe(now) && !silent;
                 fit.reads = peer.reads as u64;
                 fit.p50 = peer.read_latency.p50();
@@ -70,18 +85,24 @@ impl<P: Clone + Default> Group<P> {
             count += 1;
         }
         let found = &found[..count];
-        let quickest = found.iter().filter(|fit| !fit.late).filter_map(|fit| fit.p50).min().unwrap_or(1);
+        let quickest = found
+            .iter()
+            .filter(|fit| fit.wrong == Wrong::Nothing)
+            .filter_map(|fit| fit.p50)
+            .min()
+            .unwrap_or(1);
         let quickest = u64::from(quickest).max(1);
         let takes = |fit: &Fit| match fit.p50.map(u64::from) {
             Some(us) if us > ALIKE * quickest => us,
             _ => quickest,
         };
-        let expected = |fit: &&Fit| (fit.late, (fit.reads + 1) * takes(fit), fit.reads, fit.turn);
+        let expected = |fit: &&Fit| (fit.wrong, (fit.reads + 1) * takes(fit), fit.reads, fit.turn);
         let best = found.iter().min_by_key(expected)?;
-        let avoided =
-            |fit: &&Fit| fit.slot != best.slot && fit.wants_probe && (fit.late || takes(fit) > quickest);
+        let avoided = |fit: &&Fit| {
+            fit.slot != best.slot && fit.wants_probe && (fit.wrong == Wrong::Slow || takes(fit) > quickest)
+        };
         let avoided = found.iter().find(avoided).map(|fit| fit.slot);
-        Some(Choice { slot: best.slot, late: best.late, avoided })
+        Some(Choice { slot: best.slot, wrong: best.wrong, avoided })
     }
 
     /// [`Group::choose`], for those who do not probe.
