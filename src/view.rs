@@ -274,7 +274,7 @@ impl Snapshot {
     pub fn nodes(&self) -> Vec<NodeView> {
         let states: BTreeMap<NodeId, &NodeStatus> =
             self.status.nodes.iter().map(|status| (status.node, status)).collect();
-        let view = |(id, node): (&NodeId, &trefoil_core::map::Node)| {
+        let view = |(id, node): (&NodeId, &std::sync::Arc<trefoil_core::map::Node>)| {
             let status = states.get(id);
             let beat = status.and_then(|status| status.heartbeat.as_ref());
             NodeView {
@@ -310,21 +310,21 @@ impl Snapshot {
                 pg: id.to_string(),
                 pool: self.pool_name(id.pool),
                 epoch: pg.epoch.0,
-                acting: numbers(&pg.new),
-                leaving: if pg.old == pg.new { Vec::new() } else { numbers(&pg.old) },
-                learners: numbers(&pg.learners),
+                acting: numbers(pg.new),
+                leaving: if pg.old == pg.new { Vec::new() } else { numbers(pg.old) },
+                learners: numbers(pg.learners),
                 state: self.pg_state(pg),
             })
             .collect()
     }
 
     /// As the monitor counts them: by the nodes that are up in the map.
-    fn pg_state(&self, pg: &Pg) -> &'static str {
+    fn pg_state(&self, pg: Pg<'_>) -> &'static str {
         let up = |node: &NodeId| self.map.nodes.get(node).is_some_and(|node| node.up);
         let majority = |set: &[NodeId]| 2 * set.iter().filter(|node| up(node)).count() > set.len();
-        if !majority(&pg.old) || !majority(&pg.new) {
+        if !majority(pg.old) || !majority(pg.new) {
             "unavailable"
-        } else if pg.old.iter().chain(&pg.new).all(up) {
+        } else if pg.old.iter().chain(pg.new).all(up) {
             "active"
         } else {
             "degraded"
@@ -350,28 +350,29 @@ impl Snapshot {
     pub fn volumes(&self) -> Vec<VolumeView> {
         let states: BTreeMap<_, _> =
             self.status.volumes.iter().map(|status| (status.volume, status)).collect();
-        let view = |(id, volume): (&trefoil_core::ids::VolumeId, &trefoil_core::map::Volume)| {
-            let status = states.get(id);
-            VolumeView {
-                id: id.0,
-                name: volume.name.clone(),
-                pool: self.pool_name(volume.pool),
-                size_bytes: volume.size,
-                object_size_bytes: volume.object_size,
-                state: match status {
-                    Some(status) if status.attached => "attached",
-                    Some(status) if status.healing => "healing",
-                    Some(status) if status.needs_heal => "needs-heal",
-                    _ => "detached",
-                },
-                // The status is newer than a map that somebody kept.
-                generation: status.map_or(volume.generation, |status| status.generation).0,
-                holder: volume.holder.as_ref().map(|holder| holder.name.clone()),
-                holder_kind: volume.holder.as_ref().map(|holder| holder.kind),
-                clean: volume.clean,
-                io_timeout_ms: volume.io_timeout,
-            }
-        };
+        let view =
+            |(id, volume): (&trefoil_core::ids::VolumeId, &std::sync::Arc<trefoil_core::map::Volume>)| {
+                let status = states.get(id);
+                VolumeView {
+                    id: id.0,
+                    name: volume.name.clone(),
+                    pool: self.pool_name(volume.pool),
+                    size_bytes: volume.size,
+                    object_size_bytes: volume.object_size,
+                    state: match status {
+                        Some(status) if status.attached => "attached",
+                        Some(status) if status.healing => "healing",
+                        Some(status) if status.needs_heal => "needs-heal",
+                        _ => "detached",
+                    },
+                    // The status is newer than a map that somebody kept.
+                    generation: status.map_or(volume.generation, |status| status.generation).0,
+                    holder: volume.holder.as_ref().map(|holder| holder.name.clone()),
+                    holder_kind: volume.holder.as_ref().map(|holder| holder.kind),
+                    clean: volume.clean,
+                    io_timeout_ms: volume.io_timeout,
+                }
+            };
         let mut views: Vec<VolumeView> = self.map.volumes.iter().map(view).collect();
         views.sort_by(|a, b| a.name.cmp(&b.name));
         views

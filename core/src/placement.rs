@@ -1,5 +1,9 @@
 //! The configuration of a placement group, and what a quorum of it is.
 
+mod table;
+
+pub use table::{CHUNK_PGS, Pg, PgTable};
+
 use crate::ids::*;
 use crate::limits::SET_MEMBERS_MAX;
 use serde::{Deserialize, Serialize};

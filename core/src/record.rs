@@ -211,7 +211,12 @@ impl Durable {
                 }
             }
             Record::Write { object, head, .. } => {
-                self.group_mut(object.group).objects.insert(object.index, *head);
+                // Of all records these are nearly all, and their group is nearly always there.
+                let group = match self.groups.get_mut(&object.group) {
+                    Some(group) => group,
+                    None => self.group_mut(object.group),
+                };
+                group.objects.insert(object.index, *head);
             }
             Record::Install { object, head, .. } => {
                 let state = self.group_mut(object.group);

@@ -7,7 +7,7 @@ use crate::rpc::{DeviceHealth, Heartbeat};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use trefoil_core::map::liveness::Liveness;
-use trefoil_core::map::{ClusterMap, HolderKind, Pg};
+use trefoil_core::map::{ClusterMap, HolderKind};
 use trefoil_core::{Generation, NodeId, Time, VolumeId};
 
 /// Nodes and volumes that a check names; the summary counts all.
@@ -184,8 +184,44 @@ pub(crate) struct Facts<'a> {
     pub started: Time,
 }
 
-fn majority_up(set: &[NodeId], up: impl Fn(NodeId) -> bool) -> bool {
-    2 * set.iter().filter(|node| up(**node)).count() > set.len()
+/// Placement groups that are not well, and the first [`DETAILS_MAX`] of each kind.
+#[derive(Default)]
+struct PgCounts {
+    unavailable: usize,
+    unavailable_ids: Vec<String>,
+    degraded: usize,
+    degraded_ids: Vec<String>,
+}
+
+/// Looks at every placement group. There may be a million, and the monitor does nothing else meanwhile:
+/// some nanoseconds for each.
+fn count_pgs(map: &ClusterMap) -> PgCounts {
+    let mut up = vec![false; map.nodes.keys().last().map_or(0, |last| last.0 as usize + 1)];
+    for (id, node) in &map.nodes {
+        up[id.0 as usize] = node.up;
+    }
+    let mut counts = PgCounts::default();
+    if up.iter().all(|up| *up) && map.nodes.len() == up.len() {
+        return counts;
+    }
+    let missing =
+        |set: &[NodeId]| set.iter().filter(|id| !up.get(id.0 as usize).is_some_and(|up| *up)).count();
+    for (id, pg) in map.pgs.iter() {
+        let (old, new) = (missing(pg.old), missing(pg.new));
+        if old + new == 0 {
+            continue;
+        }
+        let available = 2 * old < pg.old.len() && 2 * new < pg.new.len();
+        let (count, ids) = match available {
+            true => (&mut counts.degraded, &mut counts.degraded_ids),
+            false => (&mut counts.unavailable, &mut counts.unavailable_ids),
+        };
+        *count += 1;
+        if ids.len() < DETAILS_MAX {
+            ids.push(id.to_string());
+        }
+    }
+    counts
 }
 
 /// Why a device counts as slow, if it does.
@@ -266,18 +302,9 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     if map.pools.is_empty() {
         report(NO_POOL, 1, "cluster without a pool", vec![]);
     }
-    let available = |pg: &Pg| majority_up(&pg.old, up) && majority_up(&pg.new, up);
-    let unavailable: Vec<String> =
-        map.pgs.iter().filter(|(_, pg)| !available(pg)).map(|(id, _)| id.to_string()).collect();
-    let degraded: Vec<String> = map
-        .pgs
-        .iter()
-        .filter(|(_, pg)| available(pg) && !pg.old.iter().chain(&pg.new).all(|node| up(*node)))
-        .map(|(id, _)| id.to_string())
-        .collect();
-    let (pgs_unavailable, pgs_degraded) = (unavailable.len() as u64, degraded.len() as u64);
-    report(PG_UNAVAILABLE, unavailable.len(), "placement groups without a majority", unavailable);
-    report(PG_DEGRADED, degraded.len(), "placement groups with a member down", degraded);
+    let pgs = count_pgs(map);
+    report(PG_UNAVAILABLE, pgs.unavailable, "placement groups without a majority", pgs.unavailable_ids);
+    report(PG_DEGRADED, pgs.degraded, "placement groups with a member down", pgs.degraded_ids);
     let unhealed: Vec<String> = facts
         .volumes
         .iter()
@@ -300,8 +327,8 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         leading_for: facts.now.since(facts.started),
         nodes: nodes.collect(),
         pgs: map.pgs.len() as u64,
-        pgs_degraded,
-        pgs_unavailable,
+        pgs_degraded: pgs.degraded as u64,
+        pgs_unavailable: pgs.unavailable as u64,
         volumes: facts.volumes,
         checks,
     }

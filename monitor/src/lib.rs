@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `server` | the daemon: [`run`], [`Monitor`] |
 //! | `service` | what each request does |
+//! | `history` | what askers of the map are sent: differences |
 //! | [`rpc`] | requests and answers on the wire |
 //! | [`health`] | coded checks, with remedies |
 //! | `client` | [`MonitorClient`], for every other daemon and the command line |
@@ -21,6 +22,7 @@
 mod client;
 mod config;
 pub mod health;
+mod history;
 mod raft;
 pub mod rpc;
 mod server;

@@ -21,7 +21,7 @@ pub const KIND_REQUEST: u16 = KIND_USER_MIN;
 /// The frame of a [`Response`].
 pub const KIND_RESPONSE: u16 = KIND_USER_MIN + 1;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -31,6 +31,22 @@ pub const DIFFERING_MAX: usize = 256;
 pub const VOLUMES_PER_REQUEST_MAX: usize = 1024;
 /// The longest [`Request::WaitMap`], in microseconds.
 pub const WAIT_MAX: u64 = 30_000_000;
+
+/// Bytes of a whole map in one answer; a larger one comes in several. A difference that is larger is not
+/// sent: the whole map is.
+pub const MAP_PART_BYTES: usize = 4 << 20;
+
+/// Names a map that a monitor has sent, so that it can send the difference to a later one. All zeros:
+/// none.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapId {
+    /// The monitor's process.
+    pub boot: u64,
+    /// [`trefoil_core::map::ClusterMap::version`].
+    pub version: u64,
+    /// With log positions. What daemons follow is without.
+    pub full: bool,
+}
 
 /// Names a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,15 +119,20 @@ pub struct Heartbeat {
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Request {
-    /// The map, if its layout is not the one that the asker has. 0: none.
+    /// The map, if its layout is not the one that the asker acts on.
     GetMap {
-        /// [`trefoil_core::map::ClusterMap::layout`] of the asker's.
+        /// [`trefoil_core::map::ClusterMap::layout`] of that. 0: none, or whatever it is, the map as it
+        /// is now is wanted.
         have: u64,
+        /// The map that the asker has, for the answer to be the difference to it.
+        base: MapId,
     },
     /// As GetMap, and waits until there is another layout, or for `timeout` microseconds.
     WaitMap {
         /// As in GetMap.
         have: u64,
+        /// As in GetMap.
+        base: MapId,
         /// At most [`WAIT_MAX`].
         timeout: u64,
     },
@@ -199,6 +220,18 @@ pub enum Request {
         /// The map.
         crush: Box<CrushMap>,
     },
+    /// A further part of a map.
+    MapPart {
+        /// Which one: that of the first part.
+        of: MapId,
+        /// How many bytes the asker has.
+        offset: u64,
+    },
+    /// What the map says now of one volume: its holder, above all.
+    Volume {
+        /// Which one.
+        volume: VolumeKey,
+    },
 }
 
 impl Request {
@@ -236,10 +269,14 @@ pub enum Response {
         /// It.
         layout: u64,
     },
-    /// The frame's payload is the map: [`VERSION`] and its `postcard`.
+    /// The frame's payload is the map, or the first part of it: [`VERSION`] and its `postcard`.
     Map {
         /// Its layout.
         layout: u64,
+        /// It.
+        id: MapId,
+        /// Its bytes, all parts together.
+        bytes: u64,
     },
     /// The node's id.
     Node(NodeId),
@@ -282,6 +319,18 @@ pub enum Response {
     Done,
     /// It is not.
     Error(RpcError),
+    /// The frame's payload is what makes the map of the asker's `base`: [`VERSION`] and the `postcard` of
+    /// a [`trefoil_core::map::MapDelta`].
+    MapDelta {
+        /// The layout of the map that comes out.
+        layout: u64,
+        /// It.
+        id: MapId,
+    },
+    /// The frame's payload is the next part.
+    MapPart,
+    /// The volume; none where there is none of that name.
+    Info(Option<Box<Volume>>),
 }
 
 /// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].
@@ -305,6 +354,9 @@ pub enum RpcError {
     /// A role that may not ask this.
     #[error("not allowed: {0}")]
     NotAllowed(String),
+    /// The monitor does not have the map any more whose parts the asker fetches: it begins again.
+    #[error("the map has changed while it was fetched: ask again")]
+    MapMoved,
 }
 
 /// Appends the meta of a request or response to a buffer.

@@ -87,7 +87,8 @@ impl Monitor {
         }
         let lease = LeaseConfig { lease: config.lease_ms * 1000, margin: config.lease_margin_ms * 1000 };
         let (renew, timeout) = (config.renew_ms * 1000, config.node_timeout_ms * 1000);
-        let service = Rc::new(Service::new(raft, map, lease, renew, timeout));
+        let boot = u64::from_le_bytes(*random_id()?.first_chunk().context("no random bytes")?);
+        let service = Rc::new(Service::new(raft, map, lease, renew, timeout, boot));
         tracing::info!(%address, cluster = config.cluster_name, "monitor ready");
         Ok(Monitor { service, listener, address, config })
     }
@@ -95,6 +96,12 @@ impl Monitor {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// For tests: sends the map in parts of so many bytes, and no difference that is larger.
+    #[doc(hidden)]
+    pub fn set_map_part_bytes(&self, bytes: usize) {
+        self.service.set_map_part_bytes(bytes);
     }
 
     /// The cluster's id.
@@ -249,10 +256,12 @@ async fn converse(service: Rc<Service>, connected: Connected) {
                 continue;
             }
             running.set(running.get() + 1);
+            // Administrators ask once; what they are sent need not be remembered for them.
+            let remember = hello.role != Role::Client;
             let (service, sender, running) = (service.clone(), sender.clone(), running.clone());
             let task = service.clone();
             task.spawn(async move {
-                answer(&sender, id, service.answer(request).await);
+                answer(&sender, id, service.answer(request, remember).await);
                 sender.flush();
                 running.set(running.get() - 1);
             });
@@ -274,7 +283,11 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::CreateVolume { .. }
         | Request::RemoveVolume { .. }
         | Request::SetCrush { .. } => role == Role::Client,
-        Request::GetMap { .. } | Request::WaitMap { .. } | Request::Status => true,
+        Request::GetMap { .. }
+        | Request::WaitMap { .. }
+        | Request::MapPart { .. }
+        | Request::Volume { .. }
+        | Request::Status => true,
     }
 }
 

@@ -8,6 +8,7 @@
 //! decision to grant and its commit, the old holder cannot renew, and that must end.
 
 use crate::health::{self, Facts, Status};
+use crate::history::History;
 use crate::raft::{Outcome, Raft, SharedMap};
 use crate::rpc::*;
 use openraft::error::{ClientWriteError, RaftError};
@@ -52,8 +53,8 @@ pub(crate) struct Service {
     renew: u64,
     clock: Instant,
     started: Time,
-    /// The encoded map of the last version that somebody asked for.
-    encoded: RefCell<Option<(u64, bytes::Bytes)>>,
+    /// The maps that were sent last.
+    history: RefCell<History>,
     healing: Cell<bool>,
 }
 
@@ -66,6 +67,12 @@ pub(crate) struct Answer {
 impl From<Response> for Answer {
     fn from(response: Response) -> Answer {
         Answer { response, payload: None }
+    }
+}
+
+impl From<(Response, Option<bytes::Bytes>)> for Answer {
+    fn from((response, payload): (Response, Option<bytes::Bytes>)) -> Answer {
+        Answer { response, payload }
     }
 }
 
@@ -85,7 +92,15 @@ fn wall_clock() -> u64 {
 
 impl Service {
     /// At the moment when this monitor leads, and its map is current.
-    pub fn new(raft: Raft, map: SharedMap, lease: LeaseConfig, renew: u64, node_timeout: u64) -> Service {
+    /// `boot` is random.
+    pub fn new(
+        raft: Raft,
+        map: SharedMap,
+        lease: LeaseConfig,
+        renew: u64,
+        node_timeout: u64,
+        boot: u64,
+    ) -> Service {
         let clock = Instant::now();
         let now = Time(0);
         let leases = LeaseTable::new(lease, &map.borrow(), now);
@@ -103,7 +118,7 @@ impl Service {
             renew,
             clock,
             started: now,
-            encoded: RefCell::new(None),
+            history: RefCell::new(History::new(boot)),
             healing: Cell::new(false),
         }
     }
@@ -137,18 +152,26 @@ impl Service {
         }
     }
 
-    /// Answers one request.
-    pub async fn answer(self: &Rc<Self>, request: Request) -> Answer {
-        match self.try_answer(request).await {
+    /// Answers one request. `remember`: the asker is one that follows the map.
+    pub async fn answer(self: &Rc<Self>, request: Request, remember: bool) -> Answer {
+        match self.try_answer(request, remember).await {
             Ok(answer) => answer,
             Err(error) => error.into(),
         }
     }
 
-    async fn try_answer(self: &Rc<Self>, request: Request) -> Result<Answer> {
+    async fn try_answer(self: &Rc<Self>, request: Request, remember: bool) -> Result<Answer> {
         let reply = match request {
-            Request::GetMap { have } => return self.encoded_map(have),
-            Request::WaitMap { have, timeout } => return self.wait_map(have, timeout).await,
+            Request::GetMap { have, base } => return self.send_map(have, base, remember),
+            Request::WaitMap { have, base, timeout } => {
+                return self.wait_map(have, base, timeout, remember).await;
+            }
+            Request::MapPart { of, offset } => return Ok(self.history.borrow().part(of, offset)?.into()),
+            Request::Volume { volume } => {
+                let map = self.map();
+                let found = self.find(&map, &volume).ok().and_then(|id| map.volumes.get(&id));
+                return Ok(Response::Info(found.map(|it| Box::new(Volume::clone(it)))).into());
+            }
             Request::Heartbeat(heartbeat) => return Ok(self.heartbeat(heartbeat).await?.into()),
             Request::Attach { volume, holder, above } => {
                 return Ok(self.attach(volume, holder, above).await?.into());
@@ -186,32 +209,27 @@ impl Service {
         Ok(response.into())
     }
 
-    /// The map's bytes are made once per version, however many ask: a change of layout wakes everybody.
-    fn encoded_map(&self, have: u64) -> Result<Answer> {
-        let map = self.map();
-        let layout = map.layout;
-        if have == layout {
-            return Ok(Response::MapUnchanged { layout }.into());
-        }
-        let mut encoded = self.encoded.borrow_mut();
-        let payload = match &*encoded {
-            Some((of, bytes)) if *of == map.version => bytes.clone(),
-            _ => {
-                let bytes = postcard::to_extend(&*map, vec![VERSION])
-                    .map_err(|error| RpcError::Unsure(error.to_string()))?;
-                encoded.insert((map.version, bytes.into())).1.clone()
-            }
-        };
-        Ok(Answer { response: Response::Map { layout }, payload: Some(payload) })
+    /// For tests: as if the map were large.
+    pub fn set_map_part_bytes(&self, bytes: usize) {
+        self.history.borrow_mut().set_part_bytes(bytes);
     }
 
-    async fn wait_map(&self, have: u64, timeout: u64) -> Result<Answer> {
+    fn send_map(&self, have: u64, base: MapId, remember: bool) -> Result<Answer> {
+        Ok(self.history.borrow_mut().answer(&self.map(), have, base, remember)?.into())
+    }
+
+    async fn wait_map(&self, have: u64, base: MapId, timeout: u64, remember: bool) -> Result<Answer> {
         let mut reader = self.map.clone();
         let changed = reader.wait_for(|map| map.layout != have);
         let timeout = Duration::from_micros(timeout.min(WAIT_MAX));
         // Whether it changed or the time is over: the answer is what is there now.
         let _ = tokio::time::timeout(timeout, changed).await;
-        self.encoded_map(have)
+        self.send_map(have, base, remember)
+    }
+
+    /// Who has the volume, by the map.
+    fn holder(&self, volume: VolumeId) -> Option<Holder> {
+        self.map().volumes.get(&volume).and_then(|it| it.holder.clone())
     }
 
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Response> {
@@ -285,11 +303,9 @@ impl Service {
         match granted.pop() {
             Some(Ok(granted)) => Ok(Response::Granted(Box::new(granted))),
             // Somebody was faster.
-            Some(Err(MapError::Stale { .. })) => match &self.map().volumes.get(&volume) {
-                Some(Volume { holder: Some(holder), .. }) => {
-                    Ok(Response::Busy { holder: holder.clone(), retry_after: self.renew })
-                }
-                _ => Err(RpcError::NotLeading("the volume changed; ask again".to_owned())),
+            Some(Err(MapError::Stale { .. })) => match self.holder(volume) {
+                Some(holder) => Ok(Response::Busy { holder, retry_after: self.renew }),
+                None => Err(RpcError::NotLeading("the volume changed; ask again".to_owned())),
             },
             Some(Err(error)) => Err(error.into()),
             None => Err(RpcError::Unsure("no answer to a grant".to_owned())),
@@ -343,7 +359,7 @@ impl Service {
                     Ok(Granted {
                         volume: grant.volume,
                         generation,
-                        info: info.clone(),
+                        info: Volume::clone(info),
                         lease: self.lease.lease,
                         renew: self.renew,
                     })

@@ -55,6 +55,17 @@ impl Running {
         }));
         Running { address, stop, ended }
     }
+    /// As [`Running::start`], and its map counts as large.
+    async fn start_with_parts(config: MonitorConfig, part_bytes: usize) -> Running {
+        let monitor = Monitor::start(config).await.unwrap();
+        monitor.set_map_part_bytes(part_bytes);
+        let address = monitor.address();
+        let (stop, stopped) = oneshot::channel();
+        let ended = tokio::task::spawn_local(monitor.run(async {
+            let _ = stopped.await;
+        }));
+        Running { address, stop, ended }
+    }
     async fn stop(self) {
         let _ = self.stop.send(());
         self.ended.await.unwrap().unwrap();
@@ -548,5 +559,69 @@ fn a_monitor_that_is_away_is_named_however_short_the_wait() {
         let nobody = MonitorClient::new(Vec::new(), Hello::new(Role::FrontEnd, [0; 16]));
         let error = nobody.renew(holder, Vec::new(), short).await.unwrap_err().to_string();
         assert!(error.contains("no address is configured"), "{error}");
+    });
+}
+
+/// Follows the map like a daemon for some changes; each is the map that an administrator gets as a whole.
+async fn follow(running: &Running) {
+    cluster(running).await;
+    let daemon = running.client(Role::FrontEnd);
+    let admin = || running.client(Role::Client);
+    let mut seen = daemon.get_map(0).await.unwrap().unwrap();
+    for n in 0..20 {
+        create(&admin(), &format!("more{n}")).await;
+        let map = daemon.wait_map(seen.layout, Duration::from_secs(5)).await.unwrap().unwrap();
+        let whole = admin().get_map(0).await.unwrap().unwrap();
+        assert_eq!(map.without_positions(), whole.without_positions());
+        assert!(map.layout > seen.layout);
+        seen = map;
+    }
+    assert_eq!(daemon.get_map(seen.layout).await.unwrap(), None);
+    let volume = daemon.volume(VolumeKey::Name("disk0".to_owned())).await.unwrap().unwrap();
+    assert_eq!(volume.holder, None);
+    let a = holder("a", 1);
+    attach(&daemon, &a).await;
+    let volume = daemon.volume(VolumeKey::Id(VolumeId(1))).await.unwrap().unwrap();
+    assert_eq!(volume.holder, Some(a), "what a map that is followed does not show");
+    assert_eq!(daemon.volume(VolumeKey::Id(VolumeId(99))).await.unwrap(), None);
+}
+
+#[test]
+fn daemons_follow_the_map_by_differences() {
+    let dir = tempfile::tempdir().unwrap();
+    on_runtime(async {
+        let running = Running::start(config(dir.path())).await;
+        follow(&running).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_map_that_is_too_large_for_one_answer_comes_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    on_runtime(async {
+        let running = Running::start_with_parts(config(dir.path()), 50).await;
+        follow(&running).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_daemon_goes_on_following_after_a_restart_of_the_monitor() {
+    let dir = tempfile::tempdir().unwrap();
+    on_runtime(async {
+        let running = Running::start(config(dir.path())).await;
+        cluster(&running).await;
+        let daemon = running.client(Role::StorageNode);
+        let seen = daemon.get_map(0).await.unwrap().unwrap();
+        let address = running.address;
+        running.stop().await;
+        let mut again = config(dir.path());
+        again.listen = address;
+        let running = Running::start(again).await;
+        create(&running.client(Role::Client), "more").await;
+        let map = daemon.wait_map(seen.layout, Duration::from_secs(10)).await.unwrap().unwrap();
+        assert!(map.volume_named("more").is_some() && map.layout > seen.layout);
+        running.stop().await;
     });
 }

@@ -24,6 +24,9 @@ pub struct NbdConfig {
     pub connections_max: usize,
     /// Listens beyond loopback although there is no encryption yet.
     pub allow_plaintext: bool,
+    /// Microseconds for which the front end looks for more work before it sleeps, while little is under way
+    /// and work has been coming at such intervals: lower latency at low depth for processor time. 0: never.
+    pub busy_poll_us: u64,
 }
 
 impl Default for NbdConfig {
@@ -37,6 +40,7 @@ impl Default for NbdConfig {
             heal: true,
             connections_max: 256,
             allow_plaintext: false,
+            busy_poll_us: trefoil_transport::BUSY_POLL_US,
         }
     }
 }
@@ -59,6 +63,9 @@ pub enum ConfigError {
     /// A limit that makes no sense.
     #[error("`connections_max` is 0: no client could connect")]
     NoConnections,
+    /// Nothing else would ever run.
+    #[error("`busy_poll_us` is too large: at most {0}")]
+    PollsTooLong(u64),
 }
 
 impl NbdConfig {
@@ -72,6 +79,9 @@ impl NbdConfig {
         }
         if self.connections_max == 0 {
             return Err(ConfigError::NoConnections);
+        }
+        if self.busy_poll_us > trefoil_transport::BUSY_POLL_US_MAX {
+            return Err(ConfigError::PollsTooLong(trefoil_transport::BUSY_POLL_US_MAX));
         }
         match self.listen.iter().find(|address| !address.ip().is_loopback()) {
             Some(address) if !self.allow_plaintext => Err(ConfigError::Plaintext(*address)),
@@ -98,6 +108,9 @@ mod tests {
         assert_eq!(NbdConfig { listen: vec![], ..good() }.check(), Err(ConfigError::NoListener));
         assert_eq!(NbdConfig { monitors: vec![], ..good() }.check(), Err(ConfigError::NoMonitors));
         assert_eq!(NbdConfig { connections_max: 0, ..good() }.check(), Err(ConfigError::NoConnections));
+        let max = trefoil_transport::BUSY_POLL_US_MAX;
+        let long = NbdConfig { busy_poll_us: max + 1, ..good() };
+        assert_eq!(long.check(), Err(ConfigError::PollsTooLong(max)));
         let open: SocketAddr = ([0, 0, 0, 0], 10809).into();
         let config = NbdConfig { listen: vec![open], ..good() };
         assert_eq!(config.check(), Err(ConfigError::Plaintext(open)));

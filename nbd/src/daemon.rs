@@ -78,7 +78,8 @@ async fn serve(
     hello.cluster_id = map.cluster_id;
     let me = Holder { name: holder_name(&config), boot, kind: HolderKind::FrontEnd };
     let monitors = Monitors::new(client, me, map);
-    let front = FrontEnd::new(monitors.clone() as Rc<dyn Cluster>, hello);
+    let front =
+        FrontEnd::new(monitors.clone() as Rc<dyn Cluster>, hello, Duration::from_micros(config.busy_poll_us));
     let server = Server::new(
         Rc::new(Volumes::new(front.clone(), config.volumes.clone())),
         ServerConfig { connections_max: config.connections_max, ..ServerConfig::default() },
@@ -93,6 +94,7 @@ async fn serve(
     tokio::task::spawn_local(monitors.follow());
     tokio::task::spawn_local(front.clone().follow_map());
     tokio::task::spawn_local(front.clone().ticks());
+    tokio::task::spawn_local(front.clone().poll());
     tokio::task::spawn_local(front.clone().renewals());
     if config.heal {
         tokio::task::spawn_local(front.clone().heal());

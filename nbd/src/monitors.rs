@@ -100,8 +100,8 @@ impl Cluster for Monitors {
         let client = self.client.clone();
         Box::pin(async move {
             // Grants do not change the layout, so the map that is kept here does not show them.
-            let map = client.get_map(0).await.map_err(unreachable)?;
-            Ok(map.and_then(|map| map.volumes.get(&volume).and_then(|it| it.holder.clone())))
+            let found = client.volume(VolumeKey::Id(volume)).await.map_err(unreachable)?;
+            Ok(found.and_then(|it| it.holder))
         })
     }
 

@@ -47,6 +47,9 @@ pub struct NodeConfig {
     pub allow_plaintext: bool,
     /// `pread` and `pwrite` on threads instead of io_uring.
     pub no_io_uring: bool,
+    /// Microseconds for which the node looks for more work before it sleeps, while little is under way and
+    /// work has been coming at such intervals: lower latency at low depth for processor time. 0: never.
+    pub busy_poll_us: u64,
 }
 
 impl Default for NodeConfig {
@@ -70,6 +73,7 @@ impl Default for NodeConfig {
             connections_max: 1024,
             allow_plaintext: false,
             no_io_uring: false,
+            busy_poll_us: trefoil_transport::BUSY_POLL_US,
         }
     }
 }
@@ -101,6 +105,9 @@ pub enum ConfigError {
     /// A limit that makes no sense.
     #[error("`{0}` is too small: at least {1}")]
     TooSmall(&'static str, u64),
+    /// A limit that makes no sense, either.
+    #[error("`{0}` is too large: at most {1}")]
+    TooLarge(&'static str, u64),
     /// More was given away than there is.
     #[error(
         "table pages, reads and pending writes may take {0} bytes, and `memory_bytes` is {1}: raise it to {2} \
@@ -147,6 +154,9 @@ impl NodeConfig {
         ];
         if let Some((key, _, least)) = least.into_iter().find(|(_, value, least)| value < least) {
             return Err(ConfigError::TooSmall(key, least));
+        }
+        if self.busy_poll_us > trefoil_transport::BUSY_POLL_US_MAX {
+            return Err(ConfigError::TooLarge("busy_poll_us", trefoil_transport::BUSY_POLL_US_MAX));
         }
         let shares = [self.table_cache(), self.read_memory(), self.pending()];
         let all = shares.into_iter().fold(0, u64::saturating_add);
@@ -216,6 +226,8 @@ mod tests {
         assert_eq!(open.check(), Err(ConfigError::Unspecified(any)));
         let small = NodeConfig { table_cache_bytes: Some(1), ..good() };
         assert!(matches!(small.check(), Err(ConfigError::TooSmall("table_cache_bytes", _))));
+        let long = NodeConfig { busy_poll_us: 1_000_000, ..good() };
+        assert!(matches!(long.check(), Err(ConfigError::TooLarge("busy_poll_us", _))));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | [`catch_up`] | a node that was away while data changed |
 //! | [`full`] | no space left |
 //! | [`offline`] | nothing runs: volumes taken out of bare devices |
+//! | [`syscalls`] | system calls per I/O |
 //! | [`bad_input`] | what users, disks and strangers get wrong |
 //! | [`stand_in`] | the tools below against a server that is known to be right |
 //!
@@ -42,6 +43,7 @@ mod rollback;
 mod rot;
 mod slow;
 mod stand_in;
+mod syscalls;
 mod takeover;
 mod tools;
 mod writer;

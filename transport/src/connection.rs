@@ -2,7 +2,7 @@
 //!
 //! **Reading.** [`Reader::read_batch`] makes one `read` into a large buffer and cuts out every frame
 //! that has come. Frames share that buffer; it goes back into a small pool and is used again when all
-//! of its frames are dropped.
+//! of its frames are dropped. A large payload is read into aligned memory of its own.
 //!
 //! **Writing.** [`Sender::push`] encodes a header and a message into an arena and keeps the payload as
 //! it is; nothing is written. [`Sender::flush`] hands all of it to the kernel with as few `writev` as
@@ -13,9 +13,12 @@
 //! A connection ends when its `Reader` is dropped, when the peer closes it, or on the first error.
 //! From then on pushes fail and `read_batch` says why.
 
-use bytes::{Bytes, BytesMut};
+use crate::aligned::Aligned;
+use crate::stream::Stream;
+use bytes::{Buf, Bytes, BytesMut};
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -23,7 +26,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use trefoil_core::limits::{NODE_BACKLOG_BYTES_MAX, NODE_BACKLOG_OPS_MAX};
-use trefoil_core::wire::frame::{self, Decoder, Frame, FrameError};
+use trefoil_core::wire::frame::{self, Decoder, Frame, FrameError, Head};
 
 /// Bytes queued for one peer, where [`Options`] does not say otherwise.
 pub const QUEUE_BYTES_MAX: usize = NODE_BACKLOG_BYTES_MAX as usize;
@@ -39,6 +42,12 @@ const READ_BUFFER_KEPT: usize = 2 << 20;
 /// Read buffers that wait for their frames to be dropped, per connection. More are left to the
 /// allocator.
 const READ_POOL: usize = 8;
+/// A payload of at least so many bytes is read into aligned memory of its own, which a device can be given
+/// as it is.
+const LARGE_PAYLOAD: usize = 32 << 10;
+/// Behind a large payload the next frame is likely large, too: so much is read of it until that is known.
+/// The head of a frame of 1 MiB fits.
+const LARGE_HEAD: usize = 4 << 10;
 /// Bytes of the arena that headers and messages are encoded into.
 const ARENA: usize = 64 << 10;
 /// A run of small frames is closed at this length, so that what the kernel has taken can be freed.
@@ -54,6 +63,25 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// Who is at the other end, for people.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Its address.
+    Tcp(SocketAddr),
+    /// A process of this host, at the other end of a unix socket; none if the kernel does not say which.
+    Local(Option<i32>),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Local(Some(pid)) => write!(f, "process {pid} of this host"),
+            Peer::Local(None) => f.write_str("a process of this host"),
+        }
+    }
+}
+
 /// Limits of a connection.
 #[derive(Copy, Clone, Debug)]
 pub struct Options {
@@ -61,11 +89,13 @@ pub struct Options {
     pub queue_bytes_max: usize,
     /// Frames that may wait for the peer.
     pub queue_frames_max: usize,
+    /// A daemon of this host is reached through its unix socket ([`crate::connect`] only).
+    pub local: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { queue_bytes_max: QUEUE_BYTES_MAX, queue_frames_max: QUEUE_FRAMES_MAX }
+        Options { queue_bytes_max: QUEUE_BYTES_MAX, queue_frames_max: QUEUE_FRAMES_MAX, local: true }
     }
 }
 
@@ -140,8 +170,8 @@ struct Part {
 }
 
 struct Inner {
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Peer,
     options: Options,
     queue: RefCell<Queue>,
     /// Something is left for the writer task, or the connection is closed.
@@ -165,16 +195,15 @@ pub struct Reader {
     capacity: usize,
     /// Empty handles to buffers whose frames may still be in use.
     pool: VecDeque<BytesMut>,
+    /// A frame whose large payload has begun to come.
+    large: Option<(Head, Aligned)>,
+    /// The last frame was a large one.
+    after_large: bool,
 }
 
 /// Sets what every connection needs and starts its writer task; `buffer` is what the handshake has
 /// read too much. Must be called within a `LocalSet`.
-pub(crate) fn split(
-    stream: TcpStream,
-    peer: SocketAddr,
-    options: Options,
-    buffer: BytesMut,
-) -> (Reader, Sender) {
+pub(crate) fn split(stream: Stream, peer: Peer, options: Options, buffer: BytesMut) -> (Reader, Sender) {
     let inner = Rc::new(Inner {
         stream,
         peer,
@@ -199,6 +228,8 @@ pub(crate) fn split(
         capacity: buffer.capacity(),
         buffer,
         pool: VecDeque::new(),
+        large: None,
+        after_large: false,
     };
     (reader, Sender { inner })
 }
@@ -283,7 +314,7 @@ impl Queue {
         }
     }
 
-    fn write(&mut self, stream: &TcpStream) -> io::Result<bool> {
+    fn write(&mut self, stream: &Stream) -> io::Result<bool> {
         self.close_run();
         while self.bytes > 0 {
             let mut slices = [IoSlice::new(&[]); IOVECS];
@@ -454,7 +485,7 @@ impl Sender {
     }
 
     /// The other side's address.
-    pub fn peer(&self) -> SocketAddr {
+    pub fn peer(&self) -> Peer {
         self.inner.peer
     }
 }
@@ -469,20 +500,14 @@ impl Reader {
         let before = frames.len();
         loop {
             // First what the handshake or the last call has left.
-            loop {
-                match self.decoder.decode(&mut self.buffer) {
-                    Ok(Some(frame)) => frames.push(frame),
-                    Ok(None) => break,
+            if let Err(error) = self.decode(frames) {
+                let error = self.fail(error.into());
+                if frames.len() > before {
                     // The frames before the bad one count; the next call fails.
-                    Err(error) => {
-                        let error = self.fail(error.into());
-                        if frames.len() > before {
-                            self.buffer.clear();
-                            return Ok(());
-                        }
-                        return Err(error);
-                    }
+                    self.buffer.clear();
+                    return Ok(());
                 }
+                return Err(error);
             }
             if frames.len() > before {
                 return Ok(());
@@ -490,11 +515,10 @@ impl Reader {
             if let Some(reason) = self.inner.queue.borrow().closed.clone() {
                 return Err(reason);
             }
-            self.make_room();
             if let Err(error) = self.inner.stream.readable().await {
                 return Err(self.fail(CloseReason::Socket(error.kind())));
             }
-            match self.inner.stream.try_read_buf(&mut self.buffer) {
+            match self.read() {
                 Ok(0) => return Err(self.fail(CloseReason::Peer)),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -503,8 +527,43 @@ impl Reader {
         }
     }
 
+    /// Every frame that is whole.
+    fn decode(&mut self, frames: &mut Vec<Frame>) -> Result<(), FrameError> {
+        if let Some((head, payload)) = self.large.take_if(|(_, payload)| payload.is_full()) {
+            frames.push(Frame { kind: head.kind, meta: head.meta, payload: payload.freeze() });
+            self.after_large = true;
+        }
+        while self.large.is_none() {
+            if let Some(frame) = self.decoder.decode(&mut self.buffer)? {
+                self.after_large = frame.payload.len() >= LARGE_PAYLOAD;
+                frames.push(frame);
+                continue;
+            }
+            let Some(head) = self.decoder.take_head(&mut self.buffer, LARGE_PAYLOAD)? else { break };
+            let mut payload = Aligned::new(head.payload_len);
+            let here = self.buffer.len().min(head.payload_len);
+            payload.rest()[..here].copy_from_slice(&self.buffer[..here]);
+            payload.advance(here);
+            self.buffer.advance(here);
+            self.large = Some((head, payload));
+        }
+        Ok(())
+    }
+
+    /// One read, to where the next bytes belong.
+    fn read(&mut self) -> io::Result<usize> {
+        if let Some((_, payload)) = &mut self.large {
+            let read = self.inner.stream.read_into(payload.rest())?;
+            payload.advance(read);
+            return Ok(read);
+        }
+        self.make_room();
+        let max = if self.after_large { LARGE_HEAD } else { usize::MAX };
+        self.inner.stream.read_some(&mut self.buffer, max)
+    }
+
     /// The other side's address.
-    pub fn peer(&self) -> SocketAddr {
+    pub fn peer(&self) -> Peer {
         self.inner.peer
     }
 

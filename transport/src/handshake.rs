@@ -5,7 +5,9 @@
 //! client) gets one readable line. What a stranger can make us read before it is known is
 //! [`HELLO_LEN_MAX`] bytes, for [`HANDSHAKE_TIMEOUT`].
 
-use crate::connection::{Options, Reader, Sender, split, tune};
+use crate::connection::{Options, Peer, Reader, Sender, split, tune};
+use crate::local::{self, LocalName};
+use crate::stream::Stream;
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 use std::io;
@@ -23,6 +25,9 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The kernel has this long to connect.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A daemon of this host has this long to greet on its unix socket before TCP is tried.
+pub const LOCAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Bytes that are read of a peer before its Hello is whole.
 const HELLO_LEN_MAX: usize = 1024;
@@ -219,7 +224,7 @@ enum ReadHelloError {
 }
 
 /// Reads one small frame.
-async fn read_small(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Frame, ReadHelloError> {
+async fn read_small(stream: &mut Stream, buffer: &mut BytesMut) -> Result<Frame, ReadHelloError> {
     let mut decoder = Decoder::new();
     loop {
         if let Some(frame) = decoder.decode(buffer).map_err(ReadHelloError::Frame)? {
@@ -261,19 +266,53 @@ fn check_cluster(ours: [u8; 16], theirs: [u8; 16]) -> Result<(), String> {
 
 /// Connects to `address` and says `hello`. A zero cluster id in `hello` takes the answer's.
 /// Takes at most [`CONNECT_TIMEOUT`] and [`HANDSHAKE_TIMEOUT`] together.
+///
+/// Whoever is on this host and was asked for by its identity is reached through its unix socket, if it
+/// has one and answers there within [`LOCAL_TIMEOUT`].
 pub async fn connect(
     address: SocketAddr,
     hello: Hello,
     expect: &Expect,
     options: Options,
 ) -> Result<Connected, ConnectError> {
-    let timed_out = |what, limit| ConnectError::TimedOut { address, what, limit };
+    if let Some((id, incarnation)) = expect.identity.filter(|_| options.local) {
+        let name = LocalName::new(hello.cluster_id, expect.role, id, incarnation);
+        match name.connect() {
+            Ok(stream) => {
+                local::tune(&stream);
+                let peer = Peer::Local(stream.peer_cred().ok().and_then(|peer| peer.pid()));
+                let stream = Stream::Unix(stream);
+                match greet(stream, peer, address, LOCAL_TIMEOUT, hello, expect, options).await {
+                    Ok(connected) => return Ok(connected),
+                    Err(error) => tracing::debug!(%peer, %error, "not by the unix socket, then by TCP"),
+                }
+            }
+            // The usual case: it is on another host.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => tracing::debug!(%address, %error, "not by the unix socket, then by TCP"),
+        }
+    }
     let socket = |error| ConnectError::Socket { address, error };
-    let mut stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
         .await
-        .map_err(|_| timed_out("connection", CONNECT_TIMEOUT))?
+        .map_err(|_| ConnectError::TimedOut { address, what: "connection", limit: CONNECT_TIMEOUT })?
         .map_err(socket)?;
     tune(&stream).map_err(socket)?;
+    let stream = Stream::Tcp(stream);
+    greet(stream, Peer::Tcp(address), address, HANDSHAKE_TIMEOUT, hello, expect, options).await
+}
+
+/// Says `hello` and looks at who answers within `limit`.
+async fn greet(
+    mut stream: Stream,
+    peer: Peer,
+    address: SocketAddr,
+    limit: Duration,
+    hello: Hello,
+    expect: &Expect,
+    options: Options,
+) -> Result<Connected, ConnectError> {
+    let socket = |error| ConnectError::Socket { address, error };
     let mut buffer = BytesMut::new();
     let answer = async {
         stream
@@ -282,8 +321,8 @@ pub async fn connect(
             .map_err(ReadHelloError::Socket)?;
         read_small(&mut stream, &mut buffer).await
     };
-    let frame = match tokio::time::timeout(HANDSHAKE_TIMEOUT, answer).await {
-        Err(_) => return Err(timed_out("greeting", HANDSHAKE_TIMEOUT)),
+    let frame = match tokio::time::timeout(limit, answer).await {
+        Err(_) => return Err(ConnectError::TimedOut { address, what: "greeting", limit }),
         Ok(Err(ReadHelloError::Socket(error))) => return Err(socket(error)),
         Ok(Err(ReadHelloError::Frame(error))) => {
             return Err(ConnectError::Foreign { address, error });
@@ -294,38 +333,49 @@ pub async fn connect(
         let text = String::from_utf8_lossy(&frame.meta).into_owned();
         return Err(ConnectError::Refused { address, text });
     }
-    let unexpected = |text| ConnectError::Unexpected { address, text };
+    let theirs =
+        admit_answer(&frame, hello, expect).map_err(|text| ConnectError::Unexpected { address, text })?;
+    let (reader, sender) = split(stream, peer, options, buffer);
+    Ok(Connected { hello: theirs, reader, sender })
+}
+
+/// Is it whom we wanted?
+fn admit_answer(frame: &Frame, hello: Hello, expect: &Expect) -> Result<Hello, String> {
     if frame.kind != KIND_HELLO {
-        return Err(unexpected(format!("frame kind {} for a Hello", frame.kind)));
+        return Err(format!("frame kind {} for a Hello", frame.kind));
     }
-    let theirs = Hello::from_bytes(&frame.meta).map_err(unexpected)?;
+    let theirs = Hello::from_bytes(&frame.meta)?;
     if hello.cluster_id != [0; 16] {
-        check_cluster(hello.cluster_id, theirs.cluster_id).map_err(unexpected)?;
+        check_cluster(hello.cluster_id, theirs.cluster_id)?;
     }
     if theirs.role != expect.role {
-        let text = format!("a {} is there, a {} was wanted", theirs.role, expect.role);
-        return Err(unexpected(text));
+        return Err(format!("a {} is there, a {} was wanted", theirs.role, expect.role));
     }
     if let Some(wanted) = expect.identity
         && wanted != (theirs.id, theirs.incarnation)
     {
-        return Err(unexpected(format!(
+        return Err(format!(
             "{} {} (incarnation {:016x}) is there, {} (incarnation {:016x}) was wanted; the map may be old",
             theirs.role, theirs.id, theirs.incarnation, wanted.0, wanted.1
-        )));
+        ));
     }
-    let (reader, sender) = split(stream, address, options, buffer);
-    Ok(Connected { hello: theirs, reader, sender })
+    Ok(theirs)
 }
 
 /// The other side of [`connect`].
 pub(crate) async fn accept(
-    mut stream: TcpStream,
-    peer: SocketAddr,
+    mut stream: Stream,
+    peer: Peer,
     policy: &Policy,
     options: Options,
 ) -> Result<Connected, AcceptError> {
-    tune(&stream)?;
+    match &stream {
+        Stream::Tcp(stream) => tune(stream)?,
+        Stream::Unix(stream) => {
+            local::check_peer(stream)?;
+            local::tune(stream);
+        }
+    }
     let mut buffer = BytesMut::new();
     let hello = tokio::time::timeout(HANDSHAKE_TIMEOUT, read_small(&mut stream, &mut buffer)).await;
     let frame = match hello {
@@ -370,7 +420,7 @@ fn admit(frame: &Frame, policy: &Policy) -> Result<Hello, String> {
 }
 
 /// For those who do not speak the protocol: something that a human at the other end can read.
-async fn refuse_in_words(stream: TcpStream, role: Role) {
+async fn refuse_in_words(stream: Stream, role: Role) {
     let line = format!(
         "This is a Trefoil {role} and speaks only Trefoil's own protocol (version {PROTOCOL_VERSION}). \
          Volumes are served by `trefoil nbd`, usually on port 10809.\r\n"
@@ -379,14 +429,14 @@ async fn refuse_in_words(stream: TcpStream, role: Role) {
 }
 
 /// For a connection over the limit.
-pub(crate) async fn refuse_too_many(stream: TcpStream, max: usize) {
+pub(crate) async fn refuse_too_many(stream: Stream, max: usize) {
     let text = format!("all {max} connections are in use; try again later, or raise the limit");
     farewell(stream, &small_frame(KIND_REFUSED, text.as_bytes())).await;
 }
 
 /// Says something last. Closing a socket with unread bytes resets the connection, which may overtake
 /// what was said; so what still comes is read for a moment, and dropped.
-async fn farewell(mut stream: TcpStream, words: &[u8]) {
+async fn farewell(mut stream: Stream, words: &[u8]) {
     const LINGER: Duration = Duration::from_millis(500);
     const READ_MAX: u64 = 64 << 10;
     let talk = async {

@@ -1,4 +1,5 @@
-//! Framed, batched connections between Trefoil's daemons, over TCP.
+//! Framed, batched connections between Trefoil's daemons, over TCP, and within one host over
+//! unix sockets.
 //!
 //! One thread, one tokio `current_thread` runtime with a `LocalSet`: nothing here is `Send`, and
 //! nothing takes a lock. A connection has one [`Reader`], driven by one task, which hands over frames
@@ -17,18 +18,25 @@
 //! full is a laggard and loses the connection ([`SendError::Laggard`]). There is no encryption
 //! yet: daemons refuse to listen beyond loopback unless they are told to.
 
+mod aligned;
 mod connection;
 mod handshake;
 mod listener;
+mod local;
+mod poll;
 mod rate;
+mod stream;
 
 pub use connection::{
-    CloseReason, Options, QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX, ReadError, Reader, SendError, Sender,
+    CloseReason, Options, Peer, QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX, ReadError, Reader, SendError, Sender,
 };
 pub use handshake::{
-    CONNECT_TIMEOUT, ConnectError, Connected, Expect, HANDSHAKE_TIMEOUT, Hello, PROTOCOL_VERSION, Policy,
-    Role, connect,
+    CONNECT_TIMEOUT, ConnectError, Connected, Expect, HANDSHAKE_TIMEOUT, Hello, LOCAL_TIMEOUT,
+    PROTOCOL_VERSION, Policy, Role, connect,
 };
 pub use listener::{CONNECTIONS_MAX, ServeOptions, listen, serve};
+pub use local::LocalName;
+pub use poll::{BUSY_POLL_US, BUSY_POLL_US_MAX, POLL_DEPTH_MAX, Poller};
 pub use rate::RateLimit;
+pub use stream::Stream;
 pub use trefoil_core::wire::frame::{Frame, KIND_USER_MIN};

@@ -4,15 +4,17 @@
 //! cannot use up file descriptors. A connection too many is told so and closed. Running out of file
 //! descriptors or memory slows the loop down and never ends it.
 
-use crate::connection::Options;
+use crate::connection::{Options, Peer};
 use crate::handshake::{AcceptError, Connected, Policy, accept, refuse_too_many};
+use crate::local::LocalName;
 use crate::rate::RateLimit;
+use crate::stream::Stream;
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
 /// Connections that one listener has at once, where [`ServeOptions`] does not say otherwise.
@@ -36,12 +38,14 @@ pub struct ServeOptions {
     pub connection: Options,
     /// Connections at once, handshakes included.
     pub connections_max: usize,
+    /// Daemons of this host may come through a unix socket of this name, too.
+    pub local: Option<LocalName>,
 }
 
 impl ServeOptions {
     /// With the default limits.
     pub fn new(policy: Policy) -> ServeOptions {
-        ServeOptions { policy, connection: Options::default(), connections_max: CONNECTIONS_MAX }
+        ServeOptions { policy, connection: Options::default(), connections_max: CONNECTIONS_MAX, local: None }
     }
 }
 
@@ -76,6 +80,14 @@ impl Drop for Slot {
     }
 }
 
+/// Never ends where there is no unix socket.
+async fn accept_local(listener: Option<&UnixListener>) -> io::Result<(Stream, Peer)> {
+    let Some(listener) = listener else { return std::future::pending().await };
+    let (stream, _) = listener.accept().await?;
+    let peer = Peer::Local(stream.peer_cred().ok().and_then(|peer| peer.pid()));
+    Ok((Stream::Unix(stream), peer))
+}
+
 /// Accepts connections and runs `handle` for each as a local task, for ever. Dropping the future stops
 /// accepting and ends every connection's task. Must run within a `LocalSet`.
 pub async fn serve<H, F>(listener: TcpListener, options: ServeOptions, handle: H)
@@ -88,10 +100,18 @@ where
     let connections = Rc::new(Cell::new(0));
     let refusals = Rc::new(Cell::new(0));
     let log = Rc::new(RateLimit::new(LOG_INTERVAL));
+    let local = options.local.as_ref().and_then(|name| {
+        let listener = name.listen();
+        // TCP is there all the same.
+        listener.inspect_err(|error| tracing::warn!(?name, %error, "no unix socket for this host")).ok()
+    });
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept() => {
+                accepted.map(|(stream, peer)| (Stream::Tcp(stream), Peer::Tcp(peer)))
+            }
+            accepted = accept_local(local.as_ref()) => accepted,
             Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
                 if let Err(error) = ended && error.is_panic() {
                     tracing::error!(%error, "a connection's task panicked; the daemon goes on");

@@ -218,7 +218,7 @@ fn a_slow_peer_is_cut_off_at_the_limit_and_nobody_waits() {
             drop(connected);
         })
         .await;
-        let limits = Options { queue_bytes_max: 1 << 20, queue_frames_max: 1000 };
+        let limits = Options { queue_bytes_max: 1 << 20, queue_frames_max: 1000, ..Options::default() };
         let mut slow = connect(address, front_end(), &expect(), limits).await.unwrap();
         let block = Bytes::from(vec![1; 64 << 10]);
         let error = loop {

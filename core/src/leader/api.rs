@@ -3,7 +3,7 @@
 use crate::client::{ClientOp, OpDone};
 use crate::ids::*;
 use crate::message::{FromNode, ToNode};
-use crate::placement::{PgConfig, SLOTS_MAX};
+use crate::placement::{PgConfig, PgTable, SLOTS_MAX};
 
 /// What a leader has to know of its volume.
 #[derive(Clone, Debug)]
@@ -18,8 +18,9 @@ pub struct VolumeSpec {
     pub objects: u32,
     /// Its pool.
     pub pool: PoolId,
-    /// The pool's placement groups, by number.
-    pub pgs: Vec<PgConfig>,
+    /// The pool's placement groups, by number: as they are at the start. Shared with the map, and with the
+    /// pool's other volumes.
+    pub pgs: PgTable,
     /// Object to placement group: `(volume, object, pg_num)`.
     pub pg_of: fn(VolumeId, ObjectIndex, u32) -> u32,
     /// The newest snapshot; 0 for none.

@@ -42,6 +42,7 @@ use crate::client::{ClientOp, OpDone, OpError, OpId, OpKind};
 use crate::ids::*;
 use crate::limits::*;
 use crate::message::{FromNode, ToNode};
+use crate::placement::PgTable;
 use due::Due;
 use group::{Group, Phase};
 use hedge::Budget;
@@ -177,6 +178,9 @@ pub struct Leader<P> {
     all_whole_said: bool,
     /// Where the search for groups to open in the background goes on.
     open_cursor: usize,
+    /// Groups that were opened in the background and are not decided yet, by number: at most
+    /// [`Options::background_opens`].
+    opening: Vec<usize>,
     last_tick: Time,
     /// Something has happened since the last tick, or a group was not at rest then.
     stirred: bool,
@@ -184,8 +188,8 @@ pub struct Leader<P> {
 
 impl<P: Clone + Default> Leader<P> {
     /// A leader with a generation of its own, which no other process has or had.
-    pub fn new(now: Time, spec: VolumeSpec, options: Options) -> Leader<P> {
-        let pg_num = spec.pgs.len() as u32;
+    pub fn new(now: Time, mut spec: VolumeSpec, options: Options) -> Leader<P> {
+        let pg_num = spec.pgs.len();
         let mut groups: Vec<Option<Box<Group<P>>>> = (0..pg_num).map(|_| None).collect();
         let mut left = groups.len();
         for object in 0..spec.objects {
@@ -193,12 +197,14 @@ impl<P: Clone + Default> Leader<P> {
                 break;
             }
             let pg = (spec.pg_of)(spec.id, object, pg_num) as usize;
-            if let Some(slot @ None) = groups.get_mut(pg) {
+            if let (Some(slot @ None), Some(config)) = (groups.get_mut(pg), spec.pgs.get(pg as u32)) {
                 let id = GroupId { volume: spec.id, pg: PgId { pool: spec.pool, pg: pg as u32 } };
-                *slot = Some(Box::new(Group::new(id, spec.pgs[pg].clone())));
+                *slot = Some(Box::new(Group::new(id, config.config())));
                 left -= 1;
             }
         }
+        // From here on the groups know their own; an old table must not outlive its map.
+        spec.pgs = PgTable::default();
         let attached = options.healer;
         // A daemon's leaders follow each other on one connection to a node. An answer to a read of the last
         // one, which arrives late, must not be taken for one of this one's: ids begin elsewhere for each
@@ -230,6 +236,7 @@ impl<P: Clone + Default> Leader<P> {
             released: false,
             all_whole_said: false,
             open_cursor: 0,
+            opening: Vec::new(),
             last_tick: now,
             stirred: false,
         }
@@ -412,7 +419,7 @@ impl<P: Clone + Default> Leader<P> {
 
     fn submit(&mut self, now: Time, op: ClientOp<P>, out: &mut Vec<Output<P>>) {
         let spec = &self.shared.spec;
-        let pg = (spec.pg_of)(spec.id, op.object, spec.pgs.len() as u32) as usize;
+        let pg = (spec.pg_of)(spec.id, op.object, self.groups.len() as u32) as usize;
         match self.groups.get_mut(pg).and_then(Option::as_mut) {
             Some(group) => group.submit(&mut self.shared, now, op, out),
             // Not possible: `new` made a group for each PG of an object in range.
@@ -525,14 +532,12 @@ impl<P: Clone + Default> Leader<P> {
         config: crate::placement::PgConfig,
         out: &mut Vec<Output<P>>,
     ) {
-        let Some(known) = self.shared.spec.pgs.get_mut(pg as usize) else { return };
-        if config.epoch <= known.epoch || config.problem().is_some() {
+        // A placement group without a group has no object of this volume, and never gets one.
+        let Some(group) = self.groups.get_mut(pg as usize).and_then(Option::as_mut) else { return };
+        if config.epoch <= group.config.epoch || config.problem().is_some() {
             return;
         }
-        *known = config.clone();
-        if let Some(group) = self.groups.get_mut(pg as usize).and_then(Option::as_mut) {
-            group.configure(&mut self.shared, now, config, out);
-        }
+        group.configure(&mut self.shared, now, config, out);
         self.attach_if_fenced(now, out);
     }
 
@@ -587,7 +592,7 @@ impl<P: Clone + Default> Leader<P> {
             return self.shared.done(id, Err(OpError::TimedOut), out);
         }
         let spec = &self.shared.spec;
-        let pg = (spec.pg_of)(spec.id, object, spec.pgs.len() as u32) as usize;
+        let pg = (spec.pg_of)(spec.id, object, self.groups.len() as u32) as usize;
         if let Some(group) = self.groups.get_mut(pg).and_then(Option::as_mut)
             && group.forget_op(&mut self.shared, id, object)
         {
@@ -602,14 +607,18 @@ impl<P: Clone + Default> Leader<P> {
         if !self.attached || self.open_cursor >= self.groups.len() {
             return;
         }
-        let mut opening = self.groups.iter().flatten().filter(|group| group.phase == Phase::Opening).count();
-        while opening < self.shared.options.background_opens {
+        // This runs after every input, and a pool may have tens of thousands of groups: only those that
+        // were begun here are looked at.
+        let groups = &self.groups;
+        let is_opening = |at: &usize| groups[*at].as_ref().is_some_and(|group| group.phase == Phase::Opening);
+        self.opening.retain(is_opening);
+        while self.opening.len() < self.shared.options.background_opens {
             let Some(slot) = self.groups.get_mut(self.open_cursor) else { return };
             if let Some(group) = slot.as_mut()
                 && group.phase == Phase::Closed
             {
                 group.next_round(&mut self.shared, now, out);
-                opening += 1;
+                self.opening.push(self.open_cursor);
             }
             self.open_cursor += 1;
         }

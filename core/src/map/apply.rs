@@ -6,8 +6,10 @@ use super::{ClusterMap, types::*};
 use crate::crush::{CrushMap, Placement, Scratch, ceph_pg_to_x};
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_SIZE_MAX, OBJECT_SIZE_MIN, SET_MEMBERS_MAX};
+use crate::placement::{PgConfig, PgTable};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// The rules that Init makes, by failure domain.
 const RULE_HOST: &str = "replicated_host";
@@ -111,9 +113,13 @@ impl ClusterMap {
             }
             Command::SetNodesUp { nodes, now } => self.set_nodes_up(nodes, *now),
             Command::SetNodeLost { node, lost } => {
-                let it = self.nodes.get_mut(node).ok_or_else(|| missing("node", node))?;
-                let before = std::mem::replace(&mut it.lost, *lost);
-                done(if before == *lost { Changed::Nothing } else { Changed::Layout })
+                if self.nodes.get(node).ok_or_else(|| missing("node", node))?.lost == *lost {
+                    return done(Changed::Nothing);
+                }
+                if let Some(it) = self.nodes.get_mut(node) {
+                    it.lost = *lost;
+                }
+                done(Changed::Layout)
             }
             Command::ReportPositions { positions } => self.report_positions(positions),
             Command::CreatePool { name, size, pg_num, domain, ack } => {
@@ -140,7 +146,7 @@ impl ClusterMap {
         let mut crush = CrushMap::with_root();
         crush.add_rule_chooseleaf_host(RULE_HOST).map_err(crush_error)?;
         crush.add_rule_choose_osd(RULE_OSD).map_err(crush_error)?;
-        self.crush = crush;
+        self.crush = Arc::new(crush);
         self.cluster_id = cluster_id;
         self.name = name.to_owned();
         done(Changed::Layout)
@@ -161,12 +167,14 @@ impl ClusterMap {
     }
 
     fn update_node(&mut self, id: NodeId, address: SocketAddr, size: u64) -> Applied {
-        let node = self.nodes.get_mut(&id).ok_or_else(|| missing("node", id))?;
+        let node = self.nodes.get(&id).ok_or_else(|| missing("node", id))?;
         if (node.address, node.size) == (address, size) {
             return Ok((Reply::Node(id), Changed::Nothing));
         }
-        // The weight stays: it decides where data should live, and is the administrator's.
-        (node.address, node.size) = (address, size);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            // The weight stays: it decides where data should live, and is the administrator's.
+            (node.address, node.size) = (address, size);
+        }
         Ok((Reply::Node(id), Changed::Layout))
     }
 
@@ -183,9 +191,9 @@ impl ClusterMap {
         }
         let id = self.next_node;
         let device = i32::try_from(id.0).map_err(crush_error)?;
-        let mut crush = self.crush.clone();
         // An administrator's map may name the device already: that place is kept.
-        if !crush.def().devices.iter().any(|it| it.id == device) {
+        if !self.crush.def().devices.iter().any(|it| it.id == device) {
+            let mut crush = CrushMap::clone(&self.crush);
             let def = crush.def();
             let host_type = def.types.iter().find(|it| it.name == "host").map(|it| it.id);
             match def.buckets.iter().find(|it| it.name == node.host) {
@@ -200,8 +208,8 @@ impl ClusterMap {
             }
             let class = node.class.as_deref();
             crush.add_osd(device, &node.host, weight(node.size), class).map_err(crush_error)?;
+            self.crush = Arc::new(crush);
         }
-        self.crush = crush;
         self.nodes.insert(id, node);
         self.next_node = NodeId(id.0 + 1);
         Ok((Reply::Node(id), Changed::Layout))
@@ -212,8 +220,8 @@ impl ClusterMap {
         let mut changed = Changed::Nothing;
         for (id, up) in nodes {
             // A node that is gone by now does not hold up the others.
-            if let Some(node) = self.nodes.get_mut(id)
-                && node.up != *up
+            if self.nodes.get(id).is_some_and(|node| node.up != *up)
+                && let Some(node) = self.nodes.get_mut(id)
             {
                 (node.up, node.since) = (*up, now);
                 changed = Changed::Layout;
@@ -229,9 +237,8 @@ impl ClusterMap {
             if !self.nodes.contains_key(node) {
                 continue;
             }
-            let known = self.positions.entry(*node).or_default();
-            if *position > *known {
-                *known = *position;
+            if *position > self.position(*node) {
+                Arc::make_mut(&mut self.positions).insert(*node, *position);
                 changed = Changed::Inside;
             }
         }
@@ -251,17 +258,18 @@ impl ClusterMap {
         }
         // At most PGS_MAX: it was checked each time that the map grew.
         let used = self.pgs.len() as u32;
-        if pg_num == 0 || pg_num > PGS_MAX - used {
+        let most = POOL_PGS_MAX.min(PGS_MAX - used);
+        if pg_num == 0 || pg_num > most {
             return Err(MapError::Invalid(format!(
-                "{pg_num} placement groups: choose 1 to {}; a cluster may have {PGS_MAX} in all",
-                PGS_MAX - used
+                "{pg_num} placement groups: choose 1 to {most}; a pool may have {POOL_PGS_MAX}, a cluster \
+                 {PGS_MAX} in all"
             )));
         }
         let rule = self.rule(domain)?;
         let id = self.next_pool;
         let pool = Pool { name: name.to_owned(), size, pg_num, rule, ack };
         let pgs = self.place(id, &pool)?;
-        self.pgs.extend(pgs);
+        self.pgs.0.insert(id, pgs);
         self.pools.insert(id, pool);
         self.next_pool = PoolId(id.0 + 1);
         Ok((Reply::Pool(id), Changed::Layout))
@@ -280,7 +288,7 @@ impl ClusterMap {
 
     /// Where CRUSH puts the groups of a new pool. Nodes that are down count: they come back, and if they
     /// do not, their places are taken one at a time. Devices that no node has registered do not.
-    fn place(&self, id: PoolId, pool: &Pool) -> Result<Vec<(PgId, Pg)>, MapError> {
+    fn place(&self, id: PoolId, pool: &Pool) -> Result<PgTable, MapError> {
         let mut reweights = self.crush.full_reweights();
         for (device, reweight) in reweights.iter_mut().enumerate() {
             let node = u32::try_from(device).ok().and_then(|id| self.nodes.get(&NodeId(id)));
@@ -290,7 +298,7 @@ impl ClusterMap {
         }
         let wanted = usize::from(pool.size);
         let (mut scratch, mut result) = (Scratch::default(), Vec::new());
-        let mut pgs = Vec::with_capacity(pool.pg_num as usize);
+        let mut pgs = PgTable::default();
         for pg in 0..pool.pg_num {
             let placement = Placement {
                 rule_id: pool.rule,
@@ -312,8 +320,7 @@ impl ClusterMap {
                 let found = set.len();
                 return Err(MapError::TooFewNodes { pg, found, wanted });
             }
-            let configuration = Pg { epoch: Epoch(1), old: set.clone(), new: set, learners: Vec::new() };
-            pgs.push((PgId { pool: id, pg }, configuration));
+            pgs.push(&PgConfig::simple(Epoch(1), set));
         }
         Ok(pgs)
     }
@@ -404,7 +411,8 @@ impl ClusterMap {
     }
 
     fn grant_one(&mut self, grant: &Grant, holder: &Holder) -> Result<Generation, MapError> {
-        let volume = self.volumes.get_mut(&grant.volume).ok_or_else(|| missing("volume", grant.volume))?;
+        let gone = || missing("volume", grant.volume);
+        let volume = self.volumes.get(&grant.volume).ok_or_else(gone)?;
         let current = volume.generation;
         if current != grant.seen {
             let given = grant.seen;
@@ -415,6 +423,7 @@ impl ClusterMap {
         if next.0 > Ballot::GENERATION_MAX {
             return Err(MapError::Invalid(format!("{next} is beyond the last generation")));
         }
+        let volume = self.volumes.get_mut(&grant.volume).ok_or_else(gone)?;
         volume.generation = next;
         volume.holder = Some(holder.clone());
         volume.clean = false;
@@ -426,10 +435,11 @@ impl ClusterMap {
         let mut changed = Changed::Nothing;
         for (id, generation, clean) in volumes {
             // One that is gone, or that somebody else holds by now, needs no release.
-            if let Some(volume) = self.volumes.get_mut(id)
-                && volume.generation == *generation
-                && volume.holder.take().is_some()
+            let held = |it: &Volume| it.generation == *generation && it.holder.is_some();
+            if self.volumes.get(id).is_some_and(|it| held(it))
+                && let Some(volume) = self.volumes.get_mut(id)
             {
+                volume.holder = None;
                 volume.clean = *clean;
                 changed = Changed::Inside;
             }
@@ -446,7 +456,7 @@ impl ClusterMap {
                 )));
             }
         }
-        self.crush = crush.clone();
+        self.crush = Arc::new(crush.clone());
         done(Changed::Layout)
     }
 }

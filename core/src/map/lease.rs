@@ -189,7 +189,7 @@ impl LeaseTable {
     ) -> Renewal {
         let held =
             |it: &Volume| it.generation == generation && it.holder.as_ref().is_some_and(|h| h.is(holder));
-        if !map.volumes.get(&volume).is_some_and(held) {
+        if !map.volumes.get(&volume).is_some_and(|it| held(it)) {
             return Renewal::Lost;
         }
         let patience = 2 * self.config.lease;

@@ -81,8 +81,8 @@ mod tests {
     #[test]
     fn a_node_that_is_down_and_was_never_heard_of_stays_down_while_the_monitor_settles() {
         let mut map = cluster(3);
-        for node in map.nodes.values_mut() {
-            node.up = false;
+        for id in 0..3 {
+            map.nodes.get_mut(&NodeId(id)).unwrap().up = false;
         }
         let it = Liveness::new(100, Time(1000));
         assert_eq!(it.changes(&map, Time(1001)), vec![]);

@@ -11,6 +11,8 @@
 //! | `types` | the map's parts and their limits |
 //! | `command` | what can be done to it, and how that fails |
 //! | `apply` | doing it |
+//! | `pgs`, `cow` | its large parts, which versions share |
+//! | `delta` | from one version to a later one |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
 //! | [`liveness`] | which nodes have been heard of: the same |
 //!
@@ -18,23 +20,36 @@
 //!
 //! `version` counts every change. `layout` is the version of the last change that anybody but the
 //! monitors acts on (nodes, pools, placement groups, volumes): grants, releases and log positions
-//! raise the one and not the other, so that attaching a disk does not send the map to everybody. There
-//! are no deltas yet: who has an older layout gets the whole map, which the limits in `types` keep
-//! within one frame.
+//! raise the one and not the other, so that attaching a disk does not send the map to everybody. Who has
+//! an older layout gets the difference ([`ClusterMap::diff`]).
+//!
+//! # Size
+//!
+//! Every daemon has the map, and it may have 10,000 nodes and a million placement groups. Its large parts
+//! are shared between versions: a clone costs next to nothing, a change what it changes
+//! ([`CowMap`], [`PgTable`](crate::placement::PgTable)). `trefoil bench map` measures it.
 
 mod apply;
 mod command;
+mod cow;
+mod delta;
 pub mod lease;
 pub mod liveness;
+mod pgs;
 mod types;
 
+pub use crate::placement::Pg;
 pub use command::{Command, FailureDomain, Grant, MapError, Reply};
+pub use cow::CowMap;
+pub use delta::{DeltaError, MapDelta};
+pub use pgs::PgMap;
 pub use types::*;
 
 use crate::crush::{CrushMap, object_pg};
 use crate::ids::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,20 +63,20 @@ pub struct ClusterMap {
     /// For people.
     pub name: String,
     /// Where placement groups should live. Where they do is in `pgs`.
-    pub crush: CrushMap,
+    pub crush: Arc<CrushMap>,
     /// The nodes.
-    pub nodes: BTreeMap<NodeId, Node>,
+    pub nodes: CowMap<NodeId, Node>,
     /// The pools.
     pub pools: BTreeMap<PoolId, Pool>,
     /// Every placement group of every pool.
-    pub pgs: BTreeMap<PgId, Pg>,
+    pub pgs: PgMap,
     /// The volumes that exist.
-    pub volumes: BTreeMap<VolumeId, Volume>,
+    pub volumes: CowMap<VolumeId, Volume>,
     /// Every volume id below this one was issued; it is never issued again.
     pub next_volume: VolumeId,
     next_node: NodeId,
     next_pool: PoolId,
-    positions: Positions,
+    positions: Arc<Positions>,
 }
 
 impl Default for ClusterMap {
@@ -78,15 +93,15 @@ impl ClusterMap {
             layout: 0,
             cluster_id: [0; 16],
             name: String::new(),
-            crush: CrushMap::with_root(),
-            nodes: BTreeMap::new(),
+            crush: Arc::new(CrushMap::with_root()),
+            nodes: CowMap::default(),
             pools: BTreeMap::new(),
-            pgs: BTreeMap::new(),
-            volumes: BTreeMap::new(),
+            pgs: PgMap::default(),
+            volumes: CowMap::default(),
             next_volume: VolumeId(1),
             next_node: NodeId(0),
             next_pool: PoolId(1),
-            positions: BTreeMap::new(),
+            positions: Arc::default(),
         }
     }
 
@@ -102,20 +117,19 @@ impl ClusterMap {
     }
 
     /// Where a placement group lives.
-    pub fn members(&self, pg: PgId) -> Option<&Pg> {
+    pub fn members(&self, pg: PgId) -> Option<Pg<'_>> {
         self.pgs.get(&pg)
     }
 
     /// The placement groups of a pool, in order.
-    pub fn pool_pgs(&self, pool: PoolId) -> impl Iterator<Item = (PgId, &Pg)> {
-        let first = PgId { pool, pg: 0 };
-        let last = PgId { pool, pg: u32::MAX };
-        self.pgs.range(first..=last).map(|(id, pg)| (*id, pg))
+    pub fn pool_pgs(&self, pool: PoolId) -> impl Iterator<Item = (PgId, Pg<'_>)> {
+        let table = self.pgs.pool(pool).into_iter();
+        table.flat_map(move |table| table.iter().map(move |(pg, config)| (PgId { pool, pg }, config)))
     }
 
     /// The placement groups that a volume's objects may be in: all of its pool. (A small volume has
     /// objects in few of them; [`ClusterMap::groups_of`] says in which.)
-    pub fn volume_pgs(&self, volume: VolumeId) -> impl Iterator<Item = (PgId, &Pg)> {
+    pub fn volume_pgs(&self, volume: VolumeId) -> impl Iterator<Item = (PgId, Pg<'_>)> {
         let pool = self.volumes.get(&volume).map(|it| it.pool);
         pool.into_iter().flat_map(|pool| self.pool_pgs(pool))
     }
@@ -129,7 +143,7 @@ impl ClusterMap {
     /// for attaching and healing, not for each request.
     pub fn groups_of(&self, volume: VolumeId) -> BTreeMap<GroupId, Vec<ObjectIndex>> {
         let mut groups: BTreeMap<GroupId, Vec<ObjectIndex>> = BTreeMap::new();
-        let objects = self.volumes.get(&volume).map_or(0, Volume::objects);
+        let objects = self.volumes.get(&volume).map_or(0, |it| it.objects());
         for object in 0..objects {
             if let Some(group) = self.group_of(volume, object) {
                 groups.entry(group).or_default().push(object);
@@ -141,7 +155,7 @@ impl ClusterMap {
     /// The volume of that name.
     pub fn volume_named(&self, name: &str) -> Option<(VolumeId, &Volume)> {
         let mut volumes = self.volumes.iter();
-        volumes.find(|(_, it)| it.name == name).map(|(id, it)| (*id, it))
+        volumes.find(|(_, it)| it.name == name).map(|(id, it)| (*id, &**it))
     }
 
     /// The pool of that name.
@@ -160,6 +174,25 @@ impl ClusterMap {
     /// (N8).
     pub fn position(&self, node: NodeId) -> u64 {
         self.positions.get(&node).copied().unwrap_or(0)
+    }
+
+    /// The map without what only the monitors need of it: what daemons are sent. Log positions change
+    /// all the time, and those of ten thousand nodes would outweigh any other change.
+    pub fn without_positions(&self) -> ClusterMap {
+        ClusterMap { positions: Arc::default(), ..self.clone() }
+    }
+
+    /// Shares with an older map what is the same: for a map that has come as a whole, so that it costs no
+    /// more than a difference would have, and is compared as quickly.
+    pub fn share(&mut self, older: &ClusterMap) {
+        for (pool, table) in &mut self.pgs.0 {
+            if let Some(older) = older.pgs.pool(*pool) {
+                table.share(older);
+            }
+        }
+        if self.crush == older.crush {
+            self.crush = older.crush.clone();
+        }
     }
 
     /// The last granted generation of every volume: what a node that lost state is fenced with (N8).

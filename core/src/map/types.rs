@@ -12,11 +12,16 @@ use std::net::SocketAddr;
 pub const NODES_MAX: usize = 10_000;
 /// Pools that a cluster may have.
 pub const POOLS_MAX: usize = 64;
-/// Placement groups of all pools together. Bounds the map: see [`VOLUMES_MAX`].
-pub const PGS_MAX: u32 = 1 << 16;
-/// Volumes that exist at once. With the longest names and holders, a full map is about 13 MiB and fits
-/// a frame.
+/// Placement groups of all pools together. 20 bytes of memory each in every daemon.
+pub const PGS_MAX: u32 = 1 << 20;
+/// Placement groups of one pool. A pool is placed by one command, which holds up the monitors for as long
+/// as it takes (some seconds for so many), and a front end has a group of each volume in each of them.
+pub const POOL_PGS_MAX: u32 = 1 << 16;
+/// Volumes that exist at once.
 pub const VOLUMES_MAX: usize = 1 << 15;
+/// Bytes of a map, encoded. What the other limits allow, with the longest names and holders, is about
+/// 40 MiB; a map with more is refused by those who read it.
+pub const MAP_BYTES_MAX: usize = 64 << 20;
 /// Bytes in the name of a cluster, a pool, a volume or a host.
 pub const NAME_LEN_MAX: usize = 64;
 /// Bytes in the identity of a holder.
@@ -76,33 +81,6 @@ pub struct Pool {
     pub rule: u32,
     /// When a write is acknowledged.
     pub ack: Ack,
-}
-
-/// Where a placement group lives: one committed configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pg {
-    /// Raised by each change.
-    pub epoch: Epoch,
-    /// A quorum needs a majority of these...
-    pub old: Vec<NodeId>,
-    /// ...and of these. The same but in a joint epoch.
-    pub new: Vec<NodeId>,
-    /// Get writes and repairs, have no vote.
-    pub learners: Vec<NodeId>,
-}
-
-impl Pg {
-    /// Every node that has or gets a copy, each once.
-    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        let added = self.new.iter().filter(|node| !self.old.contains(node));
-        let learners = self.learners.iter();
-        let learners = learners.filter(|n| !self.old.contains(n) && !self.new.contains(n));
-        self.old.iter().chain(added).chain(learners).copied()
-    }
-    /// True where the node has a vote.
-    pub fn is_member(&self, node: NodeId) -> bool {
-        self.old.contains(&node) || self.new.contains(&node)
-    }
 }
 
 /// What leads a volume.

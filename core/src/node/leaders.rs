@@ -198,9 +198,9 @@ impl<P: Clone> Node<P> {
             return out.push(Output::CloseLeader { conn, why });
         }
         let group = object.group;
-        if !self.leads(group, ballot) {
+        let Some(state) = self.led(group, ballot) else {
             return self.tell_replaced(conn, group, ballot, out);
-        }
+        };
         if !self.listens(conn, group) {
             return;
         }
@@ -208,7 +208,6 @@ impl<P: Clone> Node<P> {
             // Kept on top, in memory: that is no Have (N4).
             return self.keep_on_top(object, seq, op, out);
         }
-        let Some(state) = self.group(group) else { return };
         if state.behind.contains_key(&object.index) {
             return;
         }
@@ -255,9 +254,9 @@ impl<P: Clone> Node<P> {
             return out.push(Output::CloseLeader { conn, why: "a Read of an impossible range" });
         }
         let group = object.group;
-        let whole = self.leads(group, ballot)
-            && self.listens(conn, group)
-            && self.group(group).is_some_and(|state| !state.behind.contains_key(&object.index));
+        let whole = self
+            .led(group, ballot)
+            .is_some_and(|state| self.listens(conn, group) && !state.behind.contains_key(&object.index));
         if !whole {
             return out.push(Output::ToLeader { conn, msg: FromNode::ReadRefused { group, id } });
         }

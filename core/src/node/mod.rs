@@ -323,9 +323,14 @@ impl<P: Clone> Node<P> {
     /// looked at here too: an older front end may have opened the group before a newer one fenced the
     /// volume, and must not finish a write from then on (6.4).
     fn leads(&self, group: GroupId, ballot: Ballot) -> bool {
-        self.group(group).is_some_and(|state| {
-            state.promised.ballot == ballot && state.settled.ballot == ballot && !state.lost
-        }) && ballot.generation() >= self.fence(group.volume)
+        self.led(group, ballot).is_some()
+    }
+
+    /// The group's state, if [`Node::leads`]: looked up once per I/O.
+    fn led(&self, group: GroupId, ballot: Ballot) -> Option<&GroupState> {
+        let state = self.group(group)?;
+        let leads = state.promised.ballot == ballot && state.settled.ballot == ballot && !state.lost;
+        (leads && ballot.generation() >= self.fence(group.volume)).then_some(state)
     }
 
     fn leader_gone(&mut self, conn: ConnId) {

@@ -18,6 +18,7 @@
 //! verified where they come to rest. TCP's own checksum lets about one damaged segment in 65,536 pass;
 //! a header or a message that slipped through would be acted upon, hence the CRC.
 
+use super::fixed::Fixed;
 use crate::limits::FRAME_MAX;
 use bytes::{Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, checksum};
@@ -115,11 +116,15 @@ pub fn finish(arena: &mut BytesMut, start: usize, kind: u16, payload_len: usize)
         return Err(FrameError::TooLong { len });
     }
     let frame = &mut arena[start..];
-    frame[0..4].copy_from_slice(&MAGIC);
-    frame[4..6].copy_from_slice(&kind.to_le_bytes());
-    // Both fit: their sum is at most FRAME_MAX.
-    frame[8..12].copy_from_slice(&(meta_len as u32).to_le_bytes());
-    frame[12..16].copy_from_slice(&(payload_len as u32).to_le_bytes());
+    let header = Fixed::<HEADER_LEN>::new()
+        .raw(MAGIC)
+        .u16(kind)
+        .u16(0)
+        // Both fit: their sum is at most FRAME_MAX.
+        .u32(meta_len as u32)
+        .u32(payload_len as u32)
+        .u64(0);
+    frame[..HEADER_LEN].copy_from_slice(&header.bytes());
     let crc = crc(frame);
     frame[CRC_AT].copy_from_slice(&crc.to_le_bytes());
     Ok(())
@@ -141,6 +146,17 @@ pub fn encode(kind: u16, meta: &[u8], payload_len: usize) -> Result<Bytes, Frame
 #[derive(Clone, Debug, Default)]
 pub struct Decoder {
     checked: Option<Header>,
+}
+
+/// A frame but for its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The frame's kind.
+    pub kind: u16,
+    /// Its message.
+    pub meta: Bytes,
+    /// Bytes of payload that follow: at most [`crate::limits::FRAME_MAX`].
+    pub payload_len: usize,
 }
 
 #[derive(Copy, Clone, Debug)]
@@ -171,8 +187,36 @@ impl Decoder {
         if buffer.len() < head_len + header.payload_len {
             return Ok(None);
         }
+        let head = self.cut_head(header, buffer)?;
+        let payload =
+            if header.payload_len == 0 { Bytes::new() } else { buffer.split_to(header.payload_len).freeze() };
+        Ok(Some(Frame { kind: head.kind, meta: head.meta, payload }))
+    }
+
+    /// After [`Decoder::decode`] gave `None`: the head of the frame that has begun to come, if it has all
+    /// come and a payload of at least `payload_min` bytes follows. The frame's payload is then for the caller
+    /// to read: its first bytes are what is left in `buffer`, and the next frame begins behind it.
+    ///
+    /// After an error, the stream is of no use any more.
+    pub fn take_head(
+        &mut self,
+        buffer: &mut BytesMut,
+        payload_min: usize,
+    ) -> Result<Option<Head>, FrameError> {
+        match self.checked {
+            Some(header)
+                if header.payload_len >= payload_min && buffer.len() >= HEADER_LEN + header.meta_len =>
+            {
+                self.cut_head(header, buffer).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Verifies and cuts off all but the payload.
+    fn cut_head(&mut self, header: Header, buffer: &mut BytesMut) -> Result<Head, FrameError> {
         self.checked = None;
-        let mut head = buffer.split_to(head_len);
+        let mut head = buffer.split_to(HEADER_LEN + header.meta_len);
         let expected = u32_at(&head, CRC_AT.start);
         head[CRC_AT].fill(0);
         let found = crc(&head);
@@ -185,9 +229,7 @@ impl Decoder {
             return Err(FrameError::Unknown { kind, flags, reserved });
         }
         let meta = if header.meta_len == 0 { Bytes::new() } else { head.freeze().split_off(HEADER_LEN) };
-        let payload =
-            if header.payload_len == 0 { Bytes::new() } else { buffer.split_to(header.payload_len).freeze() };
-        Ok(Some(Frame { kind, meta, payload }))
+        Ok(Head { kind, meta, payload_len: header.payload_len })
     }
 
     /// How many bytes, counted from the start of `buffer`, the next frame needs to be whole, as far as
@@ -295,6 +337,28 @@ mod tests {
         frame[CRC_AT].copy_from_slice(&crc.to_le_bytes());
         let error = Decoder::new().decode(&mut BytesMut::from(&frame[..])).unwrap_err();
         assert!(matches!(error, FrameError::Unknown { flags: 1, .. }));
+    }
+
+    #[test]
+    fn a_large_payload_is_left_to_the_caller() {
+        let frame = whole(20, b"meta", &[7; 1000]);
+        let mut decoder = Decoder::new();
+        let mut buffer = BytesMut::from(&frame[..HEADER_LEN + 2]);
+        assert_eq!(decoder.decode(&mut buffer), Ok(None));
+        assert_eq!(decoder.take_head(&mut buffer, 1000), Ok(None), "its message has not all come");
+        buffer.extend_from_slice(&frame[HEADER_LEN + 2..500]);
+        assert_eq!(decoder.decode(&mut buffer), Ok(None));
+        assert_eq!(decoder.take_head(&mut buffer, 1001), Ok(None), "not large");
+        let head = decoder.take_head(&mut buffer, 1000).unwrap().unwrap();
+        assert_eq!((head.kind, &head.meta[..], head.payload_len), (20, &b"meta"[..], 1000));
+        assert_eq!(buffer.len(), 500 - HEADER_LEN - 4);
+        buffer.clear();
+        buffer.extend_from_slice(&whole(21, b"next", b""));
+        assert_eq!(decoder.decode(&mut buffer).unwrap().unwrap().kind, 21);
+        let mut damaged = BytesMut::from(&frame[..500]);
+        damaged[HEADER_LEN] ^= 1;
+        assert_eq!(decoder.decode(&mut damaged), Ok(None));
+        assert!(matches!(decoder.take_head(&mut damaged, 1), Err(FrameError::Crc { .. })));
     }
 
     proptest! {

@@ -4,5 +4,6 @@
 //! the `trefoil-transport` crate. Everything here decodes bytes from outside and so never panics and
 //! never allocates by a length that it has not checked.
 
+mod fixed;
 pub mod frame;
 pub mod messages;

@@ -194,7 +194,7 @@ impl World {
             object_blocks: OBJECT_BLOCKS,
             objects: 16,
             pool: PoolId(1),
-            pgs: vec![self.config.clone()],
+            pgs: vec![self.config.clone()].into(),
             pg_of,
             snap: 0,
         };

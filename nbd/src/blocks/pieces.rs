@@ -125,10 +125,13 @@ impl BlockLayer {
 
     fn write(&self, object: ObjectIndex, blocks: BlockRange, data: Bytes) -> OpKind<Bytes> {
         let volume = self.geometry.volume;
-        let checksums = (blocks.first..)
-            .zip(data.chunks_exact(BLOCK_SIZE))
-            .map(|(block, bytes)| block_checksum(volume, object, block, bytes))
-            .collect();
+        let checksums: Box<[u64]> = match blocks.count {
+            1 => Box::new([block_checksum(volume, object, blocks.first, &data)]),
+            _ => (blocks.first..)
+                .zip(data.chunks_exact(BLOCK_SIZE))
+                .map(|(block, bytes)| block_checksum(volume, object, block, bytes))
+                .collect(),
+        };
         OpKind::Write { blocks, checksums, data }
     }
 

@@ -23,7 +23,6 @@
 //! - whatever ends the task, the disk is told by a guard.
 
 use super::Shared;
-use super::stream::Stream;
 use crate::disk::{Completion, Completions, Disk, DiskRequest, ExportInfo, OpenError};
 use crate::proto::{Close, Event, Lookup, Session};
 use bytes::BytesMut;
@@ -35,6 +34,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, Sleep};
+use trefoil_transport::Stream;
 
 /// Receive buffer during the handshake.
 const HANDSHAKE_BUFFER_BYTES: usize = 4 << 10;

@@ -2,7 +2,6 @@
 
 use super::Shared;
 use super::connection;
-use super::stream::Stream;
 use socket2::{SockRef, TcpKeepalive};
 use std::fs;
 use std::io;
@@ -12,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
+use trefoil_transport::Stream;
 
 /// Mode of a unix socket: the owner and the group (say, of QEMU's user) may connect.
 const SOCKET_MODE: u32 = 0o660;

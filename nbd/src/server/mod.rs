@@ -15,7 +15,6 @@
 
 mod connection;
 mod listen;
-mod stream;
 
 pub use listen::ListenError;
 

@@ -91,6 +91,8 @@ struct Session {
     /// How long its lease lasts after a renewal was sent.
     lease: Duration,
     out: Vec<Output<Bytes>>,
+    /// Operations at the leader after the last batch.
+    live: usize,
     /// Is in [`Core::touched`].
     touched: bool,
 }
@@ -123,6 +125,8 @@ pub struct Core {
     links: Links,
     touched: Vec<SessionKey>,
     notices: Vec<Notice>,
+    /// Operations at all leaders.
+    live: usize,
     scratch: BytesMut,
     ops: Vec<ClientOp<Bytes>>,
 }
@@ -137,6 +141,7 @@ impl Default for Core {
             links: Links::default(),
             touched: Vec::new(),
             notices: Vec::new(),
+            live: 0,
             scratch: BytesMut::new(),
             ops: Vec::new(),
         }
@@ -195,6 +200,11 @@ impl Core {
         })
     }
 
+    /// Operations at all leaders, after the last batch.
+    pub fn under_way(&self) -> usize {
+        self.live
+    }
+
     /// A new session without a generation. `layer`: none for a healer.
     pub fn open(&mut self, volume: VolumeId, pool: PoolId, layer: Option<BlockLayer>) -> SessionKey {
         self.last_key += 1;
@@ -209,6 +219,7 @@ impl Core {
             clients: 0,
             lease: Duration::ZERO,
             out: Vec::new(),
+            live: 0,
             touched: false,
         };
         self.sessions.insert(key, session);
@@ -318,7 +329,7 @@ impl Core {
         if !self.is_detached(key) {
             return false;
         }
-        let nodes: BTreeSet<NodeId> = spec.pgs.iter().flat_map(PgConfig::everyone).collect();
+        let nodes = spec.pgs.nodes();
         let generation = spec.generation;
         let leader = Box::new(Leader::new(self.now(), spec, options));
         if let Some(session) = self.sessions.get_mut(&key) {
@@ -465,10 +476,13 @@ impl Core {
         let now = self.now();
         let mut ops = std::mem::take(&mut self.ops);
         let mut end = None;
-        let Core { sessions, links, scratch, notices, .. } = self;
+        let Core { sessions, links, scratch, notices, live, .. } = self;
         if let Some(session) = sessions.get_mut(&key) {
             session.touched = false;
-            let Session { phase: Phase::Leading { leader, generation, .. }, layer, out, .. } = session else {
+            let Session {
+                phase: Phase::Leading { leader, generation, .. }, layer, out, live: before, ..
+            } = session
+            else {
                 self.ops = ops;
                 return;
             };
@@ -519,6 +533,8 @@ impl Core {
                     break;
                 }
             }
+            let now = leader.live_ops();
+            *live = *live - std::mem::replace(before, now) + now;
         }
         ops.clear();
         self.ops = ops;
@@ -530,6 +546,7 @@ impl Core {
     /// The session is over and forgotten. Its clients are closed by the answers to their requests.
     fn end(&mut self, key: SessionKey, end: End) {
         let Some(mut session) = self.sessions.remove(&key) else { return };
+        self.live -= session.live;
         if let Some(layer) = &mut session.layer {
             layer.fail_all(DiskError::Gone);
         }

@@ -23,10 +23,9 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use trefoil_core::leader::{Options, VolumeSpec};
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::{ClusterMap, HolderKind, Pg};
-use trefoil_core::placement::PgConfig;
-use trefoil_core::{BLOCK_SIZE, Generation, NodeId, PgId, VolumeId};
-use trefoil_transport::{CloseReason, Connected, Expect, Hello, Role, connect};
+use trefoil_core::map::{ClusterMap, HolderKind};
+use trefoil_core::{BLOCK_SIZE, Generation, NodeId, VolumeId};
+use trefoil_transport::{CloseReason, Connected, Expect, Hello, Poller, Role, connect};
 
 /// Time between renewals of the leases: three tries in one lease.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(2);
@@ -71,11 +70,13 @@ pub struct FrontEnd {
     busy: Notify,
     ticker_sleeps: Cell<bool>,
     stopping: Cell<bool>,
+    /// Of the thread that all of them share.
+    poller: Poller,
 }
 
 impl FrontEnd {
-    /// Nothing runs yet. Must be used within a `LocalSet`.
-    pub fn new(cluster: Rc<dyn Cluster>, hello: Hello) -> Rc<FrontEnd> {
+    /// Nothing runs yet; `busy_poll`: see [`Poller`]. Must be used within a `LocalSet`.
+    pub fn new(cluster: Rc<dyn Cluster>, hello: Hello, busy_poll: Duration) -> Rc<FrontEnd> {
         let front = Rc::new(FrontEnd {
             core: RefCell::default(),
             cluster,
@@ -89,6 +90,7 @@ impl FrontEnd {
             busy: Notify::new(),
             ticker_sleeps: Cell::new(false),
             stopping: Cell::new(false),
+            poller: Poller::new(busy_poll),
         });
         front.set_addresses(&front.cluster.map());
         front
@@ -107,13 +109,14 @@ impl FrontEnd {
     /// One batch: `inputs` gives the core something, then everything runs that can. Must not be called
     /// from within itself.
     pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Core) -> R) -> R {
+        self.poller.begin();
         let mut notices = Vec::new();
-        let (result, wanted) = {
+        let (result, wanted, under_way) = {
             let mut core = self.core.borrow_mut();
             let result = inputs(&mut core);
             core.finish();
             core.take_notices(&mut notices);
-            (result, core.links().take_wanted())
+            (result, core.links().take_wanted(), core.under_way())
         };
         for node in wanted {
             tokio::task::spawn_local(self.clone().link(node));
@@ -125,7 +128,13 @@ impl FrontEnd {
             self.ticker_sleeps.set(false);
             self.busy.notify_one();
         }
+        self.poller.end(under_way);
         result
+    }
+
+    /// Keeps the thread awake while work comes at short intervals; for ever.
+    pub async fn poll(self: Rc<Self>) {
+        self.poller.run().await;
     }
 
     fn act(self: &Rc<Self>, notice: Notice) {
@@ -200,15 +209,13 @@ impl FrontEnd {
     /// What a leader has to know; none if the map does not have the volume (any more).
     pub fn spec(map: &ClusterMap, volume: VolumeId, generation: Generation) -> Option<VolumeSpec> {
         let it = map.volumes.get(&volume)?;
-        let pg_num = map.pools.get(&it.pool)?.pg_num;
-        let pg = |pg| map.pgs.get(&PgId { pool: it.pool, pg }).map(config_of);
         Some(VolumeSpec {
             id: volume,
             generation,
             object_blocks: u32::try_from(it.object_size / BLOCK_SIZE as u64).ok()?,
             objects: it.objects(),
             pool: it.pool,
-            pgs: (0..pg_num).map(pg).collect::<Option<_>>()?,
+            pgs: map.pgs.pool(it.pool)?.clone(),
             pg_of: |volume, object, pg_num| trefoil_core::crush::object_pg(volume.0, object, pg_num),
             snap: it.snapshots.last().map_or(0, |snapshot| snapshot.id),
         })
@@ -477,10 +484,8 @@ impl FrontEnd {
                 .filter_map(|volume| self.look(|core| core.session_of(*volume)))
                 .collect();
             self.batch(|core| {
-                for (id, pg) in &map.pgs {
-                    if seen.pgs.get(id).is_none_or(|old| old.epoch != pg.epoch) {
-                        core.configure(id.pool, id.pg, &config_of(pg));
-                    }
+                for (id, pg) in map.pgs.changed(Some(&seen.pgs)) {
+                    core.configure(id.pool, id.pg, &pg.config());
                 }
                 for key in gone {
                     core.depose(key, Generation(0));
@@ -527,8 +532,4 @@ impl FrontEnd {
         }
         self.core.borrow_mut().links().close_all("the front end is being stopped");
     }
-}
-
-fn config_of(pg: &Pg) -> PgConfig {
-    PgConfig { epoch: pg.epoch, old: pg.old.clone(), new: pg.new.clone(), learners: pg.learners.clone() }
 }

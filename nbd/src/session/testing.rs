@@ -120,8 +120,7 @@ impl TestNode {
         self.address = listener.local_addr().unwrap();
         let state = self.disk.borrow().state.clone();
         let mut node = Node::new(NodeConfig { id: self.id }, state);
-        let config = |pg: &map::Pg| placement::PgConfig::simple(pg.epoch, pg.new.clone());
-        let pgs = self.map.pgs.iter().map(|(id, pg)| (*id, config(pg))).collect();
+        let pgs = self.map.pgs.iter().map(|(id, pg)| (id, pg.config())).collect();
         node.handle(Time(0), node::Input::Config(pgs), &mut Vec::new());
         let running = Running { node, disk: self.disk.clone(), conns: FxHashMap::default(), last: 0 };
         let running = Rc::new(RefCell::new(running));

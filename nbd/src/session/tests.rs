@@ -23,7 +23,7 @@ fn local<F: Future<Output = ()>>(test: F) {
 fn front(monitors: &Rc<Monitors>, boot: u64) -> Rc<FrontEnd> {
     let me = Holder { name: format!("test-{boot}"), boot, kind: HolderKind::FrontEnd };
     let door = Door { monitors: monitors.clone(), me };
-    let front = FrontEnd::new(Rc::new(door), Hello::new(Role::FrontEnd, CLUSTER));
+    let front = FrontEnd::new(Rc::new(door), Hello::new(Role::FrontEnd, CLUSTER), Duration::ZERO);
     tokio::task::spawn_local(front.clone().ticks());
     tokio::task::spawn_local(front.clone().renewals());
     tokio::task::spawn_local(front.clone().follow_map());

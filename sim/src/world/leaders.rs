@@ -89,7 +89,7 @@ impl World {
             object_blocks: self.plan.object_blocks(),
             objects: self.plan.objects as u32,
             pool: plan::POOL,
-            pgs: self.plan.pgs.clone(),
+            pgs: self.plan.pgs.iter().collect(),
             pg_of: plan::pg_of,
             snap: 0,
         };

@@ -1,11 +1,14 @@
-//! `trefoil bench store`: how fast this machine's store is, beside the raw device in the same run.
+//! `trefoil bench store`: how fast this machine's store is, beside the raw device in the same run; and
+//! [`floor`], what a replicated read or write costs at least.
 //!
-//! Three measurements: [`speed`] (the default), [`churn`] and [`metadata`]. The load and its checks are in
+//! Of the store, three measurements: [`speed`] (the default), [`churn`] and [`metadata`]. The load and its checks are in
 //! `trefoil_storage_node::bench`; here are the options, the places that are used ([`place`]), fio ([`fio`]) and
 //! what is shown. Whatever is made is removed at the end, also after Ctrl-C.
 
 mod churn;
 mod fio;
+mod map;
+mod floor;
 mod metadata;
 mod place;
 mod speed;
@@ -30,6 +33,11 @@ const RUNTIME_MAX: f64 = 3600.0;
 #[derive(Subcommand, Debug)]
 pub enum BenchCommand {
     Store(Box<StoreArgs>),
+    Map(map::MapArgs),
+    Floor(floor::FloorArgs),
+    /// One of the processes of `floor`
+    #[command(hide = true)]
+    FloorPart(floor::PartArgs),
 }
 
 const EXAMPLES: &str = "\
@@ -142,7 +150,12 @@ impl FromStr for Skew {
 
 /// Runs the command.
 pub fn run(command: &BenchCommand, out: &mut dyn Write) -> Outcome {
-    let BenchCommand::Store(args) = command;
+    let args = match command {
+        BenchCommand::Store(args) => args,
+        BenchCommand::Map(args) => return map::run(args, out),
+        BenchCommand::Floor(args) => return floor::run(args, out),
+        BenchCommand::FloorPart(args) => return floor::run_part(args, out),
+    };
     if args.fill.is_some() && !args.churn && !args.metadata {
         return Err(Failure::usage(anyhow!("--fill goes with --churn or --metadata")));
     }

@@ -1,4 +1,4 @@
-//! Measurements of the store by itself: what `trefoil bench store` runs.
+//! Measurements of the store by itself and of the machine: what `trefoil bench store` and `floor` run.
 //!
 //! | module | what |
 //! |---|---|
@@ -6,12 +6,14 @@
 //! | [`churn`] | a filled store that is overwritten: what cleaning costs |
 //! | [`metadata`] | a huge store of which only the metadata is kept: memory, and starts after a crash |
 //! | [`sparse`] | the device for that |
+//! | [`mod@floor`] | the least that a replicated read or write costs on this machine |
 //! | [`histogram`], [`usage`] | latencies; processor time and memory of this process |
 //!
 //! Nothing here knows the store's insides: it uses what the daemon uses, and [`crate::store::Store::audit`].
 //! It formats nothing and deletes nothing: whoever calls it brings a store that may be overwritten.
 
 pub mod churn;
+pub mod floor;
 pub mod histogram;
 pub mod load;
 pub mod metadata;

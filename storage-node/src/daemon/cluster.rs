@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use trefoil_core::map::{ClusterMap, Pg};
+use trefoil_core::map::ClusterMap;
 use trefoil_core::node::{Input, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Incarnation, NodeId, PgId, VolumeId};
@@ -31,15 +31,22 @@ const MAP_WAIT: Duration = Duration::from_secs(20);
 /// The pause after a question that failed.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The placement groups whose configuration is another one in `new`.
-pub fn changed_pgs(old: Option<&ClusterMap>, new: &ClusterMap) -> Vec<(PgId, PgConfig)> {
-    let is_new =
-        |id: &PgId, pg: &Pg| old.and_then(|old| old.pgs.get(id)).is_none_or(|known| known.epoch < pg.epoch);
-    new.pgs.iter().filter(|(id, pg)| is_new(id, pg)).map(|(id, pg)| (*id, config_of(pg))).collect()
-}
-
-fn config_of(pg: &Pg) -> PgConfig {
-    PgConfig { epoch: pg.epoch, old: pg.old.clone(), new: pg.new.clone(), learners: pg.learners.clone() }
+/// The placement groups whose configuration is another one in `new`, as far as the node has to know: it
+/// takes part in them, did so in the old map, or has something of them (`holds`). There may be a million
+/// others.
+pub fn changed_pgs(
+    old: Option<&ClusterMap>,
+    new: &ClusterMap,
+    node: NodeId,
+    holds: impl Fn(PgId) -> bool,
+) -> Vec<(PgId, PgConfig)> {
+    let known = |id: &PgId| old.and_then(|old| old.pgs.get(id));
+    let changed = new.pgs.changed(old.map(|old| &old.pgs)).filter(|(id, pg)| {
+        let before = known(id);
+        before.is_none_or(|before| before.epoch < pg.epoch)
+            && (pg.takes_part(node) || before.is_some_and(|it| it.takes_part(node)) || holds(*id))
+    });
+    changed.map(|(id, pg)| (id, pg.config())).collect()
 }
 
 /// What the monitors are told of the device.
@@ -77,7 +84,11 @@ impl Membership {
             .iter()
             .map(|(id, node)| (*id, PeerAddress { address: node.address, incarnation: node.incarnation }));
         let book = book.collect();
-        let pgs = changed_pgs(old, map);
+        let held: BTreeSet<PgId> = daemon.look(|engine| {
+            let state = engine.node().state();
+            state.groups.keys().map(|group| group.pg).chain(state.pgs.keys().copied()).collect()
+        });
+        let pgs = changed_pgs(old, map, self.node, |id| held.contains(&id));
         daemon.batch(|engine| {
             engine.peers().set_addresses(book);
             engine.feed(Input::Config(pgs));

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use trefoil_core::node::Input;
 use trefoil_core::{Incarnation, NodeId};
-use trefoil_transport::{CloseReason, Connected, Expect, Frame, Hello, Options, Role, connect};
+use trefoil_transport::{CloseReason, Connected, Expect, Frame, Hello, Options, Poller, Role, connect};
 
 /// The machine's clock.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -31,29 +31,33 @@ pub struct Daemon<S> {
     failed: Notify,
     /// The node is being stopped: ends of connections are not news any more.
     ending: Cell<bool>,
+    /// Of the thread that all of them share.
+    poller: Poller,
 }
 
 impl<S: Storage + 'static> Daemon<S> {
-    /// Nothing runs yet.
-    pub fn new(engine: Engine<S>, hello: Hello) -> Rc<Daemon<S>> {
+    /// Nothing runs yet. `busy_poll`: see [`Poller`].
+    pub fn new(engine: Engine<S>, hello: Hello, busy_poll: Duration) -> Rc<Daemon<S>> {
         Rc::new(Daemon {
             engine: RefCell::new(engine),
             hello,
             room: Notify::new(),
             failed: Notify::new(),
             ending: Cell::new(false),
+            poller: Poller::new(busy_poll),
         })
     }
 
     /// One batch: `inputs` feeds the engine. Must not be called from within itself.
     pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Engine<S>) -> R) -> R {
-        let (result, wanted, room, failed) = {
+        self.poller.begin();
+        let (result, wanted, room, failed, under_way) = {
             let mut engine = self.engine.borrow_mut();
             engine.begin();
             let result = inputs(&mut engine);
             engine.finish();
             let wanted = engine.peers().take_wanted();
-            (result, wanted, engine.can_accept(), engine.failed().is_some())
+            (result, wanted, engine.can_accept(), engine.failed().is_some(), engine.under_way())
         };
         for (node, attempt) in wanted {
             tokio::task::spawn_local(self.clone().peer(node, attempt));
@@ -64,7 +68,13 @@ impl<S: Storage + 'static> Daemon<S> {
         if failed {
             self.failed.notify_one();
         }
+        self.poller.end(under_way);
         result
+    }
+
+    /// Keeps the thread awake while work comes at short intervals; for ever.
+    pub async fn poll(self: Rc<Self>) {
+        self.poller.run().await;
     }
 
     /// Gives the engine back for its end, if nobody else has the daemon any more.

@@ -104,6 +104,8 @@ pub struct Engine<S> {
     given: Ticket,
     durable: Ticket,
     counters: EngineCounters,
+    /// Reads that the store has not answered.
+    reads: usize,
     scratch: BytesMut,
 }
 
@@ -127,6 +129,7 @@ impl<S: Storage> Engine<S> {
             given: 0,
             durable: 0,
             counters: EngineCounters::default(),
+            reads: 0,
             scratch: BytesMut::new(),
         }
     }
@@ -159,6 +162,10 @@ impl<S: Storage> Engine<S> {
     /// The last record that the store was given, and the last that is durable.
     pub fn tickets(&self) -> (Ticket, Ticket) {
         (self.given, self.durable)
+    }
+    /// Reads and records that the store has been given and has not finished.
+    pub fn under_way(&self) -> usize {
+        self.reads + (self.given - self.durable) as usize
     }
     /// False while more should not be read from connections.
     pub fn can_accept(&self) -> bool {
@@ -255,7 +262,10 @@ impl<S: Storage> Engine<S> {
                     self.durable = ticket;
                     self.feed(Input::Durable { ticket });
                 }
-                StorageEvent::Read { token, found } => self.feed(Input::Read { token, found }),
+                StorageEvent::Read { token, found } => {
+                    self.reads = self.reads.saturating_sub(1);
+                    self.feed(Input::Read { token, found });
+                }
                 StorageEvent::BadBlock { object, block, checksum } => {
                     tracing::warn!(%object, block, "a block's bytes are not good; looking for them at the peers");
                     self.feed(Input::BadBlock { object, block, checksum });
@@ -297,6 +307,7 @@ impl<S: Storage> Engine<S> {
                     self.store.append(ticket, record);
                 }
                 Output::Read { token, object, blocks, mode } => {
+                    self.reads += 1;
                     self.store.read(token, object, blocks, mode);
                 }
                 Output::ToLeader { conn, msg } => self.send_leader(conn, &msg),

@@ -25,7 +25,7 @@ use trefoil_core::NodeId;
 use trefoil_core::map::ClusterMap;
 use trefoil_core::node::{Node, NodeConfig as MachineConfig};
 use trefoil_monitor::{CallError, MonitorClient};
-use trefoil_transport::{Hello, Policy, Role, ServeOptions, listen, serve};
+use trefoil_transport::{Hello, LocalName, Policy, Role, ServeOptions, listen, serve};
 
 /// How long a node that could start without monitors waits for them first.
 const MONITORS_WAIT: Duration = Duration::from_secs(3);
@@ -124,11 +124,17 @@ async fn serve_node(
     let Started { daemon, membership, listener, address, waker, policy, map } = started;
     let mut options = ServeOptions::new(policy);
     options.connections_max = config.connections_max;
+    let hello = options.policy.hello;
+    options.local = Some(LocalName::new(hello.cluster_id, Role::StorageNode, hello.id, hello.incarnation));
     let accept = serve(listener, options, {
         let daemon = daemon.clone();
         move |connected| daemon.clone().serve(connected)
     });
     tokio::task::spawn_local(daemon.clone().ticks());
+    tokio::task::spawn_local(daemon.clone().poll());
+    // Tasks of their own, not arms of the select below: that is polled whenever any task has run.
+    tokio::task::spawn_local(accept);
+    let disk = tokio::task::spawn_local(daemon.clone().disk(waker, Store::has_work));
     tokio::task::spawn_local(membership.clone().heartbeats(daemon.clone()));
     tokio::task::spawn_local(membership.clone().follow_map(daemon.clone(), map));
     let node = membership.node;
@@ -136,9 +142,11 @@ async fn serve_node(
     ready(Ready { node, address });
     let result = tokio::select! {
         () = &mut shutdown => Ok(()),
-        () = accept => Ok(()),
         error = daemon.failed() => Err(RunError::Store(error)),
-        result = daemon.clone().disk(waker, Store::has_work) => result.map_err(RunError::from),
+        ended = disk => match ended {
+            Ok(result) => result.map_err(RunError::from),
+            Err(error) => Err(RunError::Store(format!("the store's task has ended: {error}"))),
+        },
     };
     if result.is_ok() {
         tracing::info!(%node, "stopping");
@@ -215,7 +223,8 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
 
     let waker = AsyncWaker::new(store.waker())?;
     let machine = Node::new(MachineConfig { id: node }, recovered.durable);
-    let daemon = Daemon::new(Engine::new(machine, store), hello);
+    let busy_poll = Duration::from_micros(config.busy_poll_us);
+    let daemon = Daemon::new(Engine::new(machine, store), hello, busy_poll);
     let start_position = Cell::new(Some(found));
     let membership = Rc::new(Membership {
         client,

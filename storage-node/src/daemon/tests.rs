@@ -93,7 +93,7 @@ impl Setup {
         let node = Node::new(NodeConfig { id: NodeId(0) }, Durable::default());
         let hello = |role| Hello::new(role, CLUSTER);
         let engine = Engine::new(node, ScriptedStore(script.clone()));
-        let daemon = Daemon::new(engine, hello(Role::StorageNode));
+        let daemon = Daemon::new(engine, hello(Role::StorageNode), Duration::from_micros(50));
         let config = PgConfig::simple(Epoch(1), vec![NodeId(0), NodeId(1), NodeId(2)]);
         daemon.batch(|engine| engine.feed(Input::Config(vec![(object().group.pg, config)])));
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();

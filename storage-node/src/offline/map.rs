@@ -94,7 +94,7 @@ pub enum Place {
 impl Layout {
     /// From a map; `volume` is a name, or an id (`7`, `vol7`).
     pub fn from_map(map: ClusterMap, volume: &str) -> Result<Layout, LayoutError> {
-        let by_id = || parse_volume(volume).and_then(|id| Some((id, map.volumes.get(&id)?)));
+        let by_id = || parse_volume(volume).and_then(|id| Some((id, &**map.volumes.get(&id)?)));
         let Some((id, it)) = map.volume_named(volume).or_else(by_id) else {
             let mut has: Vec<&str> = map.volumes.values().take(20).map(|it| it.name.as_str()).collect();
             has.sort_unstable();
@@ -163,9 +163,7 @@ impl Layout {
 
     /// Where the map says that a placement group lives.
     pub fn config_of(&self, pg: PgId) -> Option<PgConfig> {
-        let pg = self.map()?.members(pg)?;
-        let (old, new, learners) = (pg.old.clone(), pg.new.clone(), pg.learners.clone());
-        Some(PgConfig { epoch: pg.epoch, old, new, learners })
+        Some(self.map()?.members(pg)?.config())
     }
 }
 

@@ -14,6 +14,7 @@ use trefoil_core::checksum::HOLE;
 use trefoil_core::message::{Line, WriteOp};
 use trefoil_core::record::{Patch, Promise, Record};
 use trefoil_core::*;
+use zerocopy::IntoBytes;
 
 /// Checksums to be written: their little-endian bytes behind their length in bytes.
 pub struct SumsOut<'a>(pub &'a [u64]);
@@ -22,6 +23,9 @@ impl Serialize for SumsOut<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         if let [one] = self.0 {
             return s.serialize_bytes(&one.to_le_bytes());
+        }
+        if cfg!(target_endian = "little") {
+            return s.serialize_bytes(self.0.as_bytes());
         }
         let bytes: Vec<u8> = self.0.iter().flat_map(|c| c.to_le_bytes()).collect();
         s.serialize_bytes(&bytes)
@@ -183,9 +187,26 @@ impl Entry {
     }
 }
 
+/// Appends to a vector. `postcard::to_extend` does it too, byte by byte.
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Append<'_> {
+    type Output = ();
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
+    }
+    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
+        self.0.push(data);
+        Ok(())
+    }
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
 fn put(value: &DiskRecord<SumsOut<'_>>, out: &mut Vec<u8>) -> Result<(), postcard::Error> {
-    *out = postcard::to_extend(value, std::mem::take(out))?;
-    Ok(())
+    postcard::serialize_with_flavor(value, Append(out))
 }
 
 /// Appends a Start.
@@ -369,11 +390,10 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
 
 /// Calls `each` with the payload parts of a record in the order in which their blocks are stored.
 /// False if a part's length does not fit its checksums: such a record must not be stored.
-pub fn payload_parts<'a, P: AsRef<[u8]>>(record: &'a Record<P>, mut each: impl FnMut(&'a [u8])) -> bool {
+pub fn payload_parts<'a, P: AsRef<[u8]>>(record: &'a Record<P>, mut each: impl FnMut(&'a P)) -> bool {
     let mut part = |data: &'a P, blocks: usize| {
-        let data = data.as_ref();
         each(data);
-        data.len() == blocks * BLOCK_SIZE
+        data.as_ref().len() == blocks * BLOCK_SIZE
     };
     // The part of a write, if it has one.
     fn of_op<P>(op: &WriteOp<P>) -> Option<(&P, &[u64], u32)> {

@@ -79,6 +79,8 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) stats: Stats,
     pub(super) running: Slab<Running>,
     pub(super) reads: Slab<Read>,
+    /// Ended ones, for their memory.
+    pub(super) spare_reads: Vec<Read>,
     pub(super) starved: VecDeque<usize>,
     pub(super) loads: usize,
     pub(super) read_pool: Pool,
@@ -183,6 +185,7 @@ impl<D: Device, I: Index> Store<D, I> {
             stats: Stats::default(),
             running: Slab::new(),
             reads: Slab::new(),
+            spare_reads: Vec::new(),
             starved: VecDeque::new(),
             loads: 0,
             events: Vec::new(),
@@ -281,11 +284,15 @@ impl<D: Device, I: Index> Store<D, I> {
         if self.failed.is_some() {
             return;
         }
-        let mut parts: Vec<&[u8]> = Vec::new();
+        // Few records have more than one part.
+        let (mut part, mut more): (Option<&Bytes>, Vec<&Bytes>) = (None, Vec::new());
         let blocks = record.data_blocks();
         if !in_bounds(&record)
             || blocks > RECORD_BLOCKS_MAX
-            || !codec::payload_parts(&record, |part| parts.push(part))
+            || !codec::payload_parts(&record, |next| match part {
+                None => part = Some(next),
+                Some(_) => more.push(next),
+            })
         {
             return self.fail(
                 "a record with impossible blocks was given to the store: this is a bug in the node; \
@@ -319,8 +326,8 @@ impl<D: Device, I: Index> Store<D, I> {
             Err(error) => return self.fail(error.to_string()),
         };
         self.log.push(&self.scratch, Some(ticket));
-        for part in parts {
-            self.log.data(part);
+        for part in part.into_iter().chain(more) {
+            self.log.shared_data(part);
         }
         self.stats.client_blocks += u64::from(blocks);
         self.state.apply(&record, location);

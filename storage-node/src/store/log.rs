@@ -1,8 +1,8 @@
 //! The end of the log: batches that are being filled, sealed, written, and not durable yet.
 //!
 //! A record's place is known the moment it joins a batch: the batch's own place is fixed when it is
-//! opened, and so is the size of its header. Payload is copied once, into the aligned memory that
-//! is written. Until a batch is durable its blocks are served from here ([`LogWriter::find`]).
+//! opened, and so is the size of its header. Small payload is copied once, into the aligned memory that
+//! is written; large payload is written from where it lies, if that is aligned. Until a batch is durable its blocks are served from here ([`LogWriter::find`]).
 //! One batch is under way at a time, so at most one can be torn. No I/O happens in this module.
 //!
 //! Two streams lay their batches into segments of their own: what clients write is apart from what
@@ -11,15 +11,14 @@
 //! appends is the order of LSNs.
 
 use super::batch::{DataChecksum, FIXED, HEADER_BLOCKS_MAX, Header, NO_SEGMENT};
+use super::memory::{self, Memory};
 use super::placement::{self, Layout};
 use super::superblock::{Superblock, byte_of};
-use crate::device::buffer::{Buf, Pool};
+use crate::device::buffer::Pool;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use trefoil_core::BLOCK_SIZE;
 
-/// Blocks in one chunk of a batch's memory.
-const CHUNK_BLOCKS: u32 = 64;
 /// A record with more bytes than this opens its batch with a larger header, so that others like it
 /// can share it.
 const LARGE_RECORD_BYTES: usize = 1000;
@@ -129,7 +128,7 @@ struct OpenBatch {
     header_blocks: u32,
     data_blocks: u32,
     records: Vec<u8>,
-    chunks: Vec<Buf>,
+    memory: Memory,
     ticket: Option<u64>,
 }
 
@@ -272,7 +271,7 @@ impl LogWriter {
             header_blocks,
             data_blocks: 0,
             records,
-            chunks: Vec::new(),
+            memory: Memory::default(),
             ticket: None,
         });
         Ok(self.sb.in_turn(end.segment, end.turn, end.block + header_blocks))
@@ -294,7 +293,7 @@ impl LogWriter {
             header_blocks: 1,
             data_blocks: 0,
             records: Vec::new(),
-            chunks: Vec::new(),
+            memory: Memory::default(),
             ticket: None,
         });
         if let Some((segment, turn)) = placement::take(&mut self.ready, stream, self.layout) {
@@ -322,21 +321,23 @@ impl LogWriter {
     }
 
     /// Copies whole blocks of a record's data to their place.
-    pub fn data(&mut self, mut bytes: &[u8]) {
+    pub fn data(&mut self, bytes: &[u8]) {
         let Some(open) = &mut self.open else { return };
-        while !bytes.is_empty() {
-            let at = open.header_blocks + open.data_blocks;
-            let (chunk, inside) = ((at / CHUNK_BLOCKS) as usize, at % CHUNK_BLOCKS);
-            grow(&self.pool, &mut open.chunks, chunk);
-            let Some(chunk) = open.chunks.get_mut(chunk) else {
-                return;
-            };
-            let n = bytes.len().min((CHUNK_BLOCKS - inside) as usize * BLOCK_SIZE);
-            let start = inside as usize * BLOCK_SIZE;
-            chunk[start..start + n].copy_from_slice(&bytes[..n]);
-            open.data_blocks += (n / BLOCK_SIZE) as u32;
-            bytes = &bytes[n..];
+        open.memory.begin(&self.pool, open.header_blocks);
+        open.memory.copy(&self.pool, bytes);
+        open.data_blocks += (bytes.len() / BLOCK_SIZE) as u32;
+    }
+
+    /// The same for data that is written from where it lies, if that is worth its while.
+    pub fn shared_data(&mut self, bytes: &Bytes) {
+        let Some(open) = &mut self.open else { return };
+        if !memory::can_share(bytes) || open.memory.is_crowded() || open.header_blocks > memory::CHUNK_BLOCKS
+        {
+            return self.data(bytes);
         }
+        open.memory.begin(&self.pool, open.header_blocks);
+        open.memory.share(bytes.clone());
+        open.data_blocks += (bytes.len() / BLOCK_SIZE) as u32;
     }
 
     /// Closes the open batch, if there is one.
@@ -345,16 +346,12 @@ impl LogWriter {
             return;
         };
         let blocks = open.header_blocks + open.data_blocks;
-        grow(&self.pool, &mut open.chunks, ((blocks - 1) / CHUNK_BLOCKS) as usize);
-        let last_chunk = blocks - (open.chunks.len() as u32 - 1) * CHUNK_BLOCKS;
-        if let Some(chunk) = open.chunks.last_mut() {
-            chunk.truncate(last_chunk as usize * BLOCK_SIZE);
-        }
+        open.memory.begin(&self.pool, open.header_blocks);
         let mut sum = DataChecksum::default();
         let mut skip = open.header_blocks as usize * BLOCK_SIZE;
-        for chunk in &open.chunks {
-            let skipped = skip.min(chunk.len());
-            sum.update(&chunk[skipped..]);
+        for part in open.memory.parts() {
+            let skipped = skip.min(part.len());
+            sum.update(&part[skipped..]);
             skip -= skipped;
         }
         let some_ready = self.ready_for(open.stream) > 0;
@@ -387,20 +384,15 @@ impl LogWriter {
             cold: open.stream == Stream::Cold,
             turn: open.turn,
         };
-        let header_bytes = open.header_blocks as usize * BLOCK_SIZE;
-        if open.header_blocks <= CHUNK_BLOCKS {
-            let area = &mut open.chunks[0][..header_bytes];
-            header.checksum = header.seal(self.sb.incarnation, &open.records, area);
-        } else {
-            let mut area = vec![0; header_bytes];
-            header.checksum = header.seal(self.sb.incarnation, &open.records, &mut area);
-            let mut rest = &area[..];
-            for chunk in &mut open.chunks {
-                let n = rest.len().min(chunk.len());
-                chunk[..n].copy_from_slice(&rest[..n]);
-                rest = &rest[n..];
+        header.checksum = match open.memory.front(open.header_blocks) {
+            Some(area) => header.seal(self.sb.incarnation, &open.records, area),
+            None => {
+                let mut area = vec![0; open.header_blocks as usize * BLOCK_SIZE];
+                let checksum = header.seal(self.sb.incarnation, &open.records, &mut area);
+                open.memory.overwrite(&area);
+                checksum
             }
-        }
+        };
         let at =
             BatchRef { lsn: header.lsn, checksum: header.checksum, segment: open.segment, block: open.block };
         self.last = at;
@@ -417,7 +409,7 @@ impl LogWriter {
             location: self.sb.in_turn(open.segment, open.turn, open.block),
             blocks,
             data_blocks: open.data_blocks,
-            bufs: open.chunks.into_iter().map(Buf::freeze).collect(),
+            bufs: open.memory.freeze(),
             ticket: open.ticket,
         });
         self.spare_records = open.records;
@@ -467,21 +459,22 @@ impl LogWriter {
 
     /// The bytes of a block that is in a batch which is not durable yet.
     pub fn find(&self, location: u64) -> Option<&[u8]> {
+        // Asked for each block of each read.
+        if !self.busy() {
+            return None;
+        }
         let inside = |start: u64, blocks: u32| {
-            location.checked_sub(start).filter(|n| *n < u64::from(blocks)).map(|n| {
-                let chunk = (n / u64::from(CHUNK_BLOCKS)) as usize;
-                (chunk, (n % u64::from(CHUNK_BLOCKS)) as usize * BLOCK_SIZE)
-            })
+            location.checked_sub(start).filter(|n| *n < u64::from(blocks)).map(|n| n as usize * BLOCK_SIZE)
         };
         for batch in self.in_flight.iter().chain(&self.sealed) {
-            if let Some((chunk, at)) = inside(batch.location, batch.blocks) {
-                return batch.bufs.get(chunk)?.get(at..at + BLOCK_SIZE);
+            if let Some(at) = inside(batch.location, batch.blocks) {
+                return memory::block_at(batch.bufs.iter().map(|part| &part[..]), at);
             }
         }
         let open = self.open.as_ref()?;
         let start = self.sb.in_turn(open.segment, open.turn, open.block);
-        let (chunk, at) = inside(start, open.header_blocks + open.data_blocks)?;
-        open.chunks.get(chunk)?.get(at..at + BLOCK_SIZE)
+        let at = inside(start, open.header_blocks + open.data_blocks)?;
+        memory::block_at(open.memory.parts(), at)
     }
 
     /// The last sealed batch.
@@ -520,16 +513,5 @@ impl LogWriter {
     /// What has been sealed since the last call.
     pub fn take_notes(&mut self) -> std::vec::Drain<'_, Note> {
         self.notes.drain(..)
-    }
-}
-
-/// Makes chunks until there is one with index `chunk`.
-fn grow(pool: &Pool, chunks: &mut Vec<Buf>, chunk: usize) {
-    while chunks.len() <= chunk {
-        // The pool of batches has no bound of its own: the store's limit on pending bytes is it.
-        match pool.get(CHUNK_BLOCKS as usize * BLOCK_SIZE) {
-            Some(buf) => chunks.push(buf),
-            None => return,
-        }
     }
 }

@@ -41,6 +41,7 @@ mod engine;
 mod format;
 pub mod index;
 mod log;
+mod memory;
 mod page;
 mod placement;
 mod read;
@@ -113,13 +114,14 @@ impl Default for StoreOptions {
 }
 
 /// Which bytes a read wants besides the checksums.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ReadMode {
     /// Of every block that is no hole.
     All,
     /// Of the blocks whose checksum is not the one given for it (one for each block of the range).
     Differing(Box<[u64]>),
     /// None.
+    #[default]
     ChecksumsOnly,
 }
 

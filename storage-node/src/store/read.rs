@@ -13,10 +13,15 @@ use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 
 /// Blocks in one read of the device.
 const RUN_BLOCKS_MAX: u32 = 256;
+/// Ended reads whose lists are kept for later ones (1 MiB in all); others are freed.
+const SPARE_MAX: usize = 64;
+/// Blocks of the largest read whose lists are kept.
+const SPARE_BLOCKS_MAX: usize = 256;
 /// Bad blocks remembered; beyond it their damage is reported at each read.
 const BAD_MAX: usize = 64 << 10;
 
 /// A read under way.
+#[derive(Default)]
 pub struct Read {
     /// The caller's.
     pub token: u64,
@@ -67,11 +72,11 @@ impl Read {
         }
     }
 
-    /// Verifies what came and puts it together.
-    pub fn finish(mut self) -> Answer {
+    /// Verifies what came and puts it together. Its lists are empty afterwards.
+    pub fn finish(&mut self) -> Answer {
         self.pieces.sort_unstable_by_key(|p| p.0);
         let mut data: Option<Buf> = None;
-        for (_, piece) in self.pieces {
+        for (_, piece) in self.pieces.drain(..) {
             data = Some(match data.take() {
                 None => piece,
                 Some(mut all) => {
@@ -84,7 +89,8 @@ impl Read {
         }
         let mut damaged = Vec::new();
         let mut kept = 0;
-        if let Some(data) = &mut data {
+        if let Some(buf) = &mut data {
+            let data: &mut [u8] = buf;
             for (n, &at) in self.wanted.iter().enumerate() {
                 let entry = self.entries[at as usize];
                 let block = self.blocks.first + at;
@@ -103,7 +109,7 @@ impl Read {
                 }
                 kept += BLOCK_SIZE;
             }
-            data.truncate(kept);
+            buf.truncate(kept);
         }
         let mut bad: Vec<u32> = damaged.iter().map(|d| d.0).collect();
         for (n, entry) in self.entries.iter().enumerate() {
@@ -117,7 +123,11 @@ impl Read {
             }
         }
         bad.sort_unstable();
-        Answer { checksums: self.entries.iter().map(|e| e.checksum).collect(), data, bad, damaged }
+        let checksums = self.entries.iter().map(|e| e.checksum).collect();
+        self.entries.clear();
+        self.wanted.clear();
+        self.unreadable.clear();
+        Answer { checksums, data, bad, damaged }
     }
 }
 
@@ -127,22 +137,15 @@ impl<D: Device, I: Index> Store<D, I> {
     pub fn read(&mut self, token: u64, object: ObjectId, blocks: BlockRange, mode: ReadMode) {
         let end = blocks.end().min(OBJECT_BLOCKS_MAX);
         let blocks = BlockRange::new(blocks.first, end.saturating_sub(blocks.first));
-        let mut entries = vec![BlockEntry::default(); blocks.count as usize];
+        let epoch = self.space.read_begins();
+        let lists = self.spare_reads.pop().unwrap_or_default();
+        let mut read = Read { token, object, blocks, mode, epoch, waiting: 0, ..lists };
+        read.entries.resize(blocks.count as usize, BlockEntry::default());
         let slot = self.reads.vacant_entry();
         let key = slot.key();
-        let waiting = self.state.tables.capture(object, blocks, key, &mut entries);
-        slot.insert(Read {
-            token,
-            object,
-            blocks,
-            mode,
-            entries,
-            waiting,
-            wanted: Vec::new(),
-            pieces: Vec::new(),
-            unreadable: Vec::new(),
-            epoch: self.space.read_begins(),
-        });
+        let waiting = self.state.tables.capture(object, blocks, key, &mut read.entries);
+        read.waiting = waiting;
+        slot.insert(read);
         if waiting == 0 {
             self.captured(key);
         }
@@ -207,12 +210,15 @@ impl<D: Device, I: Index> Store<D, I> {
     }
 
     fn finish(&mut self, key: usize) {
-        let Some(read) = self.reads.try_remove(key) else {
+        let Some(mut read) = self.reads.try_remove(key) else {
             return;
         };
         self.space.read_ended(read.epoch);
         let (token, object) = (read.token, read.object);
         let answer = read.finish();
+        if self.spare_reads.len() < SPARE_MAX && read.entries.capacity() <= SPARE_BLOCKS_MAX {
+            self.spare_reads.push(read);
+        }
         for (block, entry) in answer.damaged {
             self.found_bad(object, block, entry);
         }

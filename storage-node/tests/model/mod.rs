@@ -26,6 +26,7 @@ use trefoil_core::message::WriteOp;
 use trefoil_core::record::{Durable, Record};
 use trefoil_core::*;
 use trefoil_storage_node::device::Device;
+use trefoil_storage_node::device::buffer::Pool;
 use trefoil_storage_node::store::index::Index;
 use trefoil_storage_node::store::{How, Store};
 
@@ -85,8 +86,15 @@ pub fn data_op(object: ObjectId, first: u32, fills: &[u64]) -> WriteOp<Bytes> {
     WriteOp::Data {
         blocks: BlockRange::new(first, fills.len() as u32),
         checksums: sums.into(),
-        data: data.into(),
+        data: if first.is_multiple_of(2) { aligned(&data) } else { data.into() },
     }
+}
+
+/// As a connection hands large payloads over: the log writes them from where they lie.
+fn aligned(data: &[u8]) -> Bytes {
+    let mut buffer = Pool::new(u64::MAX, 0, None).get(data.len()).expect("no bound");
+    buffer.copy_from_slice(data);
+    buffer.freeze()
 }
 
 /// A write.

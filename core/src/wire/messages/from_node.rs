@@ -5,6 +5,7 @@ use super::{DecodeError, Message, kind, payload_is, some_bytes};
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
 use crate::message::{FromNode, Line, ObjectVote, Refusal};
+use crate::wire::fixed::Fixed;
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Bytes of one vote in an `Opened`: keeps the answer of a full group below the frame's limit.
@@ -116,10 +117,12 @@ impl Message for FromNode<Bytes> {
                 out.put_u64_le(ballot.0);
             }
             FromNode::Have { object, ballot, seq, full } => {
-                put_object(out, object);
-                out.put_u64_le(ballot.0);
-                out.put_u64_le(*seq);
-                out.put_u32_le(u32::from(*full));
+                Fixed::<40>::new()
+                    .object(object)
+                    .u64(ballot.0)
+                    .u64(*seq)
+                    .u32(u32::from(*full))
+                    .append_to(out);
             }
             FromNode::Gap { object, ballot, head, repair } => {
                 put_object(out, object);
@@ -133,10 +136,9 @@ impl Message for FromNode<Bytes> {
                 out.put_u64_le(*seq);
             }
             FromNode::Data { group, id, checksums, .. } => {
-                put_group(out, group);
-                out.put_u64_le(*id);
                 // At most OBJECT_BLOCKS_MAX.
-                out.put_u32_le(checksums.len() as u32);
+                let count = checksums.len() as u32;
+                Fixed::<28>::new().group(group).u64(*id).u32(count).append_to(out);
                 put_u64s(out, checksums);
             }
             FromNode::Bad { group, id, blocks } => {

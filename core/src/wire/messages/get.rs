@@ -6,6 +6,7 @@ use crate::checksum::HOLE;
 use crate::ids::*;
 use crate::limits::OBJECT_BLOCKS_MAX;
 use bytes::{BufMut, BytesMut};
+use zerocopy::IntoBytes;
 
 /// Greatest number of a write that is taken from outside. Nothing real comes near it; beyond it, "the
 /// next number" might not exist.
@@ -147,7 +148,10 @@ impl<'a> Get<'a> {
         // No overflow: counts are checked against limits before they come here.
         let bytes = self.bytes(count * 8, "checksums")?;
         let (words, _) = bytes.as_chunks::<8>();
-        Ok(words.iter().map(|w| u64::from_le_bytes(*w)).collect())
+        Ok(match words {
+            [one] => Box::new([u64::from_le_bytes(*one)]),
+            words => words.iter().map(|w| u64::from_le_bytes(*w)).collect(),
+        })
     }
 
     /// `count` numbers of 32 bits.
@@ -199,6 +203,9 @@ pub(super) fn put_blocks(out: &mut BytesMut, blocks: BlockRange) {
 }
 
 pub(super) fn put_u64s(out: &mut BytesMut, values: &[u64]) {
+    if cfg!(target_endian = "little") {
+        return out.extend_from_slice(values.as_bytes());
+    }
     out.reserve(values.len() * 8);
     for value in values {
         out.put_u64_le(*value);

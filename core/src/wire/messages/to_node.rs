@@ -6,6 +6,7 @@ use crate::checksum::HOLE;
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
 use crate::message::{ToNode, WriteOp};
+use crate::wire::fixed::Fixed;
 use bytes::{BufMut, Bytes, BytesMut};
 
 impl Message for ToNode<Bytes> {
@@ -39,11 +40,13 @@ impl Message for ToNode<Bytes> {
                 put_u32s(out, except);
             }
             ToNode::Write { object, ballot, seq, snap, op } => {
-                put_object(out, object);
-                out.put_u64_le(ballot.0);
-                out.put_u64_le(*seq);
-                out.put_u64_le(*snap);
-                put_blocks(out, op.blocks());
+                Fixed::<52>::new()
+                    .object(object)
+                    .u64(ballot.0)
+                    .u64(*seq)
+                    .u64(*snap)
+                    .blocks(op.blocks())
+                    .append_to(out);
                 if let WriteOp::Data { checksums, .. } = op {
                     put_u64s(out, checksums);
                 }
@@ -57,11 +60,13 @@ impl Message for ToNode<Bytes> {
                 out.put_u32_le(u32::from(*urgent));
             }
             ToNode::Read { object, ballot, id, blocks, data } => {
-                put_object(out, object);
-                out.put_u64_le(ballot.0);
-                out.put_u64_le(*id);
-                put_blocks(out, *blocks);
-                out.put_u32_le(u32::from(*data));
+                Fixed::<48>::new()
+                    .object(object)
+                    .u64(ballot.0)
+                    .u64(*id)
+                    .blocks(*blocks)
+                    .u32(u32::from(*data))
+                    .append_to(out);
             }
             ToNode::Confirm { group, ballot, id } => {
                 put_group(out, group);
