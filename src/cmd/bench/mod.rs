@@ -7,8 +7,8 @@
 
 mod churn;
 mod fio;
-mod map;
 mod floor;
+mod map;
 mod metadata;
 mod place;
 mod speed;
