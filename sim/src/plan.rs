@@ -260,10 +260,11 @@ impl Plan {
         self.late_one_in = 0;
         self.io_timeout = None;
         // What an operation may wait for: those before it that overlap, on each a few messages and a flush;
-        // the hedge; and the records of everybody else, where a flush takes few of them.
+        // the hedge, and the patience with a silent node where all are slow; and the records of everybody
+        // else, where a flush takes few of them.
         let round = 2 * self.delay.1 + self.read.1 + 2 * self.flush.1;
         let queue = 40 * self.flush.1 / self.flush_records as u64;
-        self.stall_limit = Some(self.hedge_after.1 + 100_000 + 12 * round + queue);
+        self.stall_limit = Some(2 * self.hedge_after.1 + 250_000 + 12 * round + queue);
     }
 
     /// The plan of a seed whose run is certain to be a brisk one: a cluster like a real one on good devices,

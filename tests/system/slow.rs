@@ -58,12 +58,15 @@ impl Seen {
             took.get(n).copied().unwrap_or_default()
         };
         let longest = at(&took[0], 1.0).max(at(&took[1], 1.0));
+        let worst = self.samples.iter().filter(within).max_by_key(|sample| sample.took);
+        let when = worst.map_or(Duration::ZERO, |worst| worst.began.saturating_duration_since(from));
         let ms = |took: Duration| took.as_secs_f64() * 1e3;
         println!(
-            "STALL {during}: longest write {:.1} ms, longest read {:.1} ms, median {:.2} ms and {:.2} ms, p99.9 {:.1} ms \
+            "STALL {during}: longest write {:.1} ms, longest read {:.1} ms (at {:.2} s), median {:.2} ms and {:.2} ms, p99.9 {:.1} ms \
              and {:.1} ms, {} I/Os at depth {DEPTH}; under {} ms: {}",
             ms(at(&took[1], 1.0)),
             ms(at(&took[0], 1.0)),
+            when.as_secs_f64(),
             ms(at(&took[1], 0.5)),
             ms(at(&took[0], 0.5)),
             ms(at(&took[1], 0.999)),

@@ -9,7 +9,9 @@
 //! A hedge must not cost a cluster that is slow because it has too much to do its last breath. So there is a
 //! budget: one for twenty reads, of which [`BURST`] may be saved up. What costs nothing: a read at a node
 //! that does not answer at all, sent to one that does. There are as many of these as were under way when the
-//! node fell silent, and no more.
+//! node fell silent, and no more. In a cluster that is slow as a whole, where all nodes are late and the
+//! budget is used up, silence has to last for longer to be told from slowness ([`PATIENCE`]): then a read
+//! at a node that has stopped still does not wait for the node's timeout.
 //!
 //! To another node a read is a new read (6.1): it must not overtake a write that has come since. Where one is
 //! in flight, the read is put back behind it, and in front of what overlaps and comes later. A write that is
@@ -19,6 +21,7 @@
 
 use super::due::{Ticket, Waiting};
 use super::group::Group;
+use super::steer::Wrong;
 use super::{Output, Shared};
 use crate::ids::*;
 
@@ -28,6 +31,10 @@ const TIMES: u64 = 3;
 const READS_FOR_ONE: u32 = 20;
 /// Hedges that may be saved up.
 pub(super) const BURST: u32 = 64;
+
+/// How long a node must have been silent for its reads to be sent to one that is slow, whatever the budget:
+/// three times what 99 of 100 reads took, and at least and at most this (µs).
+const PATIENCE: (u64, u64) = (40_000, 250_000);
 
 /// The budget of a leader's hedges: a bucket of twentieths.
 #[derive(Debug)]
@@ -63,6 +70,12 @@ impl Shared {
         usual.max(least).min(most).max(1)
     }
 
+    /// After how long a silent node is given up on even if the others are slow (µs).
+    fn patience(&self) -> u64 {
+        let usual = self.read_latency.p99().map_or(PATIENCE.0, |us| TIMES * u64::from(us));
+        usual.clamp(PATIENCE.0, PATIENCE.1)
+    }
+
     /// When the next read becomes late. O(1).
     pub fn next_late(&self) -> Option<Time> {
         self.due.front().map(|waiting| waiting.sent.after(self.hedge_delay()))
@@ -79,28 +92,30 @@ impl Shared {
 impl<P: Clone + Default> Group<P> {
     /// A read is late, and not among the due ones any more.
     pub fn late(&mut self, shared: &mut Shared, now: Time, id: u64, out: &mut Vec<Output<P>>) {
-        let delay = shared.hedge_delay();
+        let (delay, patience) = (shared.hedge_delay(), shared.patience());
         let Some(read) = self.reads.get_mut(&id) else { return };
         read.due = Ticket::NONE;
         let (index, range) = (read.op.object, read.op.kind.blocks());
         let (asked, sent, last, not) = (read.asked, read.sent, read.last, read.failed | read.asked);
-        let mut silent = true;
+        let (mut silent, mut stopped) = (true, true);
         for (i, slot) in self.slots.iter().enumerate().filter(|(i, _)| asked & 1 << i != 0) {
             let peer = shared.peer(slot.node);
             if i == usize::from(last) {
                 peer.late(now, id, sent);
             }
             silent &= peer.is_silent(now, delay);
+            stopped &= peer.is_silent(now, patience);
         }
         let choice = self.choose(shared, now, index, not);
         let overlaps = self.objects.get(&index).is_none_or(|object| object.write_in_flight(range));
         #[cfg(feature = "deliberate-bugs")]
         let overlaps = overlaps && !crate::bugs::hedge_overtakes_write();
-        let goes = match choice {
+        let goes = match choice.map(|choice| choice.wrong) {
             None => false,
-            // Put back, it would come to a late node again and again.
-            Some(choice) if choice.late && overlaps => false,
-            Some(choice) if !choice.late && silent => true,
+            Some(Wrong::Nothing) if silent => true,
+            Some(Wrong::Slow) if stopped => true,
+            // Put back, it would come to such a node again and again.
+            Some(Wrong::Slow | Wrong::Silent) if overlaps => false,
             Some(_) => {
                 let paid = shared.hedges.spend();
                 self.counters.hedges_denied += u64::from(!paid);

@@ -12,7 +12,7 @@ const WINDOW: u32 = 512;
 /// Counts are halved after so long (µs).
 const HALF_LIFE: u64 = 2_000_000;
 /// Quantiles are worked out again after so many samples.
-const EVERY: u32 = 16;
+const EVERY: u32 = 64;
 /// With fewer samples than this nothing is said.
 const SAMPLES_MIN: u32 = 8;
 /// The first bucket ends here (µs, a power of two).

@@ -20,26 +20,37 @@ use crate::placement::SLOTS_MAX;
 /// A node whose reads take up to so many times as long as those of the quickest is as good as that.
 const ALIKE: u64 = 2;
 
+/// What is wrong with a node that reads could go to. Who answers slowly is better than who does not.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wrong {
+    #[default]
+    Nothing,
+    /// It was late.
+    Slow,
+    /// It owes answers, and has said nothing for long.
+    Silent,
+}
+
 /// Where a read goes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Choice {
     /// The slot of the node.
     pub slot: usize,
-    /// The node is late itself, or silent: there was no better one.
-    pub late: bool,
+    /// What is wrong with the node: there was no better one.
+    pub wrong: Wrong,
     /// The slot of a node that is avoided, and to be probed now.
     pub avoided: Option<usize>,
 }
 
-/// A node that may serve a read.
+/// A node that may serve a read. Small: some are made for each read.
 #[derive(Copy, Clone, Default)]
 struct Fit {
-    slot: usize,
-    late: bool,
-    wants_probe: bool,
-    reads: u64,
-    p50: Option<u32>,
-    turn: usize,
+    reads: u32,
+    /// 0: not known.
+    p50: u32,
+    slot: u8,
+    turn: u8,
+    wrong: Wrong,
 }
 
 impl<P: Clone + Default> Group<P> {
@@ -55,33 +66,53 @@ impl<P: Clone + Default> Group<P> {
                 && not & 1 << i == 0
         };
         let silence = shared.options.hedge_after.1;
+        let slots = self.slots.len();
+        let mut turn = index as usize % slots.max(1);
         let mut found = [Fit::default(); SLOTS_MAX];
-        let mut count = 0;
-        for ((i, slot), fit) in self.slots.iter().enumerate().filter(fits).zip(&mut found) {
-            fit.slot = i;
-            fit.turn = (index as usize + i) % self.slots.len();
-            if let Some(peer) = shared.peers.get(&slot.node) {
-                let silent = peer.is_silent(now, silence);
-                fit.late = peer.slow || silent;
-                fit.wants_probe = peer.wants_probe(now) && !silent;
-                fit.reads = peer.reads as u64;
-                fit.p50 = peer.read_latency.p50();
+        let (mut count, mut quickest) = (0, u32::MAX);
+        for (i, slot) in self.slots.iter().enumerate() {
+            if fits(&(i, slot)) && count < SLOTS_MAX {
+                let fit = &mut found[count];
+                (fit.slot, fit.turn) = (i as u8, turn as u8);
+                if let Some(peer) = shared.peers.get(&slot.node) {
+                    fit.reads = peer.reads as u32;
+                    fit.p50 = peer.read_latency.p50().unwrap_or(0);
+                    if peer.is_silent(now, silence) {
+                        fit.wrong = Wrong::Silent;
+                    } else if peer.slow {
+                        fit.wrong = Wrong::Slow;
+                    } else if fit.p50 > 0 {
+                        quickest = quickest.min(fit.p50);
+                    }
+                }
+                count += 1;
             }
-            count += 1;
+            turn = if turn + 1 == slots { 0 } else { turn + 1 };
         }
-        let found = &found[..count];
-        let quickest = found.iter().filter(|fit| !fit.late).filter_map(|fit| fit.p50).min().unwrap_or(1);
-        let quickest = u64::from(quickest).max(1);
-        let takes = |fit: &Fit| match fit.p50.map(u64::from) {
-            Some(us) if us > ALIKE * quickest => us,
+        let quickest = if quickest == u32::MAX { 1 } else { u64::from(quickest) };
+        let takes = |fit: &Fit| match u64::from(fit.p50) {
+            us if us > ALIKE * quickest => us,
             _ => quickest,
         };
-        let expected = |fit: &&Fit| (fit.late, (fit.reads + 1) * takes(fit), fit.reads, fit.turn);
-        let best = found.iter().min_by_key(expected)?;
-        let avoided =
-            |fit: &&Fit| fit.slot != best.slot && fit.wants_probe && (fit.late || takes(fit) > quickest);
-        let avoided = found.iter().find(avoided).map(|fit| fit.slot);
-        Some(Choice { slot: best.slot, late: best.late, avoided })
+        let found = &found[..count];
+        let expected = |fit: &Fit| (fit.wrong, (u64::from(fit.reads) + 1) * takes(fit), fit.reads, fit.turn);
+        let (mut best, mut least) = (found.first()?, expected(found.first()?));
+        let mut any_avoided = best.wrong == Wrong::Slow || takes(best) > quickest;
+        for fit in &found[1..] {
+            any_avoided |= fit.wrong == Wrong::Slow || takes(fit) > quickest;
+            let this = expected(fit);
+            if this < least {
+                (best, least) = (fit, this);
+            }
+        }
+        let to_probe = |fit: &&Fit| {
+            let avoided = fit.wrong == Wrong::Slow || (fit.wrong == Wrong::Nothing && takes(fit) > quickest);
+            let peer = shared.peers.get(&self.slots[usize::from(fit.slot)].node);
+            avoided && fit.slot != best.slot && peer.is_some_and(|peer| peer.wants_probe(now))
+        };
+        let avoided = if any_avoided { found.iter().find(to_probe) } else { None };
+        let avoided = avoided.map(|fit| usize::from(fit.slot));
+        Some(Choice { slot: usize::from(best.slot), wrong: best.wrong, avoided })
     }
 
     /// [`Group::choose`], for those who do not probe.

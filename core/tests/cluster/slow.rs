@@ -392,3 +392,28 @@ fn ticks_are_rare_while_nothing_is_late() {
     w.glide(1_000);
     assert!(w.result(f, status).is_some());
 }
+
+#[test]
+fn reads_at_a_stopped_node_go_on_even_where_all_are_slow_and_the_budget_is_used_up() {
+    let (mut w, f) = World::slow_world(Options::default());
+    (0..3).for_each(|node| w.answer_after(node, 30_000));
+    let mut denied = 0;
+    for n in 0..4_000 {
+        w.read(f, n % 10, 0);
+        w.glide(1_000);
+        denied = w.fronts[f].machine.counters().hedges_denied;
+    }
+    assert!(denied > 0, "the budget is used up");
+    w.answer_after(1, STOPPED);
+    let mut under_way = Vec::new();
+    for n in 0..1_000 {
+        under_way.push((w.now, w.read(f, n % 10, 0)));
+        w.glide(1_000);
+        under_way.retain(|(_, id)| w.result(f, *id).is_none());
+        for (sent, id) in &under_way {
+            let waited = w.now.since(*sent);
+            assert!(waited < 200_000, "{id:?} has waited for {waited} µs");
+        }
+    }
+    assert_eq!(w.resets(f), 0, "nobody had to wait for the node's timeout");
+}
