@@ -205,6 +205,16 @@ impl Core {
         self.live
     }
 
+    /// How long it is until the first leader wants a tick; at most `most`.
+    pub fn until_tick(&self, most: Duration) -> Duration {
+        let now = self.now();
+        let next = self.sessions.values().filter_map(|session| match &session.phase {
+            Phase::Leading { leader, .. } => leader.next_tick(),
+            Phase::Detached { .. } => None,
+        });
+        next.min().map_or(most, |at| Duration::from_micros(at.0.saturating_sub(now.0)).min(most))
+    }
+
     /// A new session without a generation. `layer`: none for a healer.
     pub fn open(&mut self, volume: VolumeId, pool: PoolId, layer: Option<BlockLayer>) -> SessionKey {
         self.last_key += 1;

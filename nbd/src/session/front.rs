@@ -50,6 +50,7 @@ const RELEASE_TRIES: usize = 5;
 /// Longest sleep of the ticker, and the shortest.
 const TICK_IDLE: Duration = Duration::from_millis(250);
 const TICK_BUSY: Duration = Duration::from_millis(10);
+const TICK_MIN: Duration = Duration::from_millis(1);
 
 /// See the module.
 pub struct FrontEnd {
@@ -380,7 +381,10 @@ impl FrontEnd {
     pub async fn ticks(self: Rc<Self>) {
         loop {
             if self.core.borrow().is_busy() {
-                sleep(TICK_BUSY).await;
+                // A leader says to the microsecond when a read is late; this is as exact as the runtime's
+                // clock, a millisecond.
+                let wait = self.core.borrow().until_tick(TICK_BUSY).max(TICK_MIN);
+                sleep(wait).await;
             } else {
                 self.ticker_sleeps.set(true);
                 // Either way it is time to look.
