@@ -346,3 +346,78 @@ fn a_connection_too_many_is_told_so_and_a_place_that_is_free_again_is_given() {
         }
     });
 }
+
+/// A name that no other test, and no other run of this one, has.
+fn local_name(id: u64) -> LocalName {
+    LocalName::new(CLUSTER, Role::StorageNode, id, u64::from(std::process::id()))
+}
+
+fn wants(id: u64) -> Expect {
+    Expect { role: Role::StorageNode, identity: Some((id, u64::from(std::process::id()))) }
+}
+
+fn local_options(id: u64) -> ServeOptions {
+    let mut options = server_options();
+    (options.policy.hello.id, options.policy.hello.incarnation) = (id, u64::from(std::process::id()));
+    options.local = Some(local_name(id));
+    options
+}
+
+#[test]
+fn daemons_of_one_host_meet_on_a_unix_socket_and_large_payloads_come_aligned() {
+    run(async {
+        let address = server(local_options(901), echo).await;
+        // The listener is a task that has not run yet.
+        tokio::task::yield_now().await;
+        let connected = connect(address, front_end(), &wants(901), Options::default()).await.unwrap();
+        let Connected { mut reader, sender, .. } = connected;
+        assert_eq!(sender.peer(), Peer::Local(Some(std::process::id() as i32)));
+        let sizes = [1 << 20, 40_000, 4096, 1 << 20, 65_536, 0, 32_768, 32_767, 3 << 19];
+        for round in 0..20usize {
+            let payload = |n: usize| Bytes::from(vec![(round * 31 + n) as u8; sizes[n]]);
+            for n in 0..sizes.len() {
+                sender.push_slice(16 + n as u16, &[n as u8; 100], Some(payload(n))).unwrap();
+            }
+            sender.flush();
+            let mut frames = Vec::new();
+            while frames.len() < sizes.len() {
+                reader.read_batch(&mut frames).await.unwrap();
+            }
+            for (n, frame) in frames.iter().enumerate() {
+                assert_eq!((frame.kind, frame.meta.len()), (16 + n as u16, 100));
+                assert!(frame.payload == payload(n), "frame {n} of round {round}");
+            }
+            let aligned = |frame: &Frame| (frame.payload.as_ptr() as usize).is_multiple_of(4096);
+            assert!(aligned(&frames[0]) && aligned(&frames[8]), "larger than any read");
+        }
+        // Who wants TCP gets it.
+        let options = Options { local: false, ..Options::default() };
+        let connected = connect(address, front_end(), &wants(901), options).await.unwrap();
+        assert!(matches!(connected.sender.peer(), Peer::Tcp(_)));
+    });
+}
+
+#[test]
+fn where_nobody_answers_on_the_unix_socket_tcp_is_used() {
+    run(async {
+        use std::os::linux::net::SocketAddrExt;
+        // Somebody has the name, and says nothing: a process that was stopped, say.
+        let pid = u64::from(std::process::id());
+        let cluster = u128::from_be_bytes(CLUSTER);
+        let name = format!("trefoil/{cluster:032x}/{}/902/{pid:016x}", Role::StorageNode as u8);
+        let taken = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+        let _silent = std::os::unix::net::UnixListener::bind_addr(&taken).unwrap();
+        // The server cannot have the name, and serves TCP all the same.
+        let address = server(local_options(902), echo).await;
+        let begun = std::time::Instant::now();
+        let connected = connect(address, front_end(), &wants(902), Options::default()).await.unwrap();
+        assert!(matches!(connected.sender.peer(), Peer::Tcp(_)));
+        assert!(begun.elapsed() >= LOCAL_TIMEOUT);
+        // Nobody has this one: no time is lost.
+        let mut options = local_options(903);
+        options.local = None;
+        let address = server(options, echo).await;
+        let connected = connect(address, front_end(), &wants(903), Options::default()).await.unwrap();
+        assert!(matches!(connected.sender.peer(), Peer::Tcp(_)));
+    });
+}
