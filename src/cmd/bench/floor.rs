@@ -55,22 +55,27 @@ Examples:
   trefoil bench floor --dir /srv/bench --transport unix --event-loop ring,poll --runtime 5
   trefoil bench floor --dir /srv/bench --json
 
-A client, a front and three nodes with a file each send, receive, read and write (durably) what a volume's do,
-without protocol, checksums and tables. Event loops of front and nodes:
+A client, a front and three nodes with a file each send, receive, read and write (durably) what a
+volume's do, without protocol, checksums and tables. Event loops of front and nodes:
   epoll  epoll, recv and writev; the device on io_uring, which rings an eventfd
   ring   sockets and device on one io_uring, one io_uring_enter for each wake-up
   poll   as ring, but it looks for up to 50 us before it sleeps
   batch  as ring, but with several requests under way it waits up to 20 us for several completions
          (Linux 6.12)
-CPU_US is processor time of front and nodes for each I/O, CPU_FRONT and CPU_NODES its parts; CPU_CLIENT, the load's
-own, is apart. SYSCALLS, SLEEPS and DEVICE_OPS are those of front and nodes for each I/O, three copies together.
-NODES_US is the mean time from the front to the node whose answer decides, and back; DEVICE_US is the part of it
-that this node had the request, waiting for the device or at work on it.
+CPU_US is processor time of front and nodes for each I/O, CPU_FRONT and CPU_NODES its parts;
+CPU_CLIENT, the load's own, is apart. SYSCALLS, SLEEPS and DEVICE_OPS are those of front and nodes for
+each I/O, three copies together. NODES_US is the mean time from the front to the node whose answer
+decides, and back; DEVICE_US is the part of it that this node had the request, waiting for the device
+or at work on it.
 
-RATIO (of IOPS) and P50_RATIO are to the lines `device`: reads and durable writes of the same size and as many under
-way, of one file without any process between, writes one after another as a node's are, reads anywhere. They are
-measured in turns with the lines they belong to. A node writes everything that has come meanwhile at once, the
-device by itself each request: with many writes under way RATIO can exceed 1.";
+RATIO (of IOPS) and P50_RATIO are to the lines `device`: reads and durable writes of the same size and
+as many under way, of one file without any process between, writes one after another as a node's are,
+reads anywhere. They are measured in turns with the lines they belong to. A node writes everything that
+has come meanwhile at once, the device by itself each request: with many writes under way RATIO can
+exceed 1.
+
+Nothing else should run on the machine: the kernel ends a durable write in a thread of its own, which
+waits for its turn behind a busy process. Depth 1 shows it first.";
 
 /// Measure the least that a replicated read or write costs on this machine
 #[derive(Args, Debug)]
