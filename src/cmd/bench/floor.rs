@@ -1,30 +1,33 @@
 //! `trefoil bench floor`: what a replicated read or write costs at least on this machine, several ways.
 //!
-//! The processes are this program again, with the hidden `bench floor-part`; the client is this process. What
-//! they do is in [`trefoil_storage_node::bench::floor`]; here they are started, connected, and stopped.
+//! The client and the device by itself run in this process; the front and the nodes are others ([`parts`]). What
+//! they do is in [`trefoil_storage_node::bench::floor`].
+//!
+//! Whatever hangs, the run ends: everything that waits here does so for a while only, and then looks at
+//! [`Limits`].
 
-use super::{Seconds, digits, progress, progress_bar, stop};
+mod parts;
+
+use super::{Seconds, digits, progress, progress_bar};
 use crate::failure::{Failure, Outcome};
 use crate::output;
 use crate::signals::{self, Shutdown};
 use crate::size::Size;
-use anyhow::{Context, anyhow, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use anyhow::{Context, anyhow};
+use clap::{Args, ValueEnum};
+use parts::{Files, Parts};
 use serde::Serialize;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::cell::RefCell;
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use trefoil_core::BLOCK_SIZE;
 use trefoil_storage_node::bench::BenchError;
 use trefoil_storage_node::bench::floor::engine::Engine;
 use trefoil_storage_node::bench::floor::load::{Client, Measured, Pattern, raw};
-use trefoil_storage_node::bench::floor::{Counters, EventLoop, NODES, PAYLOAD_MAX, part};
-use trefoil_storage_node::device::buffer::Pool;
+use trefoil_storage_node::bench::floor::{Counters, EventLoop, PAYLOAD_MAX};
 use trefoil_storage_node::device::file::RawDevice;
+
+pub use parts::{PartArgs, run_part};
 
 /// What is measured, each with each transport and event loop.
 const PATTERNS: [(&str, Pattern); 6] = [
@@ -37,12 +40,14 @@ const PATTERNS: [(&str, Pattern); 6] = [
 ];
 /// Smallest file: with the largest batch in it there is still something to go round.
 const SIZE_MIN: u64 = 16 << 20;
-/// How long processes may take to end when their peers have gone.
-const END_WAIT: Duration = Duration::from_secs(2);
-/// Of the line in which a part says where it listens.
-const LINE_MAX: u64 = 4096;
-/// Space for the file system's own.
-const SPARE_BYTES: u64 = 64 << 20;
+/// Of a line's time, what its pattern is measured on the device by itself just before it.
+const RAW_PART: u32 = 2;
+/// The whole run may take so many times what its measurements take by themselves,
+const LIMIT_TIMES: u32 = 3;
+/// and for the files, and for each line's processes to start and end,
+const LIMIT_FILES: Duration = Duration::from_secs(60);
+/// so long.
+const LIMIT_LINE: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,35 +55,50 @@ Examples:
   trefoil bench floor --dir /srv/bench --transport unix --event-loop ring,poll --runtime 5
   trefoil bench floor --dir /srv/bench --json
 
-A client, a front and three nodes with a file each send, receive, read and write (durably) what a volume's do,
-without protocol, checksums and tables. Event loops of front and nodes:
+A client, a front and three nodes with a file each send, receive, read and write (durably) what a
+volume's do, without protocol, checksums and tables. Event loops of front and nodes:
   epoll  epoll, recv and writev; the device on io_uring, which rings an eventfd
   ring   sockets and device on one io_uring, one io_uring_enter for each wake-up
   poll   as ring, but it looks for up to 50 us before it sleeps
   batch  as ring, but with several requests under way it waits up to 20 us for several completions
-CPU is processor time of front and nodes for each I/O; the client's is apart. SYSCALLS and SLEEPS are those of
-front and nodes for each I/O. NODES is the mean time from the front to the deciding node and back, DEVICE the
-part of it in a node from the request's arrival to the end of the device's work. RATIO is to the device by itself.";
+         (Linux 6.12)
+CPU_US is processor time of front and nodes for each I/O, CPU_FRONT and CPU_NODES its parts;
+CPU_CLIENT, the load's own, is apart. SYSCALLS, SLEEPS and DEVICE_OPS are those of front and nodes for
+each I/O, three copies together. NODES_US is the mean time from the front to the node whose answer
+decides, and back; DEVICE_US is the part of it that this node had the request, waiting for the device
+or at work on it.
+
+RATIO (of IOPS) and P50_RATIO are to the lines `device`: reads and durable writes of the same size and
+as many under way, of one file without any process between, writes one after another as a node's are,
+reads anywhere. They are measured in turns with the lines they belong to. A node writes everything that
+has come meanwhile at once, the device by itself each request: with many writes under way RATIO can
+exceed 1.
+
+Nothing else should run on the machine: the kernel ends a durable write in a thread of its own, which
+waits for its turn behind a busy process. Depth 1 shows it first.";
 
 /// Measure the least that a replicated read or write costs on this machine
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct FloorArgs {
-    /// A directory on the device; it must be there. Three files are made in it, and removed
+    /// A directory on the device; it must be there. Four files are made in it, and removed
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Seconds for each line
     #[arg(long, value_name = "SECONDS", default_value = "1")]
     runtime: Seconds,
-    /// Bytes of each node's file
+    /// Bytes of each file
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     size: Size,
     /// Between front and nodes
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "tcp,unix")]
     transport: Vec<Transport>,
-    /// Of front and nodes; see below
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "epoll,ring,poll,batch")]
+    /// Of front and nodes; see below [default: all that this kernel can]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     event_loop: Vec<EventLoop>,
+    /// Seconds after which the whole run is given up [default: 3 times what it measures, and a minute or two]
+    #[arg(long, value_name = "SECONDS")]
+    limit: Option<Seconds>,
     /// Show the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -92,90 +112,6 @@ enum Transport {
     Tcp,
     /// Unix sockets
     Unix,
-}
-
-/// One of the processes. For `bench floor` itself.
-#[derive(Args, Debug)]
-pub struct PartArgs {
-    /// How it waits.
-    #[arg(long)]
-    event_loop: EventLoop,
-    #[command(subcommand)]
-    part: Part,
-}
-
-#[derive(Subcommand, Debug)]
-enum Part {
-    /// Serves one front
-    Node {
-        /// A socket's path; TCP otherwise
-        #[arg(long)]
-        listen: Option<PathBuf>,
-        #[arg(long)]
-        file: PathBuf,
-        #[arg(long)]
-        bytes: u64,
-    },
-    /// Serves one client
-    Front {
-        #[arg(long)]
-        listen: PathBuf,
-        /// Addresses or paths
-        #[arg(long, value_delimiter = ',')]
-        nodes: Vec<String>,
-    },
-}
-
-/// Runs one of the processes: says `ready: ADDRESS`, and serves until its client has gone.
-pub fn run_part(args: &PartArgs, out: &mut dyn Write) -> Outcome {
-    match &args.part {
-        Part::Node { listen, file, bytes } => {
-            let device = RawDevice::open(file, false)?;
-            let mut engine = Engine::new(args.event_loop, Some(device))?;
-            let mut say = |address: &str| -> std::io::Result<()> {
-                writeln!(out, "ready: {address}")?;
-                out.flush()
-            };
-            engine.add(match listen {
-                Some(path) => {
-                    let listener = UnixListener::bind(path)?;
-                    say(&path.display().to_string())?;
-                    unix(listener.accept()?.0)?
-                }
-                None => {
-                    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-                    say(&listener.local_addr()?.to_string())?;
-                    tcp(listener.accept()?.0)?
-                }
-            })?;
-            Ok(part::node(engine, *bytes)?)
-        }
-        Part::Front { listen, nodes } => {
-            let listener = UnixListener::bind(listen)?;
-            writeln!(out, "ready: {}", listen.display())?;
-            out.flush()?;
-            let mut engine = Engine::new(args.event_loop, None)?;
-            engine.add(unix(listener.accept()?.0)?)?;
-            for node in nodes {
-                engine.add(match node.starts_with('/') {
-                    true => unix(UnixStream::connect(node)?)?,
-                    false => tcp(TcpStream::connect(node)?)?,
-                })?;
-            }
-            Ok(part::front(engine)?)
-        }
-    }
-}
-
-fn unix(stream: UnixStream) -> std::io::Result<OwnedFd> {
-    stream.set_nonblocking(true)?;
-    Ok(stream.into())
-}
-
-fn tcp(stream: TcpStream) -> std::io::Result<OwnedFd> {
-    stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
-    Ok(stream.into())
 }
 
 /// A line of the table.
@@ -204,7 +140,7 @@ struct Line {
     device_ops: f64,
     /// Mean time from the front to the answer of the node that decides.
     nodes_us: f64,
-    /// Mean time in a node from arrival to the end of the device's work.
+    /// Of that, in the node from the request's arrival to the end of the device's work.
     device_us: f64,
     /// To the device by itself.
     ratio: f64,
@@ -218,70 +154,120 @@ struct View<'a> {
     lines: &'a [Line],
 }
 
+/// When the run has to end, and where it is.
+#[derive(Clone)]
+struct Limits {
+    shutdown: Shutdown,
+    begun: Instant,
+    limit: Duration,
+}
+
+impl Limits {
+    fn over(&self) -> bool {
+        *self.shutdown.borrow() || self.left().is_zero()
+    }
+
+    fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.begun.elapsed())
+    }
+
+    /// Why it has ended, where `failure` is what came of that.
+    fn reason(&self, failure: Failure, at: &str) -> Failure {
+        if *self.shutdown.borrow() {
+            // The signal ends the other processes too.
+            return BenchError::Stopped.into();
+        }
+        if !self.left().is_zero() {
+            return failure;
+        }
+        let why = anyhow!(
+            "not done after {} s, at \"{at}\": a process of the measurement or the device hangs, or the machine is \
+             slower than expected: give a larger --limit or a smaller --runtime",
+            self.limit.as_secs_f64()
+        );
+        why.into()
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &FloorArgs, out: &mut dyn Write) -> Outcome {
     let size = args.size.0 / PAYLOAD_MAX as u64 * PAYLOAD_MAX as u64;
     if size < SIZE_MIN {
         return Err(Failure::usage(anyhow!("--size must be at least {}", Size(SIZE_MIN))));
     }
-    let shutdown = signals::listen()?;
-    measure(args, size, &shutdown, out).map_err(|failure| match *shutdown.borrow() {
-        // Whatever failed, failed because of that: the signal ends the other processes too.
-        true => BenchError::Stopped.into(),
-        false => failure,
-    })
-}
-
-fn measure(args: &FloorArgs, size: u64, shutdown: &Shutdown, out: &mut dyn Write) -> Outcome {
-    let bar = progress_bar();
-    let files = Files::make(&args.dir, size, shutdown, &mut |done, of| {
-        progress(&bar, "writing the files", done, of)
-    })?;
-    let time = args.runtime.0;
-    let of = (PATTERNS.len() * (1 + args.transport.len() * args.event_loop.len())) as u64;
-    let mut done = 0;
-    let mut next = |what: &str| {
-        progress(&bar, what, done, of);
-        done += 1;
-    };
-    let mut raws = Vec::new();
-    let mut device = Engine::new(EventLoop::Ring, Some(RawDevice::open(&files.file(0), false)?))?;
-    let stopped = stop(shutdown);
-    for (name, pattern) in PATTERNS {
-        next(&format!("device: {name}, {}", pattern.depth));
-        raws.push(raw(&mut device, pattern, size, time, &*stopped)?);
-    }
-    // The nodes want its lock.
-    drop(device);
-    let mut all: Vec<Vec<Line>> = PATTERNS
-        .iter()
-        .zip(&raws)
-        .map(|((name, pattern), raw)| vec![line(name, *pattern, None, raw, raw)])
-        .collect();
-    for &transport in &args.transport {
-        for &how in &args.event_loop {
-            let parts = Parts::start(&files, transport, how, size)?;
-            let mut engine = Engine::new(EventLoop::Epoll, None)?;
-            let front = files.socket("front");
-            engine.add(unix(UnixStream::connect(&front).context("cannot reach the front")?)?)?;
-            let (shutdown, size) = (shutdown.clone(), size);
-            let mut client = Client::new(engine, size, Box::new(move || *shutdown.borrow()));
-            for (n, (name, pattern)) in PATTERNS.into_iter().enumerate() {
-                next(&format!("{}, {how}: {name}, {}", transport.name(), pattern.depth));
-                let measured = client.run(pattern, time)?;
-                all[n].push(line(name, pattern, Some((transport, how)), &measured, &raws[n]));
-            }
-            drop(client);
-            parts.end()?;
-        }
-    }
-    bar.finish_and_clear();
-    let lines: Vec<Line> = all.into_iter().flatten().collect();
+    let loops = event_loops(&args.event_loop)?;
+    let rows = (PATTERNS.len() * args.transport.len() * loops.len()) as u32;
+    let row = args.runtime.0 + args.runtime.0 / RAW_PART;
+    let expected = row * rows * LIMIT_TIMES + LIMIT_LINE * rows + LIMIT_FILES;
+    let limit = args.limit.map_or(expected, |limit| limit.0);
+    let limits = Limits { shutdown: signals::listen()?, begun: Instant::now(), limit };
+    let at = RefCell::new("start".to_owned());
+    let lines = measure(args, size, &loops, &limits, &at).map_err(|f| limits.reason(f, &at.borrow()))?;
     if args.json {
-        return output::json(out, &View { runtime_s: time.as_secs_f64(), size, lines: &lines });
+        let runtime_s = args.runtime.0.as_secs_f64();
+        return output::json(out, &View { runtime_s, size, lines: &lines });
     }
     writeln!(out, "{}", table(&lines))?;
     Ok(())
+}
+
+/// Those asked for, or all that there can be.
+fn event_loops(asked: &[EventLoop]) -> Outcome<Vec<EventLoop>> {
+    if asked.is_empty() {
+        let can = |how: &EventLoop| Engine::new(*how, None).is_ok();
+        return Ok(EventLoop::ALL.into_iter().filter(can).collect());
+    }
+    for how in asked {
+        Engine::new(*how, None).with_context(|| format!("cannot use --event-loop {how}"))?;
+    }
+    Ok(asked.to_vec())
+}
+
+fn measure(
+    args: &FloorArgs,
+    size: u64,
+    loops: &[EventLoop],
+    limits: &Limits,
+    at: &RefCell<String>,
+) -> Outcome<Vec<Line>> {
+    let bar = progress_bar();
+    let files = Files::make(&args.dir, size, limits, &mut |done, of| {
+        at.replace("writing the files".to_owned());
+        progress(&bar, "writing the files", done, of);
+    })?;
+    let of = 2 * (PATTERNS.len() * args.transport.len() * loops.len()) as u64;
+    let mut done = 0;
+    let mut next = |what: String| {
+        progress(&bar, &what, done, of);
+        at.replace(what);
+        done += 1;
+    };
+    let mut lines = Vec::new();
+    let mut device = Engine::new(EventLoop::Ring, Some(RawDevice::open(&files.device(), false)?))?;
+    for (name, pattern) in PATTERNS {
+        let (mut alone, mut rows) = (Measured::default(), Vec::new());
+        for &transport in &args.transport {
+            for &how in loops {
+                next(format!("device: {name}, {}", pattern.depth));
+                let time = args.runtime.0 / RAW_PART;
+                alone.merge(&raw(&mut device, pattern, size, time, &|| limits.over())?);
+                next(format!("{}, {how}: {name}, {}", transport.name(), pattern.depth));
+                let parts = Parts::start(&files, transport, how, size, limits)?;
+                let mut engine = Engine::new(EventLoop::Epoll, None)?;
+                engine.add(files.front().context("cannot reach the front")?)?;
+                let over = limits.clone();
+                let mut client = Client::new(engine, size, Box::new(move || over.over()));
+                rows.push((transport, how, client.run(pattern, args.runtime.0)?));
+                drop(client);
+                parts.end(limits)?;
+            }
+        }
+        lines.push(line(name, pattern, None, &alone, &alone));
+        let measured = |(transport, how, row)| line(name, pattern, Some((transport, how)), &row, &alone);
+        lines.extend(rows.into_iter().map(measured));
+    }
+    bar.finish_and_clear();
+    Ok(lines)
 }
 
 impl Transport {
@@ -306,7 +292,7 @@ fn line(
     let Measured { client, front, nodes, .. } = measured;
     let cpu = |c: &Counters| c.cpu_ns as f64 / 1000.0 / n;
     let each = |count: u64| count as f64 / n;
-    let waited = |c: &Counters| c.waited_ns as f64 / 1000.0 / c.waited.max(1) as f64;
+    let mean = |nanos: u64| nanos as f64 / 1000.0 / front.decided.max(1) as f64;
     Line {
         pattern: name,
         depth: pattern.depth,
@@ -326,8 +312,8 @@ fn line(
         sleeps_front: each(front.switches),
         sleeps_nodes: each(nodes.switches),
         device_ops: each(nodes.device_ops + client.device_ops),
-        nodes_us: waited(front),
-        device_us: waited(nodes),
+        nodes_us: mean(front.nodes_ns),
+        device_us: mean(front.device_ns),
         ratio: iops(measured) / iops(raw).max(1e-9),
         p50_ratio: us(measured, 0.5) / us(raw, 0.5).max(1e-9),
     }
@@ -343,9 +329,9 @@ fn table(lines: &[Line]) -> String {
         ">P50_US",
         ">P99_US",
         ">CPU_US",
-        ">FRONT",
-        ">NODES",
-        ">CLIENT",
+        ">CPU_FRONT",
+        ">CPU_NODES",
+        ">CPU_CLIENT",
         ">SYSCALLS",
         ">SLEEPS",
         ">DEVICE_OPS",
@@ -362,176 +348,19 @@ fn table(lines: &[Line]) -> String {
             line.event_loop.unwrap_or("-").to_owned(),
         ];
         row.extend([line.iops, line.p50_us, line.p99_us].map(digits));
-        let of_parts = [
-            line.cpu_us,
-            line.cpu_front_us,
-            line.cpu_nodes_us,
-            line.cpu_client_us,
-            line.syscalls_front + line.syscalls_nodes,
-            line.sleeps_front + line.sleeps_nodes,
-            line.device_ops,
-            line.nodes_us,
-            line.device_us,
-            line.ratio,
-            line.p50_ratio,
-        ];
-        row.extend(of_parts.map(digits));
+        row.extend([line.cpu_us, line.cpu_front_us, line.cpu_nodes_us].map(|n| of_parts(line, n)));
+        row.push(digits(line.cpu_client_us));
+        let sums = [line.syscalls_front + line.syscalls_nodes, line.sleeps_front + line.sleeps_nodes];
+        row.extend(sums.map(|n| of_parts(line, n)));
+        row.push(digits(line.device_ops));
+        row.extend([line.nodes_us, line.device_us].map(|n| of_parts(line, n)));
+        row.extend([line.ratio, line.p50_ratio].map(digits));
         row
     });
     output::table(&headers, rows)
 }
 
-/// The nodes' files and everybody's sockets. Dropping it removes them.
-struct Files {
-    dir: PathBuf,
-}
-
-impl Files {
-    fn make(
-        parent: &Path,
-        size: u64,
-        shutdown: &Shutdown,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Outcome<Files> {
-        let parent = parent.canonicalize().with_context(|| format!("cannot use {}", parent.display()))?;
-        let stat = nix::sys::statvfs::statvfs(&parent)
-            .with_context(|| format!("cannot ask how much space {} has", parent.display()))?;
-        #[allow(clippy::unnecessary_cast)] // Not 64 bits everywhere.
-        let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
-        let needed = size * NODES as u64;
-        if free < needed + SPARE_BYTES {
-            let (free, needed) = (Size(free), Size(needed + SPARE_BYTES));
-            let why = anyhow!(
-                "{} has {free} free, and {needed} are needed: give a smaller --size",
-                parent.display()
-            );
-            return Err(why.into());
-        }
-        let dir = parent.join(format!("trefoil-bench-{}", std::process::id()));
-        std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let files = Files { dir };
-        let mut zeros = Pool::new(u64::MAX, 0, None).get(PAYLOAD_MAX).context("no memory")?;
-        zeros.fill(0);
-        for n in 0..NODES {
-            let device = RawDevice::open(&files.file(n), true)?;
-            for at in (0..size).step_by(PAYLOAD_MAX) {
-                if *shutdown.borrow() {
-                    return Err(BenchError::Stopped.into());
-                }
-                progress(n as u64 * size + at, needed);
-                device.write_at(at, &zeros)?;
-            }
-            device.sync()?;
-        }
-        debug_assert_eq!(PAYLOAD_MAX % BLOCK_SIZE, 0);
-        Ok(files)
-    }
-
-    fn file(&self, node: usize) -> PathBuf {
-        self.dir.join(format!("node{node}"))
-    }
-
-    fn socket(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("{name}.sock"))
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "the benchmark's files cannot be removed");
-        }
-    }
-}
-
-/// The front and the nodes. Dropping it ends them.
-struct Parts(Vec<Child>);
-
-impl Parts {
-    fn start(files: &Files, transport: Transport, how: EventLoop, size: u64) -> Outcome<Parts> {
-        let mut parts = Parts(Vec::new());
-        let mut nodes = Vec::new();
-        for n in 0..NODES {
-            let mut command = Parts::command(how)?;
-            command.arg("node").arg("--bytes").arg(size.to_string()).arg("--file").arg(files.file(n));
-            if transport == Transport::Unix {
-                command.arg("--listen").arg(fresh(files.socket(&format!("node{n}")))?);
-            }
-            nodes.push(parts.spawn(command)?);
-        }
-        let mut command = Parts::command(how)?;
-        command
-            .arg("front")
-            .arg("--listen")
-            .arg(fresh(files.socket("front"))?)
-            .arg("--nodes")
-            .arg(nodes.join(","));
-        parts.spawn(command)?;
-        Ok(parts)
-    }
-
-    fn command(how: EventLoop) -> Outcome<Command> {
-        let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-        command.args(["bench", "floor-part", "--event-loop", how.name()]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        Ok(command)
-    }
-
-    /// Where it listens.
-    fn spawn(&mut self, mut command: Command) -> Outcome<String> {
-        let mut child = command.spawn().context("cannot run this program again")?;
-        let stdout = child.stdout.take();
-        self.0.push(child);
-        let mut line = String::new();
-        BufReader::new(stdout.context("no pipe")?.take(LINE_MAX))
-            .read_line(&mut line)
-            .context("cannot read")?;
-        let address = line.trim_end().strip_prefix("ready: ");
-        Ok(address.context("a process of the measurement did not start; it says why above")?.to_owned())
-    }
-
-    /// Their client has gone: they end by themselves.
-    fn end(mut self) -> Outcome {
-        let deadline = Instant::now() + END_WAIT;
-        for child in &mut self.0 {
-            let status = loop {
-                if let Some(status) = child.try_wait().context("cannot wait for a process")? {
-                    break status;
-                }
-                if Instant::now() >= deadline {
-                    return Err(anyhow!("a process of the measurement does not end").into());
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            };
-            let good = || -> anyhow::Result<()> {
-                ensure!(
-                    status.success(),
-                    "a process of the measurement failed ({status}); it says why above"
-                );
-                Ok(())
-            };
-            good()?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Parts {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            // One that was waited for has ended; then both do nothing.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// Without the socket of the former processes.
-fn fresh(path: PathBuf) -> Outcome<PathBuf> {
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(anyhow::Error::new(error).context(format!("cannot remove {}", path.display())).into())
-        }
-        _ => Ok(path),
-    }
+/// There are no front and no nodes where the device is measured by itself.
+fn of_parts(line: &Line, n: f64) -> String {
+    line.transport.map_or("-".to_owned(), |_| digits(n))
 }

@@ -33,6 +33,8 @@ const COMPLETIONS: u32 = 4 * DEPTH_MAX as u32;
 const SPIN: Duration = Duration::from_micros(50);
 /// How long [`EventLoop::Batch`] waits for more than one completion.
 const GATHER_US: u32 = 20;
+/// How long for the first one, until it looks again.
+const GATHER_WAIT: Duration = Duration::from_secs(1);
 /// Requests under way from which on it does.
 const GATHER_FROM: usize = 4;
 /// Completions that it waits for at most.
@@ -43,6 +45,10 @@ const INLINE_SEND_MAX: usize = 64 << 10;
 const DEVICE: u64 = u64::MAX;
 /// `linux/io_uring.h`: do not try before the socket is readable.
 const POLL_FIRST: u16 = 1;
+/// How long a dropped engine waits for what the kernel still has, before it leaks the memory.
+const DRAIN_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks whether that is over.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// What a turn brings.
 pub enum Event {
@@ -52,8 +58,8 @@ pub enum Event {
     Read(u32, Buf),
     /// A write of the device has.
     Written(u32),
-    /// The peer of a connection has gone.
-    Closed(usize),
+    /// The peer of a connection has gone; and why, unless it has just ended.
+    Closed(usize, Option<io::Error>),
 }
 
 /// Of an entry's `user_data`, above the number of the connection or of the operation.
@@ -98,6 +104,8 @@ pub struct Engine {
     under_way: usize,
     /// Entries that were put into the ring since the last turn.
     queued: bool,
+    /// Longest wait of a turn.
+    wait_max: Option<Duration>,
     pool: Pool,
     counters: Counters,
 }
@@ -126,8 +134,26 @@ impl Engine {
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
         let (pool, counters) = (Pool::new(u64::MAX, 64 << 20, None), Counters::default());
-        let (lines, ops) = (Vec::new(), Slab::new());
-        Ok(Engine { how, ring, epoll, lines, device, ops, under_way: 0, queued: false, pool, counters })
+        let (lines, ops, wait_max) = (Vec::new(), Slab::new(), None);
+        Ok(Engine {
+            how,
+            ring,
+            epoll,
+            lines,
+            device,
+            ops,
+            under_way: 0,
+            queued: false,
+            wait_max,
+            pool,
+            counters,
+        })
+    }
+
+    /// A turn comes back after so long also with nothing, for a caller that has a clock to look at. (The kernel
+    /// sets a timer for it before each sleep; so only the process that measures does it.)
+    pub fn wait_at_most(&mut self, wait: Duration) {
+        self.wait_max = Some(wait);
     }
 
     /// Serves a connected, non-blocking stream socket; its number.
@@ -263,7 +289,8 @@ impl Engine {
         };
         let mut ready = [EpollEvent::empty(); 16];
         self.counters.syscalls += 1;
-        let n = match epoll.wait(&mut ready, EpollTimeout::NONE) {
+        let wait = self.wait_max.map_or(Ok(EpollTimeout::NONE), EpollTimeout::try_from);
+        let n = match epoll.wait(&mut ready, wait.unwrap_or(EpollTimeout::MAX)) {
             Err(nix::errno::Errno::EINTR) => 0,
             n => n?,
         };
@@ -315,14 +342,14 @@ impl Engine {
                 match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                     e if e.kind() == io::ErrorKind::Interrupted => continue,
-                    _ => {
-                        self.closed(at, events);
+                    e => {
+                        self.closed(at, Some(e), events);
                         return Ok(());
                     }
                 }
             };
             if n == 0 {
-                self.closed(at, events);
+                self.closed(at, None, events);
                 return Ok(());
             }
             self.arrived(at, n, events)?;
@@ -332,11 +359,13 @@ impl Engine {
         }
     }
 
-    fn closed(&mut self, at: usize, events: &mut Vec<Event>) {
+    fn closed(&mut self, at: usize, why: Option<io::Error>, events: &mut Vec<Event>) {
         let line = &mut self.lines[at];
         if std::mem::replace(&mut line.open, false) {
             line.conn.out.clear();
-            events.push(Event::Closed(at));
+            // A peer that ends before it has read everything resets its connection.
+            let ended = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+            events.push(Event::Closed(at, why.filter(|why| !ended.contains(&why.kind()))));
         }
     }
 
@@ -364,7 +393,7 @@ impl Engine {
             EventLoop::Batch if requests >= GATHER_FROM => {
                 let wanted = sends + (requests / 2).min(GATHER_MAX);
                 // Without a limit the kernel would come back after the moment although nothing has come.
-                let limit = types::Timespec::new().sec(1);
+                let limit = types::Timespec::from(self.wait_max.unwrap_or(GATHER_WAIT));
                 let args = types::SubmitArgs::new().min_wait_usec(GATHER_US).timespec(&limit);
                 let entered = self.ring.submitter().submit_with_args(wanted, &args);
                 self.entered(entered)?;
@@ -375,7 +404,13 @@ impl Engine {
     }
 
     fn enter(&mut self, wanted: usize) -> io::Result<()> {
-        let entered = self.ring.submit_and_wait(wanted);
+        let entered = match self.wait_max {
+            Some(wait) if wanted > 0 => self
+                .ring
+                .submitter()
+                .submit_with_args(wanted, &types::SubmitArgs::new().timespec(&types::Timespec::from(wait))),
+            _ => self.ring.submit_and_wait(wanted),
+        };
         self.entered(entered)
     }
 
@@ -495,19 +530,35 @@ impl Engine {
         line.more = cqueue::sock_nonempty(flags);
         match result {
             Ok(n) if n > 0 => self.arrived(at, n, events),
-            _ => {
-                self.closed(at, events);
+            Err(e) if for_now(&e) => Ok(()),
+            result => {
+                self.closed(at, result.err(), events);
                 Ok(())
             }
         }
     }
 
-    /// With MSG_WAITALL a short send means that the peer has gone.
+    /// What was not sent is sent again. Also with MSG_WAITALL a send can be short: one that had to wait for room
+    /// often goes to a worker of the kernel in the end, and that gives up when it is interrupted.
     fn sent(&mut self, at: usize, result: io::Result<usize>, events: &mut Vec<Event>) {
         let line = &mut self.lines[at];
-        let wanted: usize = line.sending.drain(..).map(|bytes| bytes.len()).sum();
-        if result.ok() != Some(wanted) {
-            self.closed(at, events);
+        let sent = match result {
+            Ok(n) => n,
+            Err(e) if for_now(&e) => 0,
+            Err(e) => {
+                line.sending.clear();
+                self.closed(at, Some(e), events);
+                return;
+            }
+        };
+        let wanted: usize = line.sending.iter().map(Bytes::len).sum();
+        let mut rest = wanted.saturating_sub(sent);
+        while let Some(bytes) = line.sending.pop() {
+            let n = rest.min(bytes.len());
+            if n > 0 && line.open {
+                line.conn.out.push_front(bytes.slice(bytes.len() - n..));
+            }
+            rest -= n;
         }
     }
 
@@ -540,9 +591,11 @@ impl Drop for Engine {
             let _ = shutdown(line.conn.socket.as_fd().as_raw_fd(), Shutdown::Both);
         }
         let mut events = Vec::new();
+        let (begun, look) = (Instant::now(), types::Timespec::from(DRAIN_LOOK));
         while self.under_way > 0 {
-            let interrupted = |e: &io::Error| e.kind() == io::ErrorKind::Interrupted;
-            if self.ring.submit_and_wait(1).is_err_and(|e| !interrupted(&e)) {
+            let over = |e: &io::Error| !matches!(e.raw_os_error(), Some(libc::EINTR | libc::ETIME));
+            let waited = self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&look));
+            if begun.elapsed() > DRAIN_WAIT || waited.is_err_and(|e| over(&e)) {
                 tracing::error!("io_uring cannot be drained: leaking its buffers");
                 std::mem::forget((std::mem::take(&mut self.lines), std::mem::take(&mut self.ops)));
                 return;
@@ -554,6 +607,11 @@ impl Drop for Engine {
     }
 }
 
+/// It has not failed: it is to be tried again.
+fn for_now(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
 fn piece(bytes: &Bytes) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr() as *mut libc::c_void, iov_len: bytes.len() }
 }
@@ -562,4 +620,51 @@ fn piece(bytes: &Bytes) -> libc::iovec {
 fn empty_message() -> Box<libc::msghdr> {
     // SAFETY: numbers and pointers, for which zero is a value: no name, no pieces, no control data.
     Box::new(unsafe { std::mem::zeroed() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// `abc de f`, of which that comes back from the kernel; what is to be sent then, and whether it has ended.
+    fn left(result: io::Result<usize>) -> (Vec<u8>, bool) {
+        let (near, _far) = UnixStream::pair().expect("sockets");
+        let mut engine = Engine::new(EventLoop::Ring, None).expect("io_uring");
+        let at = engine.add(near.into()).expect("added");
+        let pieces = [&b"abc"[..], b"de", b"f"];
+        engine.lines[at].sending.extend(pieces.map(Bytes::from_static));
+        engine.send(at, Bytes::from_static(b"next"));
+        let mut events = Vec::new();
+        engine.sent(at, result, &mut events);
+        assert!(engine.lines[at].sending.is_empty());
+        let ended = matches!(events[..], [Event::Closed(0, Some(_))]);
+        assert!(ended || events.is_empty());
+        (engine.lines[at].conn.out.iter().flatten().copied().collect(), ended)
+    }
+
+    #[test]
+    fn what_was_not_sent_is_sent_before_anything_else() {
+        for (sent, rest) in [(6, "next"), (5, "fnext"), (4, "efnext"), (2, "cdefnext"), (0, "abcdefnext")] {
+            assert_eq!(left(Ok(sent)), (rest.as_bytes().to_vec(), false), "{sent}");
+        }
+        assert_eq!(left(Err(io::ErrorKind::WouldBlock.into())).0, b"abcdefnext");
+        assert_eq!(left(Err(io::Error::from_raw_os_error(libc::EIO))), (Vec::new(), true));
+    }
+
+    #[test]
+    fn a_turn_comes_back_with_nothing_if_it_is_to() {
+        for how in EventLoop::ALL {
+            let Ok(mut engine) = Engine::new(how, None) else {
+                continue;
+            };
+            let (near, _far) = UnixStream::pair().expect("sockets");
+            near.set_nonblocking(true).expect("non-blocking");
+            engine.add(near.into()).expect("added");
+            engine.wait_at_most(Duration::from_millis(5));
+            let mut events = Vec::new();
+            engine.turn(8, &mut events).expect("a turn");
+            assert!(events.is_empty(), "{how}");
+        }
+    }
 }

@@ -14,6 +14,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// Of the time: what is done first and not counted.
 const WARM_UP_PART: u32 = 5;
+/// How often it is looked whether the run is to stop, when nothing comes.
+const LOOK_UP: Duration = Duration::from_millis(100);
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +43,22 @@ pub struct Measured {
     pub nodes: Counters,
 }
 
-/// Where reads go, and writes to a device by itself: all blocks alike, each run the same ones.
+impl Measured {
+    /// The same again, at another time.
+    pub fn merge(&mut self, other: &Measured) {
+        self.latency.merge(&other.latency);
+        self.elapsed += other.elapsed;
+        self.client = self.client.and(&other.client);
+        self.front = self.front.and(&other.front);
+        self.nodes = self.nodes.and(&other.nodes);
+    }
+}
+
+/// Where a device is read and written: reads anywhere, each run the same places; writes one after another and
+/// round, as a node's do.
 struct Offsets {
+    write: bool,
+    at: u64,
     state: u64,
     places: u64,
     bytes: u64,
@@ -51,21 +67,30 @@ struct Offsets {
 impl Offsets {
     fn new(pattern: Pattern, size: u64) -> Offsets {
         let bytes = u64::from(pattern.bytes);
-        Offsets { state: 0x9e37_79b9_7f4a_7c15, places: (size / bytes).max(1), bytes }
+        let places = (size / bytes).max(1);
+        Offsets { write: pattern.write, at: 0, state: 0x9e37_79b9_7f4a_7c15, places, bytes }
+    }
+
+    fn next(&mut self) -> u64 {
+        if self.write {
+            self.at += 1;
+            return (self.at - 1) % self.places * self.bytes;
+        }
+        self.random() % self.places * self.bytes
     }
 
     /// xorshift64*; the remainder's bias is one in 2^40.
-    fn next(&mut self) -> u64 {
+    fn random(&mut self) -> u64 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
         self.state ^= self.state >> 27;
-        (self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8) % self.places * self.bytes
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
     }
 }
 
 /// Bytes that no device makes less of.
 fn noise(len: usize) -> Vec<u8> {
-    let mut offsets = Offsets { state: 1, places: 256, bytes: 1 };
+    let mut offsets = Offsets { write: false, at: 0, state: 1, places: 256, bytes: 1 };
     std::iter::repeat_with(|| offsets.next() as u8).take(len).collect()
 }
 
@@ -75,13 +100,14 @@ pub struct Client {
     size: u64,
     /// Running number of requests: no two under way have the same id, also not with late answers' ones.
     number: u32,
-    /// Asked for between two turns; true ends the run.
+    /// Asked for between two turns, at least every [`LOOK_UP`]; true ends the run.
     stop: Box<dyn Fn() -> bool>,
 }
 
 impl Client {
     /// `engine` has one connection; the nodes have `size` bytes each.
-    pub fn new(engine: Engine, size: u64, stop: Box<dyn Fn() -> bool>) -> Client {
+    pub fn new(mut engine: Engine, size: u64, stop: Box<dyn Fn() -> bool>) -> Client {
+        engine.wait_at_most(LOOK_UP);
         Client { engine, size, number: 0, stop }
     }
 
@@ -166,7 +192,8 @@ impl Client {
         self.engine.turn(under_way, events)
     }
 
-    /// Of this process, the front and the nodes. Nothing is under way.
+    /// Of this process, the front and the nodes. Nothing is under way, and the front sees to it that no node
+    /// is at work on a third copy.
     fn counters(&mut self) -> io::Result<Vec<Counters>> {
         let header = Header { kind: kind::COUNTERS, ..Header::default() };
         self.engine.send(0, Bytes::copy_from_slice(header.as_bytes()));
@@ -192,12 +219,12 @@ impl Client {
 fn answer(event: Event) -> io::Result<super::conn::Frame> {
     match event {
         Event::Frame(_, frame) if frame.bytes.len() >= HEADER => Ok(frame),
-        Event::Closed(_) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the front has gone")),
+        Event::Closed(..) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the front has gone")),
         _ => Err(nonsense("the front has sent less than a header")),
     }
 }
 
-/// Reads or durable writes of the engine's device alone, `size` bytes of it, anywhere.
+/// Reads or durable writes of the engine's device alone, `size` bytes of it, in the places of a node's.
 ///
 /// # Errors
 ///
@@ -209,6 +236,7 @@ pub fn raw(
     time: Duration,
     stop: &dyn Fn() -> bool,
 ) -> io::Result<Measured> {
+    engine.wait_at_most(LOOK_UP);
     let mut payload = engine.buffer(pattern.bytes as usize)?;
     payload.copy_from_slice(&noise(pattern.bytes as usize));
     let payload = payload.freeze();

@@ -68,10 +68,10 @@ pub struct Header {
     pub len: u32,
     /// Bytes to read.
     pub want: u32,
-    /// In the answer of a node to [`kind::COUNTERS`].
+    /// In the answer of a node to [`kind::COUNTERS`]; in its others [`Counters::device_ns`] of this request.
     pub counters: Counters,
     /// Up to the size of a request of the product.
-    pub padding: [u64; 2],
+    pub padding: u64,
 }
 
 impl Header {
@@ -95,11 +95,13 @@ pub struct Counters {
     pub turns: u64,
     /// Reads and writes of the device.
     pub device_ops: u64,
-    /// Nanoseconds that requests have spent: at a node from arrival to the end of the device's operation, at
-    /// the front from there to the answer that decides.
-    pub waited_ns: u64,
+    /// Of the front: nanoseconds from each request's arrival there to the answer that decides it.
+    pub nodes_ns: u64,
+    /// Of the front: the part of `nodes_ns` in the node whose answer that was, from the request's arrival to
+    /// the end of the device's operation. It says so in the answer: both are sums over the same answers.
+    pub device_ns: u64,
     /// Those requests.
-    pub waited: u64,
+    pub decided: u64,
 }
 
 impl Counters {
@@ -130,8 +132,9 @@ impl Counters {
             syscalls: op(self.syscalls, other.syscalls),
             turns: op(self.turns, other.turns),
             device_ops: op(self.device_ops, other.device_ops),
-            waited_ns: op(self.waited_ns, other.waited_ns),
-            waited: op(self.waited, other.waited),
+            nodes_ns: op(self.nodes_ns, other.nodes_ns),
+            device_ns: op(self.device_ns, other.device_ns),
+            decided: op(self.decided, other.decided),
         }
     }
 }

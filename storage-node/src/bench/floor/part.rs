@@ -45,7 +45,7 @@ pub fn node(mut engine: Engine, bytes: u64) -> io::Result<()> {
                 Event::Frame(_, frame) => node.frame(&mut engine, frame, now)?,
                 Event::Read(id, buf) => node.read(&mut engine, id, buf, now)?,
                 Event::Written(_) => node.written(&mut engine, now),
-                Event::Closed(_) => return Ok(()),
+                Event::Closed(_, why) => return why.map_or(Ok(()), Err),
             }
         }
         node.write(&mut engine)?;
@@ -140,8 +140,9 @@ impl Node {
     fn written(&mut self, engine: &mut Engine, now: Instant) {
         self.requests -= self.writing.len();
         for (header, since) in self.writing.drain(..) {
-            waited(engine, now, since);
-            engine.send(0, answer(&header));
+            let header = Header::of(&header).unwrap_or_default();
+            // A write's comes back without its payload.
+            engine.send(0, answer(Header { len: 0, ..header }, now, since));
         }
     }
 
@@ -149,9 +150,8 @@ impl Node {
         let request = self.reading[id as usize % DEPTH_MAX].take();
         let (frame, since) = request.ok_or_else(|| nonsense("an answer without a request"))?;
         self.requests -= 1;
-        waited(engine, now, since);
         let header = Header { len: buf.len() as u32, ..frame.header };
-        engine.send(0, Bytes::copy_from_slice(header.as_bytes()));
+        engine.send(0, answer(header, now, since));
         engine.send(0, buf.freeze());
         Ok(())
     }
@@ -167,16 +167,14 @@ fn aligned(engine: &Engine, payload: Bytes) -> io::Result<Bytes> {
     Ok(copy.freeze())
 }
 
-fn waited(engine: &mut Engine, now: Instant, since: Instant) {
-    let counters = engine.counters();
-    counters.waited_ns += now.saturating_duration_since(since).as_nanos() as u64;
-    counters.waited += 1;
+/// `header` with how long the node has had the request.
+fn answer(mut header: Header, now: Instant, since: Instant) -> Bytes {
+    header.counters.device_ns = nanos(now, since);
+    Bytes::copy_from_slice(header.as_bytes())
 }
 
-/// The header of a write comes back without its payload.
-fn answer(header: &Bytes) -> Bytes {
-    let header = Header { len: 0, ..Header::of(header).unwrap_or_default() };
-    Bytes::copy_from_slice(header.as_bytes())
+fn nanos(now: Instant, since: Instant) -> u64 {
+    now.saturating_duration_since(since).as_nanos() as u64
 }
 
 /// Connection 0 of `engine` is the client, the next [`NODES`] are the nodes.
@@ -191,6 +189,7 @@ pub fn front(mut engine: Engine) -> io::Result<()> {
         requests: 0,
         owed: 0,
         held: VecDeque::new(),
+        asked: None,
         counters: Vec::new(),
     };
     let mut events = Vec::new();
@@ -199,10 +198,13 @@ pub fn front(mut engine: Engine) -> io::Result<()> {
         let now = Instant::now();
         for event in events.drain(..) {
             match event {
-                Event::Frame(0, frame) => front.request(&mut engine, &frame, now)?,
+                Event::Frame(0, frame) => front.request(&mut engine, frame, now)?,
                 Event::Frame(_, frame) => front.answer(&mut engine, &frame, now)?,
-                Event::Closed(0) => return Ok(()),
-                Event::Closed(_) => return Err(io::Error::other("a node has gone")),
+                Event::Closed(0, why) => return why.map_or(Ok(()), Err),
+                Event::Closed(_, why) => {
+                    let why = why.map_or_else(String::new, |why| format!(": {why}"));
+                    return Err(io::Error::other(format!("a node has gone{why}")));
+                }
                 Event::Read(..) | Event::Written(_) => return Err(nonsense("a front has no device")),
             }
         }
@@ -226,27 +228,31 @@ struct Front {
     owed: usize,
     /// Answers that wait until fewer are owed.
     held: VecDeque<Bytes>,
+    /// For counters. It waits until nothing is owed: they are those of whole requests.
+    asked: Option<Frame>,
     /// Of the nodes, while they are asked for.
     counters: Vec<Counters>,
 }
 
 impl Front {
-    fn request(&mut self, engine: &mut Engine, frame: &Frame, now: Instant) -> io::Result<()> {
+    fn request(&mut self, engine: &mut Engine, frame: Frame, now: Instant) -> io::Result<()> {
         let Header { kind, id, .. } = frame.header;
         let missing = match kind {
             kind::READ => {
                 self.next = self.next % NODES + 1;
-                engine.forward(self.next, frame);
+                engine.forward(self.next, &frame);
                 1
             }
-            kind::WRITE | kind::COUNTERS => {
+            kind::WRITE => {
                 for node in 1..=NODES {
-                    engine.forward(node, frame);
-                }
-                if kind == kind::COUNTERS {
-                    return Ok(());
+                    engine.forward(node, &frame);
                 }
                 MAJORITY
+            }
+            kind::COUNTERS => {
+                self.asked = Some(frame);
+                self.ask(engine);
+                return Ok(());
             }
             _ => return Err(nonsense("an unknown kind of request")),
         };
@@ -267,6 +273,7 @@ impl Front {
             if let Some(held) = self.held.pop_front() {
                 engine.send(0, held);
             }
+            self.ask(engine);
             return Ok(());
         }
         slot.missing -= 1;
@@ -275,7 +282,10 @@ impl Front {
         }
         self.requests -= 1;
         if let Some(since) = slot.since {
-            waited(engine, now, since);
+            let sums = engine.counters();
+            sums.nodes_ns += nanos(now, since);
+            sums.device_ns += counters.device_ns;
+            sums.decided += 1;
         }
         if kind == kind::WRITE {
             self.owed += NODES - usize::from(MAJORITY);
@@ -286,6 +296,15 @@ impl Front {
         }
         engine.forward(0, frame);
         Ok(())
+    }
+
+    /// Asks the nodes for their counters if that was asked for and nothing is owed.
+    fn ask(&mut self, engine: &mut Engine) {
+        if let Some(frame) = self.asked.take_if(|_| self.requests == 0 && self.owed == 0) {
+            for node in 1..=NODES {
+                engine.forward(node, &frame);
+            }
+        }
     }
 
     fn counted(&mut self, engine: &mut Engine, header: Header, counters: Counters) -> io::Result<()> {
