@@ -10,8 +10,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Alignment, and the unit of sizes.
 const PAGE: usize = 4096;
-/// Bytes that wait to be used again.
-const KEPT_BYTES_MAX: usize = 32 << 20;
+/// Sizes are multiples of so many pages.
+const SIZE_PAGES: usize = 4;
+/// Bytes that wait to be used again: within what the smallest `memory_bytes` of a node leaves for connections.
+const KEPT_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(4096))]
@@ -30,8 +32,9 @@ pub(crate) struct Aligned {
 impl Aligned {
     /// Room for `len` bytes.
     pub(crate) fn new(len: usize) -> Aligned {
-        // Sizes in powers of two, so that few of them are of use to many.
-        let pages = len.div_ceil(PAGE).next_power_of_two();
+        // Few sizes, so that one buffer is of use to many; near the payload's own, since that is what the
+        // limits on what is pending count.
+        let pages = len.div_ceil(PAGE).next_multiple_of(SIZE_PAGES);
         let kept = {
             let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
             pool.iter().rposition(|kept| kept.len() == pages).map(|at| pool.swap_remove(at))
