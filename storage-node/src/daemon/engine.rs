@@ -165,7 +165,7 @@ impl<S: Storage> Engine<S> {
     }
     /// Reads and records that the store has been given and has not finished.
     pub fn under_way(&self) -> usize {
-        self.reads + (self.given - self.durable) as usize
+        self.reads + self.given.saturating_sub(self.durable) as usize
     }
     /// False while more should not be read from connections.
     pub fn can_accept(&self) -> bool {
