@@ -19,6 +19,11 @@ use crate::writer::{self, Mix};
 const MINUTE: Duration = Duration::from_secs(60);
 const BLOCKS: usize = 8 << 10;
 
+/// A block in an object of its own (of 4 MiB), which is written last. Damage in the last batch of a log looks like a
+/// write that a power failure tore: it is not named, the batch is gone. So nothing else may be in that batch.
+const LAST_OBJECT: u64 = 40;
+const LAST_BLOCK: u64 = LAST_OBJECT * (4 << 20) / BLOCK as u64;
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path of UTF-8")
 }
@@ -51,13 +56,17 @@ fn scribble(cluster: &Cluster, ledger: &mut Ledger, random: &mut Random, time: D
     assert!(outcome.end.is_none() && outcome.errors.is_empty(), "{outcome:?}\n{}", cluster.logs());
 }
 
-/// Flips a byte in some of the blocks that the store on a device has of volume 1, and returns how many.
+/// Flips a byte in some of the blocks that the store on a device has of volume 1, but for [`LAST_BLOCK`], and
+/// returns how many.
 fn rot(device: &Path, random: &mut Random, one_in: u64) -> usize {
     let dump = run_trefoil(&["store", "dump", text(device), "--json"], MINUTE).ok("a dump");
     let file = File::options().read(true).write(true).open(device).expect("the device");
     let mut flipped = 0;
     for line in dump.out.lines() {
         let line: Value = serde_json::from_str(line).expect("JSON");
+        if line["index"] == LAST_OBJECT {
+            continue;
+        }
         for run in line["runs"].as_array().into_iter().flatten() {
             let start = run["byte"].as_u64().expect("a place");
             for block in 0..run["count"].as_u64().expect("a count") {
@@ -97,6 +106,8 @@ fn a_volume_comes_out_of_bare_devices_as_the_cluster_read_it() {
     let fio = ["--name=x", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=4k", "--iodepth=16"];
     let region = ["--offset=64m", "--size=64m", "--io_size=16m", "--randrepeat=1", "--refill_buffers=1"];
     run("fio", &[&fio[..], &region[..]].concat(), MINUTE).ok("fio");
+    let mut last = Ledger::new(72, LAST_BLOCK, 1);
+    writer::write_through(&cluster.connect("disk0"), &mut last).expect("it writes");
     run("nbdcopy", &[&cluster.uri("disk0"), text(&reference)], MINUTE).ok("nbdcopy");
     let in_use = export(&cluster, &[good, rotten], &image);
     assert_eq!(in_use.status.code(), Some(2), "{in_use:?}");
@@ -131,9 +142,8 @@ fn a_volume_comes_out_of_bare_devices_as_the_cluster_read_it() {
     assert!(flipped > 50, "{flipped} blocks");
     let check = run_trefoil(&["store", "check", text(&cluster.device(rotten)), "--json"], MINUTE);
     assert_eq!(check.status.code(), Some(1), "{check:?}");
-    // All of them, but for those of the log's last batch: with rot in it, it looks torn.
     let found = json(&check)["by_kind"]["block"].as_u64().unwrap_or(0) as usize;
-    assert!(found <= flipped && found + 64 > flipped, "{found} of {flipped}: {}", check.out);
+    assert_eq!(found, flipped, "{}", check.out);
     let report = json(&export(&cluster, &[rotten, good, stale], &image).ok("an export"));
     assert_same(&reference, &image);
     assert!(report["mended"].as_u64() > Some(50) && report["bad"] == 0, "{report:#}");
