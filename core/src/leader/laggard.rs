@@ -12,7 +12,8 @@
 //! anew after the node has kept up for [`STEADY`]. While it is held out it is connected and gets nothing.
 //!
 //! Redundancy comes first in none of this, and last in nothing: a node that a quorum needs is not cut loose
-//! for lagging, and not held out. Where only some groups need it, its copies in the others are left behind,
+//! for lagging, and not held out. A quorum is one of nodes that are in time: where two of three were slow one
+//! behind the other, the one that has recovered is taken back at once, and not when its time is over. Where only some groups need it, its copies in the others are left behind,
 //! object by object, so that its queue stays within bounds: what is left are writes that clients wait for.
 
 use super::group::{Group, Link};
@@ -24,9 +25,12 @@ use crate::ids::*;
 /// After so long without being cut loose a node counts as steady, and is held out for the shortest time
 /// again (µs).
 pub(super) const STEADY: u64 = 120_000_000;
-/// A node that owes answers and has said nothing for so long is not counted on when it is asked whether
-/// another one can be done without; and gets no orders for repairs (µs).
+/// A node that owes answers and has said nothing for so long gets no orders for repairs (µs).
 pub(super) const QUIET: u64 = 100_000;
+/// A node that is this late is not counted on when it is asked whether another one can be done without (µs). Less
+/// than [`QUIET`], and silence is not the only measure: one that does everything 100 times slower than it should
+/// says something now and then.
+const LATE: u64 = 50_000;
 /// A backlog older than this is that of a node that lags, not of one that was busy (µs).
 const OLD: u64 = 1_000_000;
 /// A laggard that cannot be done without is not looked at again for this long (µs).
@@ -53,17 +57,25 @@ impl Shared {
         }
     }
 
-    /// The node may be counted on.
-    fn is_prompt(&self, now: Time, node: NodeId) -> bool {
-        self.is_up(node) && !self.peers.get(&node).is_some_and(|peer| peer.is_silent(now, QUIET))
+    /// The node may be counted on: nothing that it owes is as late as `late` (µs), and reads are not kept from
+    /// it.
+    fn is_prompt(&self, now: Time, node: NodeId, late: u64) -> bool {
+        self.is_up(node)
+            && self.peers.get(&node).is_none_or(|peer| {
+                !peer.slow && !peer.is_silent(now, late) && peer.backlog_age(now) < late
+            })
+    }
+
+    /// Some node may not be counted on.
+    fn any_late(&self, now: Time) -> bool {
+        self.peers.keys().any(|node| !self.is_prompt(now, *node, LATE))
     }
 
     /// A node's connection is gone. If a lot was queued for it, it is likely that somebody else cut it loose:
     /// the transport has a limit for all volumes together.
     pub fn hold_if_behind(&mut self, now: Time, node: NodeId) {
         let peer = self.peer(node);
-        let old = peer.mark.is_some_and(|mark| now.since(mark.since) > OLD);
-        if peer.up && old && peer.is_far_behind() {
+        if peer.up && peer.backlog_age(now) > OLD && peer.is_far_behind() {
             self.hold(now, node);
         }
     }
@@ -81,18 +93,29 @@ impl Shared {
 }
 
 impl<P: Clone + Default> Group<P> {
-    /// Every object has a quorum of whole copies without this node.
+    /// Every object has a quorum of whole copies without this node, at nodes that may be counted on.
     fn can_spare(&self, shared: &Shared, now: Time, node: NodeId) -> bool {
         let Some(i) = self.slot_of(node).filter(|i| self.slots[*i].live()) else { return true };
+        // Where all are slow, one that is ten times slower still is a laggard.
+        let age = shared.peers.get(&node).map_or(0, |peer| peer.backlog_age(now));
+        let late = if age > shared.options.lag_max { LATE.max(shared.options.lag_max / 10) } else { LATE };
         let serves = |j: usize, link: Link| j != i && link == Link::Settled;
-        self.quorum(|j, slot| serves(j, slot.link) && shared.is_prompt(now, slot.node))
+        self.quorum(|j, slot| serves(j, slot.link) && shared.is_prompt(now, slot.node, late))
             && self.behind.keys().all(|(_, slot)| *slot == i)
             && self.closed.is_empty()
     }
 
-    /// Without this node there is no quorum.
+    /// Without this node there is no quorum of nodes that may be counted on: clients wait, if not for ever.
     fn needs(&self, shared: &Shared, now: Time, node: NodeId) -> bool {
-        self.config.takes_part(node) && !self.quorum(|_, slot| shared.is_prompt(now, slot.node))
+        self.config.takes_part(node) && !self.quorum(|_, slot| shared.is_prompt(now, slot.node, LATE))
+    }
+
+    /// An object that clients wait for has no quorum of whole copies at nodes that may be counted on. False at
+    /// once where all nodes are prompt.
+    pub fn waits_for_the_late(&self, shared: &Shared, now: Time, index: ObjectIndex) -> bool {
+        let Some(object) = self.objects.get(&index) else { return false };
+        let whole = |i: usize| object.copies[i].state == CopyState::InLine;
+        shared.any_late(now) && !self.quorum(|i, slot| whole(i) && shared.is_prompt(now, slot.node, LATE))
     }
 
     /// Leaves an object's copies behind at nodes that are too far behind and needed elsewhere, where the
@@ -141,8 +164,7 @@ impl<P: Clone + Default> Leader<P> {
         let limit = self.shared.options.lag_max;
         let Shared { peers, laggards, .. } = &mut self.shared;
         for (node, peer) in peers.iter() {
-            let old = peer.mark.is_some_and(|mark| now.since(mark.since) > limit);
-            if peer.up && old && now >= peer.spared_until && laggards.iter().all(|(n, _)| n != node) {
+            if peer.up && peer.backlog_age(now) > limit && now >= peer.spared_until && laggards.iter().all(|(n, _)| n != node) {
                 laggards.push((*node, "its writes are too late"));
             }
         }

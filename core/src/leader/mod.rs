@@ -361,7 +361,7 @@ impl<P: Clone + Default> Leader<P> {
             reads: peer.reads,
             backlog_ops: peer.backlog_ops,
             backlog_bytes: peer.backlog_bytes,
-            backlog_age: peer.mark.map_or(0, |mark| now.since(mark.since)),
+            backlog_age: peer.backlog_age(now),
             cuts: peer.cuts,
         })
     }

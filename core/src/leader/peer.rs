@@ -95,6 +95,11 @@ impl Peer {
         }
     }
 
+    /// For how long it has owed the oldest of its backlog, to a factor of two (µs).
+    pub fn backlog_age(&self, now: Time) -> u64 {
+        self.mark.map_or(0, |mark| now.since(mark.since))
+    }
+
     /// Its backlog is at the limit.
     pub fn is_too_far_behind(&self) -> bool {
         self.backlog_ops > NODE_BACKLOG_OPS_MAX || self.backlog_bytes > NODE_BACKLOG_BYTES_MAX

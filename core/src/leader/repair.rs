@@ -23,7 +23,7 @@ impl<P: Clone + Default> Group<P> {
         let urgent: Vec<(ObjectIndex, usize)> = self
             .busy
             .iter()
-            .filter(|index| self.closed.contains(index))
+            .filter(|index| self.closed.contains(index) || self.waits_for_the_late(shared, now, **index))
             .flat_map(|index| self.behind.range((*index, 0)..=(*index, usize::MAX)))
             .filter(|(_, at)| **at <= now)
             .map(|(key, _)| *key)

@@ -341,6 +341,35 @@ fn a_node_that_was_held_out_is_taken_back_at_once_when_it_is_needed() {
 }
 
 #[test]
+fn a_node_that_was_held_out_is_taken_back_at_once_when_another_one_becomes_slow() {
+    let options = Options { lag_max: 500_000, hold: (30_000_000, 60_000_000), ..Options::default() };
+    let (mut w, f) = World::slow_world(options);
+    w.answer_after(0, 2_000_000);
+    while w.resets(f) == 0 {
+        w.write(f, 0, 0, w.now.0);
+        w.glide(100_000);
+    }
+    w.answer_after(0, QUICK);
+    w.reconnect(f);
+    assert!(w.node(f, 0).held);
+    // Slow, and never silent for long: it answers every few milliseconds what it was asked long ago.
+    w.answer_after(1, 300_000);
+    let writes: Vec<OpId> = (0..200)
+        .map(|n| {
+            let id = w.write(f, n % 10, 3, 900 + u64::from(n));
+            w.glide(1_000);
+            id
+        })
+        .collect();
+    w.glide(100_000);
+    assert!(!w.node(f, 0).held, "clients would wait for the slow one");
+    for id in writes {
+        assert_eq!(w.result(f, id), Some(Ok(0)));
+    }
+    assert_eq!(w.node(f, 0).cuts, 1, "and it is not cut loose again");
+}
+
+#[test]
 fn a_laggard_that_a_quorum_needs_is_kept_and_its_queue_is_bounded() {
     let options = Options { node_timeout: 3_600_000_000, ..Options::default() };
     let (mut w, f) = World::slow_world(options);
