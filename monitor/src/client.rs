@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
+use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Ack, ClusterMap, FailureDomain, Holder, MAP_BYTES_MAX, MapDelta, Volume};
 use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
@@ -447,14 +448,15 @@ impl MonitorClient {
         }
     }
 
-    /// Renews leases, within `timeout`.
+    /// Renews leases, within `timeout`, and tells what their leaders find of the nodes.
     pub async fn renew(
         &self,
         holder: Holder,
         volumes: Vec<(VolumeId, Generation)>,
+        nodes: Vec<NodeReport>,
         timeout: Duration,
     ) -> Result<Renewed, CallError> {
-        let request = Request::Renew { holder, volumes };
+        let request = Request::Renew { holder, volumes, nodes };
         let (response, _, sent) = self.call(&request, timeout).await?;
         match response {
             Response::Renewed { volumes, layout, differing } => {

@@ -3,9 +3,11 @@
 //! Computed when somebody asks, from the map and from what nodes have said since this monitor leads.
 //! What is not known is never shown as healthy.
 
+use crate::reports::Said;
 use crate::rpc::{DeviceHealth, Heartbeat};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use trefoil_core::leader::report::NodeTrouble;
 use trefoil_core::map::liveness::Liveness;
 use trefoil_core::map::{ClusterMap, HolderKind};
 use trefoil_core::{Generation, NodeId, Time, VolumeId};
@@ -89,6 +91,9 @@ checks! {
     NODE_SLOW = HEALTH_WARN,
         "The devices of nodes are stuck (an operation has not ended for 8 s) or slow (20 times slower than the median of the other nodes). Their clients are served by the other copies.",
         "Look at the host's kernel log and the device's SMART data. If it does not recover, stop the node: I/O goes on without it.";
+    NODE_LAGGING = HEALTH_WARN,
+        "Front ends do without nodes that are up: they cannot reach them, hold them out because they are too far behind with writes, or find them slow. Clients are served by the other copies, with less redundancy.",
+        "If a node is not reached, look at the network between it and the front ends that are named. If it is slow, look at its host's load and at its device. It is taken back by itself, and what it missed is repaired.";
     NODE_DEVICE_ERRORS = HEALTH_WARN,
         "The devices of nodes have failed reads or writes since the nodes started. What could not be read was answered by other copies.",
         "Look at the host's kernel log and the device's SMART data; the node's log names the places. Replace a device that goes on failing. Starting the node again begins the count anew.";
@@ -179,6 +184,7 @@ pub(crate) struct Facts<'a> {
     pub map: &'a ClusterMap,
     pub liveness: &'a Liveness,
     pub heartbeats: &'a BTreeMap<NodeId, Heartbeat>,
+    pub said: BTreeMap<NodeId, Said>,
     pub volumes: Vec<VolumeStatus>,
     pub now: Time,
     pub started: Time,
@@ -297,7 +303,14 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     let lost = nodes_with(&|id| map.nodes[&id].lost);
     nodes_report(NODE_LOST_STATE, "nodes with lost state", lost);
     nodes_report(BAD_BLOCKS, "nodes with bad blocks", said(|it| it.bad_blocks > 0));
-    nodes_report(COPIES_BEHIND, "nodes with copies behind", said(|it| it.behind > 0));
+    let lagging = facts.said.iter().filter(|(id, it)| up(**id) && it.trouble > NodeTrouble::Behind);
+    let lagging = lagging.filter_map(|(id, it)| Some(format!("{id} ({}): {it}", map.nodes.get(id)?.address)));
+    nodes_report(NODE_LAGGING, "nodes that front ends do without, or find late", lagging.collect());
+    let behind = |id: NodeId| {
+        facts.heartbeats.get(&id).is_some_and(|it| it.behind > 0)
+            || facts.said.get(&id).is_some_and(|it| it.behind > 0)
+    };
+    nodes_report(COPIES_BEHIND, "nodes with copies behind", nodes_with(&behind));
 
     if map.pools.is_empty() {
         report(NO_POOL, 1, "cluster without a pool", vec![]);

@@ -24,6 +24,7 @@ mod config;
 pub mod health;
 mod history;
 mod raft;
+mod reports;
 pub mod rpc;
 mod server;
 mod service;

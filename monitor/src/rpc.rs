@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 use trefoil_core::crush::CrushMap;
+use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Ack, FailureDomain, Holder, MapError, Volume};
 use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
@@ -168,6 +169,9 @@ pub enum Request {
         holder: Holder,
         /// Which ones, at most [`VOLUMES_PER_REQUEST_MAX`].
         volumes: Vec<(VolumeId, Generation)>,
+        /// What the holder's leaders find of nodes: of all its volumes, whichever are named here. At most
+        /// [`REPORT_NODES_MAX`](trefoil_core::leader::report::REPORT_NODES_MAX).
+        nodes: Vec<NodeReport>,
     },
     /// These are not in use any more.
     Release {

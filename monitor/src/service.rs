@@ -10,6 +10,7 @@
 use crate::health::{self, Facts, Status};
 use crate::history::History;
 use crate::raft::{Outcome, Raft, SharedMap};
+use crate::reports::Reports;
 use crate::rpc::*;
 use openraft::error::{ClientWriteError, RaftError};
 use std::cell::{Cell, RefCell};
@@ -18,6 +19,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
+use trefoil_core::leader::report::{NodeReport, REPORT_NODES_MAX};
 use trefoil_core::map::lease::{LeaseConfig, LeaseTable, NotNow};
 use trefoil_core::map::liveness::Liveness;
 use trefoil_core::map::{ClusterMap, Command, Grant, Holder, HolderKind, MapError, Reply, Volume};
@@ -39,6 +41,8 @@ pub(crate) struct Soft {
     pub liveness: Liveness,
     /// The last of each node of the map.
     pub heartbeats: BTreeMap<NodeId, Heartbeat>,
+    /// What leaders say of nodes.
+    reports: Reports,
     /// When a volume was last given to a healer. Entries older than [`HEAL_AGAIN`] are dropped.
     healed: BTreeMap<VolumeId, Time>,
 }
@@ -111,6 +115,7 @@ impl Service {
                 leases,
                 liveness: Liveness::new(node_timeout, now),
                 heartbeats: BTreeMap::new(),
+                reports: Reports::new(renew),
                 healed: BTreeMap::new(),
             }),
             tasks: RefCell::new(JoinSet::new()),
@@ -176,8 +181,8 @@ impl Service {
             Request::Attach { volume, holder, above } => {
                 return Ok(self.attach(volume, holder, above).await?.into());
             }
-            Request::Renew { holder, volumes } => {
-                return Ok(self.renew(holder, volumes).await?.into());
+            Request::Renew { holder, volumes, nodes } => {
+                return Ok(self.renew(holder, volumes, nodes).await?.into());
             }
             Request::Release { volumes } => self.release(volumes).await?,
             Request::HealWork { holder, max } => {
@@ -398,12 +403,22 @@ impl Service {
         }
     }
 
-    async fn renew(&self, holder: Holder, volumes: Vec<(VolumeId, Generation)>) -> Result<Response> {
+    async fn renew(
+        &self,
+        holder: Holder,
+        volumes: Vec<(VolumeId, Generation)>,
+        nodes: Vec<NodeReport>,
+    ) -> Result<Response> {
         check_count(volumes.len())?;
+        if nodes.len() > REPORT_NODES_MAX {
+            let text = format!("a report of {} nodes: send at most {REPORT_NODES_MAX}", nodes.len());
+            return Err(RpcError::Malformed(text));
+        }
         self.confirm_leading().await?;
         let map = self.map();
         let now = self.now();
         let mut soft = self.soft.borrow_mut();
+        soft.reports.heard(&holder, nodes, now);
         let renewed: Vec<_> = volumes
             .iter()
             .map(|(volume, generation)| {
@@ -514,6 +529,7 @@ impl Service {
             map: &map,
             liveness: &soft.liveness,
             heartbeats: &soft.heartbeats,
+            said: soft.reports.said(now),
             volumes,
             now,
             started: self.started,

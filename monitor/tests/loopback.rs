@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use trefoil_core::leader::report::{NodeReport, NodeTrouble, REPORT_NODES_MAX};
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Ack, FailureDomain, Holder, HolderKind};
 use trefoil_core::*;
@@ -121,7 +122,7 @@ async fn attach(client: &MonitorClient, who: &Holder) -> Granted {
 
 async fn renew(client: &MonitorClient, who: &Holder, granted: &Granted) -> Renewal {
     let volumes = vec![(granted.volume, granted.generation)];
-    let renewed = client.renew(who.clone(), volumes, Duration::from_secs(5));
+    let renewed = client.renew(who.clone(), volumes, Vec::new(), Duration::from_secs(5));
     renewed.await.unwrap().volumes[0].1
 }
 
@@ -289,6 +290,19 @@ fn nodes_that_fall_silent_are_seen_and_nothing_unknown_looks_healthy() {
         let status = admin.status().await.unwrap();
         assert_eq!((status.health, codes(&status)), (Health::HEALTH_OK, vec![]));
 
+        // Nodes do not know what they were not sent; their leaders do.
+        let front_end = running.client(Role::FrontEnd);
+        let node = NodeId(1);
+        let report = NodeReport { node, trouble: NodeTrouble::HeldOut, behind: 0, lag: 0 };
+        front_end.renew(holder("a", 1), Vec::new(), vec![report], LEASE).await.unwrap();
+        let status = admin.status().await.unwrap();
+        assert_eq!((status.health, codes(&status)), (Health::HEALTH_WARN, vec!["NODE_LAGGING".to_owned()]));
+        assert!(status.checks[0].details[0].contains("held out for a time (says a"), "{status:?}");
+        let many = (0..=REPORT_NODES_MAX as u32).map(|n| NodeReport { node: NodeId(n), ..report });
+        assert!(front_end.renew(holder("a", 1), Vec::new(), many.collect(), LEASE).await.is_err());
+        front_end.renew(holder("a", 1), Vec::new(), Vec::new(), LEASE).await.unwrap();
+        assert_eq!(admin.status().await.unwrap().health, Health::HEALTH_OK);
+
         // Node 2 falls silent, node 1 is nearly full and lost something, then node 1 falls silent, too.
         let wait_for = async |code: &str, beating: &[Heartbeat]| loop {
             for heartbeat in beating {
@@ -387,7 +401,7 @@ fn volumes_that_were_not_released_clean_are_healed_and_clients_come_first() {
         node.heartbeat(Heartbeat { differing: vec![group], ..beat(0) }).await.unwrap();
         let me = holder("a", 2);
         let volumes = vec![(granted.volume, granted.generation)];
-        let told = front_end.renew(me, volumes, LEASE).await.unwrap();
+        let told = front_end.renew(me, volumes, Vec::new(), LEASE).await.unwrap();
         assert_eq!(told.differing, vec![group]);
         front_end.release(vec![(disk, Generation(3), true)]).await.unwrap();
 
@@ -495,7 +509,7 @@ fn clients_come_back_by_themselves_after_a_restart() {
         let meanwhile = client.clone();
         let (who, what) = (a.clone(), granted.clone());
         let renewal = tokio::task::spawn_local(async move { renew(&meanwhile, &who, &what).await });
-        let failed = client.renew(a.clone(), vec![], Duration::from_millis(200)).await;
+        let failed = client.renew(a.clone(), vec![], vec![], Duration::from_millis(200)).await;
         assert!(matches!(failed, Err(CallError::Unavailable(_))), "{failed:?}");
         let mut again = config(dir.path());
         again.listen = address;
@@ -552,12 +566,16 @@ fn a_monitor_that_is_away_is_named_however_short_the_wait() {
         for address in [gone, silent.local_addr().unwrap()] {
             let client = MonitorClient::new(vec![address], Hello::new(Role::FrontEnd, [0; 16]));
             for _ in 0..4 {
-                let error = client.renew(holder.clone(), Vec::new(), short).await.unwrap_err().to_string();
+                let error = client
+                    .renew(holder.clone(), Vec::new(), Vec::new(), short)
+                    .await
+                    .unwrap_err()
+                    .to_string();
                 assert!(error.contains(&address.to_string()), "{error}");
             }
         }
         let nobody = MonitorClient::new(Vec::new(), Hello::new(Role::FrontEnd, [0; 16]));
-        let error = nobody.renew(holder, Vec::new(), short).await.unwrap_err().to_string();
+        let error = nobody.renew(holder, Vec::new(), Vec::new(), short).await.unwrap_err().to_string();
         assert!(error.contains("no address is configured"), "{error}");
     });
 }

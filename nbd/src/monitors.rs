@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind, MapError};
 use trefoil_core::{Generation, VolumeId};
 use trefoil_monitor::rpc::{Granted as RpcGranted, RpcError, VOLUMES_PER_REQUEST_MAX, VolumeKey};
@@ -130,12 +131,16 @@ impl Cluster for Monitors {
         })
     }
 
-    fn renew(&self, volumes: Vec<(VolumeId, Generation)>) -> LocalFuture<Result<Renewals, Unreachable>> {
+    fn renew(
+        &self,
+        volumes: Vec<(VolumeId, Generation)>,
+        nodes: Vec<NodeReport>,
+    ) -> LocalFuture<Result<Renewals, Unreachable>> {
         let (client, me) = (self.client.clone(), self.me.clone());
         Box::pin(async move {
             let mut all: Option<Renewals> = None;
             for part in volumes.chunks(VOLUMES_PER_REQUEST_MAX) {
-                let renewed = client.renew(me.clone(), part.to_vec(), RENEW_TIMEOUT).await;
+                let renewed = client.renew(me.clone(), part.to_vec(), nodes.clone(), RENEW_TIMEOUT).await;
                 let renewed = renewed.map_err(unreachable)?;
                 let sent = renewed.sent;
                 let all = all.get_or_insert(Renewals { sent, volumes: Vec::new(), differing: Vec::new() });
@@ -202,7 +207,7 @@ mod tests {
                 monitors.refresh();
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            let renewed = monitors.renew(vec![(VolumeId(1), Generation(1))]).await;
+            let renewed = monitors.renew(vec![(VolumeId(1), Generation(1))], Vec::new()).await;
             assert!(renewed.is_ok(), "{renewed:?}");
         }));
     }

@@ -137,6 +137,10 @@ pub struct NodeView {
     pub backlog_bytes: u64,
     /// How long it has owed the oldest of them, to a factor of two.
     pub backlog_age: u64,
+    /// For how long it has been slow (µs); 0: it is not.
+    pub slow_for: u64,
+    /// Copies on it that are known not to be whole, while it is connected.
+    pub behind: usize,
     /// How often it was cut loose.
     pub cuts: u64,
 }

@@ -61,9 +61,10 @@ impl Shared {
     /// it.
     fn is_prompt(&self, now: Time, node: NodeId, late: u64) -> bool {
         self.is_up(node)
-            && self.peers.get(&node).is_none_or(|peer| {
-                !peer.slow && !peer.is_silent(now, late) && peer.backlog_age(now) < late
-            })
+            && self
+                .peers
+                .get(&node)
+                .is_none_or(|peer| !peer.slow && !peer.is_silent(now, late) && peer.backlog_age(now) < late)
     }
 
     /// Some node may not be counted on.
@@ -164,7 +165,11 @@ impl<P: Clone + Default> Leader<P> {
         let limit = self.shared.options.lag_max;
         let Shared { peers, laggards, .. } = &mut self.shared;
         for (node, peer) in peers.iter() {
-            if peer.up && peer.backlog_age(now) > limit && now >= peer.spared_until && laggards.iter().all(|(n, _)| n != node) {
+            if peer.up
+                && peer.backlog_age(now) > limit
+                && now >= peer.spared_until
+                && laggards.iter().all(|(n, _)| n != node)
+            {
                 laggards.push((*node, "its writes are too late"));
             }
         }

@@ -33,6 +33,7 @@ mod object;
 mod peer;
 mod read;
 mod repair;
+pub mod report;
 mod steer;
 mod write;
 
@@ -349,7 +350,18 @@ impl<P: Clone + Default> Leader<P> {
 
     /// What is found of each node, by node.
     pub fn nodes(&self, now: Time) -> impl Iterator<Item = NodeView> {
-        self.shared.peers.iter().map(move |(node, peer)| NodeView {
+        // Those that have, or get, a copy of anything.
+        let mut behind: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for group in self.groups.iter().flatten() {
+            group.slots.iter().for_each(|slot| _ = behind.entry(slot.node).or_default());
+            for (_, slot) in group.behind.keys() {
+                *behind.entry(group.slots[*slot].node).or_default() += 1;
+            }
+        }
+        let known = |node: &NodeId| behind.get(node).copied();
+        let peers: Vec<_> =
+            self.shared.peers.iter().filter_map(|(node, peer)| Some((node, peer, known(node)?))).collect();
+        peers.into_iter().map(move |(node, peer, behind)| NodeView {
             node: *node,
             up: peer.up,
             held: peer.connected && !peer.up && !peer.distrusted,
@@ -362,6 +374,8 @@ impl<P: Clone + Default> Leader<P> {
             backlog_ops: peer.backlog_ops,
             backlog_bytes: peer.backlog_bytes,
             backlog_age: peer.backlog_age(now),
+            slow_for: if peer.slow { now.since(peer.slow_since).max(1) } else { 0 },
+            behind,
             cuts: peer.cuts,
         })
     }

@@ -32,6 +32,8 @@ pub(super) struct Peer {
     pub reads: usize,
     /// Was late with a read: read from only if nobody else can be, until it has answered probes in time.
     pub slow: bool,
+    /// Since when.
+    pub slow_since: Time,
     /// The probe under way: its id, and when it was sent.
     pub probe: Option<(u64, Time)>,
     probe_after: Time,
@@ -119,6 +121,7 @@ impl Peer {
     /// It is late with a read that was sent then. The late answer counts as a probe.
     pub fn late(&mut self, now: Time, id: u64, sent: Time) {
         if !std::mem::replace(&mut self.slow, true) {
+            self.slow_since = now;
             self.probe_pause = PROBE_MIN;
             self.probe_after = now;
         }

@@ -3,6 +3,7 @@
 use crate::disk::LocalFuture;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind};
 use trefoil_core::{Generation, GroupId, VolumeId};
@@ -73,8 +74,12 @@ pub trait Cluster {
         kind: HolderKind,
         above: Generation,
     ) -> LocalFuture<Result<Granted, AttachError>>;
-    /// Renews leases.
-    fn renew(&self, volumes: Vec<(VolumeId, Generation)>) -> LocalFuture<Result<Renewals, Unreachable>>;
+    /// Renews leases, and tells what their leaders find of the nodes.
+    fn renew(
+        &self,
+        volumes: Vec<(VolumeId, Generation)>,
+        nodes: Vec<NodeReport>,
+    ) -> LocalFuture<Result<Renewals, Unreachable>>;
     /// Gives generations back; the last says whether every copy is whole.
     fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> LocalFuture<Result<(), Unreachable>>;
     /// Volumes that need a healer, each granted to this process as one; at most `max`.

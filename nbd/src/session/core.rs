@@ -19,6 +19,7 @@ use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use trefoil_core::client::ClientOp;
+use trefoil_core::leader::report::{NodeReport, report};
 use trefoil_core::leader::{Input, Leader, LeaderCounters, NodeView, Options, Output, VolumeSpec};
 use trefoil_core::message::FromNode;
 use trefoil_core::placement::PgConfig;
@@ -181,6 +182,15 @@ impl Core {
             .collect();
         all.sort_unstable();
         all
+    }
+    /// What the leaders find of the nodes, for the monitors.
+    pub fn report(&self) -> Vec<NodeReport> {
+        let now = self.clock.now();
+        let leaders = self.sessions.values().filter_map(|session| match &session.phase {
+            Phase::Leading { leader, .. } => Some(leader),
+            _ => None,
+        });
+        report(leaders.flat_map(|leader| leader.nodes(now)))
     }
     /// Every session that has not ended.
     pub fn status(&self) -> Vec<SessionStatus> {

@@ -402,7 +402,7 @@ impl FrontEnd {
             let volumes: Vec<_> =
                 leading.iter().map(|(_, volume, generation)| (*volume, *generation)).collect();
             if !volumes.is_empty() {
-                match timeout(RENEW_INTERVAL, self.cluster.renew(volumes)).await {
+                match timeout(RENEW_INTERVAL, self.cluster.renew(volumes, self.look(Core::report))).await {
                     Ok(Ok(answers)) => {
                         for (volume, answer) in answers.volumes {
                             let key = leading.iter().find(|(_, v, _)| *v == volume);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use trefoil_core::checksum::HOLE;
+use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::{LeaseConfig, LeaseTable, NotNow, Renewal};
 use trefoil_core::map::{Ack, ClusterMap, Command, FailureDomain, Grant, Holder, HolderKind, Reply};
 use trefoil_core::message::{ToNode, WriteOp};
@@ -251,7 +252,11 @@ impl Cluster for Door {
         let granted = self.away().map_err(AttachError::from);
         soon(granted.and_then(|()| self.monitors.grant(volume, &holder, above)))
     }
-    fn renew(&self, volumes: Vec<(VolumeId, Generation)>) -> LocalFuture<Result<Renewals, Unreachable>> {
+    fn renew(
+        &self,
+        volumes: Vec<(VolumeId, Generation)>,
+        _: Vec<NodeReport>,
+    ) -> LocalFuture<Result<Renewals, Unreachable>> {
         let (map, now) = (self.map(), self.monitors.now());
         let mut leases = self.monitors.leases.borrow_mut();
         let mut renew = |(volume, generation): (VolumeId, Generation)| -> (VolumeId, Renewal) {
