@@ -86,10 +86,16 @@ fn storage_nodes_are_killed_in_turn_and_nobody_notices() {
     while start.elapsed() < Duration::from_secs(SECONDS - 10) && !fio.has_ended() {
         let node = &nodes[kills % 3];
         std::thread::sleep(Duration::from_millis(700));
+        let at = start.elapsed().as_secs_f64();
         cluster.kill(node);
         std::thread::sleep(Duration::from_millis(1500));
         cluster.restart(node);
-        slowest = slowest.max(cluster.wait_until_whole(Duration::from_secs(60)));
+        let whole = cluster.wait_until_whole(Duration::from_secs(60));
+        println!(
+            "{node} killed at {at:.2} s, started 1.5 s later, whole {:.2} s after that",
+            whole.as_secs_f64()
+        );
+        slowest = slowest.max(whole);
         kills += 1;
     }
     println!("{kills} kills; a node was whole again after at most {:.1} s", slowest.as_secs_f64());

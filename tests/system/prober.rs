@@ -25,7 +25,13 @@ pub struct Seen {
     /// Errors, and wrong bytes.
     pub faults: Vec<String>,
     latencies_us: Vec<u32>,
+    /// I/Os of more than [`LONG`]: when they began, how long they took. The first [`LONG_MAX`].
+    long: Vec<(Duration, Duration)>,
 }
+
+/// An I/O that is named by itself.
+const LONG: Duration = Duration::from_millis(100);
+const LONG_MAX: usize = 20;
 
 impl Seen {
     /// The longest I/O of either kind.
@@ -53,6 +59,13 @@ impl Seen {
             self.quantile(0.999).as_secs_f64() * 1e3,
             self.count,
         );
+        let long = self
+            .long
+            .iter()
+            .map(|(at, took)| format!("{} ms at {:.2} s", took.as_millis(), at.as_secs_f64()));
+        if !self.long.is_empty() {
+            println!("{during}: the long ones: {}", long.collect::<Vec<_>>().join(", "));
+        }
     }
 }
 
@@ -114,6 +127,9 @@ fn probe(client: &Client, first_block: u64, blocks: usize, stop: &AtomicBool) ->
         let took = sent.elapsed();
         if took > seen.longest() {
             seen.longest_at = sent - start;
+        }
+        if took > LONG && seen.long.len() < LONG_MAX {
+            seen.long.push((sent - start, took));
         }
         let longest = if writes { &mut seen.longest_write } else { &mut seen.longest_read };
         *longest = took.max(*longest);
