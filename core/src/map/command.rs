@@ -132,6 +132,11 @@ pub enum Command {
         /// The new one.
         crush: Box<CrushMap>,
     },
+    /// Nodes whose data is to live elsewhere, or that get data again.
+    SetNodesOut {
+        /// Which ones; `None`: in.
+        nodes: Vec<(NodeId, Option<Out>)>,
+    },
 }
 
 /// What came of a command.
