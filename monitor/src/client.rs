@@ -4,6 +4,11 @@
 //! not answer, and backs off between rounds, all within its deadline. When the connection breaks under a
 //! call, it is made again if that can do no harm; otherwise the caller is told that it does not know
 //! ([`CallError::Unsure`]). One thread, within a `LocalSet`; clones share the connection.
+//!
+//! **Which monitor.** Any of the addresses that it was given will do: each monitor tells where the others are,
+//! and one that does not lead says who does; then that one is connected to. Calls that wait on the old
+//! connection (for a newer map) go on there. A monitor that hangs is found out in about
+//! two seconds: while something is unanswered, it is asked whether it is there.
 
 use crate::health::Status;
 use crate::rpc::*;
@@ -26,6 +31,19 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 pub const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long a call takes at most, where its method does not say otherwise.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection on which nothing has come for so long, although something is unanswered, is asked for a sign.
+const PING_AFTER: Duration = Duration::from_millis(700);
+/// A connection on which no sign has come for so long is given up.
+const SILENT_MAX: Duration = Duration::from_millis(2000);
+/// How often that is looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// The longest pause of a call whose monitor does not lead and does not know who does: an election takes a few
+/// seconds.
+const NO_LEADER_PAUSE_MAX: Duration = Duration::from_millis(400);
+/// Addresses that are remembered, those that were given and those that were learned.
+const ADDRESSES_MAX: usize = 16;
+/// How long a change of the monitors may take.
+const MONITORS_CALL_TIMEOUT: Duration = Duration::from_secs(90);
 /// How often a map is asked for that the monitor has replaced before all of it was fetched.
 const MAP_TRIES: usize = 5;
 /// Bytes of a map that is read on the thread that also serves I/O: some milliseconds. A larger one is
@@ -90,7 +108,14 @@ struct Link {
 }
 
 struct Inner {
-    addresses: Vec<SocketAddr>,
+    /// As they were given.
+    given: Vec<SocketAddr>,
+    /// These, and what monitors have told since.
+    addresses: RefCell<Vec<SocketAddr>>,
+    /// Who leads, as a monitor has said; to be tried next.
+    hint: Cell<Option<SocketAddr>>,
+    /// Where the connection goes.
+    connected_to: Cell<Option<SocketAddr>>,
     hello: RefCell<Hello>,
     link: RefCell<Option<Rc<Link>>>,
     connecting: Mutex<Backoff>,
@@ -114,9 +139,10 @@ pub struct MonitorClient {
 }
 
 /// Hands answers to those who wait, until the connection ends.
-async fn listen(mut reader: Reader, waiting: Waiting) {
+async fn listen(mut reader: Reader, waiting: Waiting, heard: Rc<Cell<Instant>>) {
     let mut frames = Vec::new();
     while reader.read_batch(&mut frames).await.is_ok() {
+        heard.set(Instant::now());
         for frame in frames.drain(..) {
             if let Some((_, id, _)) = split(&frame.meta)
                 && frame.kind == KIND_RESPONSE
@@ -129,6 +155,30 @@ async fn listen(mut reader: Reader, waiting: Waiting) {
     }
     // Wakes all that wait with an error.
     waiting.borrow_mut().clear();
+}
+
+/// Gives a connection up whose monitor hangs, also when no call has waited for long yet.
+async fn watch(sender: Sender, waiting: Waiting, heard: Rc<Cell<Instant>>) {
+    let mut pinged = false;
+    while sender.closed().is_none() {
+        tokio::time::sleep(WATCH_EVERY).await;
+        if waiting.borrow().is_empty() {
+            // Nothing is owed.
+            heard.set(Instant::now());
+        }
+        let silent = heard.get().elapsed();
+        if silent < PING_AFTER {
+            pinged = false;
+        } else if silent > SILENT_MAX {
+            sender.close("the monitor does not answer");
+        } else if !std::mem::replace(&mut pinged, true) {
+            // Under an id that nobody waits for: any answer is a sign. A failure shows in `closed`.
+            let sent = sender.push(KIND_REQUEST, |meta| encode(meta, 0, &Request::Ping), None);
+            if sent.is_ok() {
+                sender.flush();
+            }
+        }
+    }
 }
 
 impl Drop for Link {
@@ -156,7 +206,10 @@ impl MonitorClient {
         let backoff = Backoff { pause: RETRY_MIN, not_before: Instant::now() };
         MonitorClient {
             inner: Rc::new(Inner {
-                addresses,
+                addresses: RefCell::new(addresses.clone()),
+                given: addresses,
+                hint: Cell::new(None),
+                connected_to: Cell::new(None),
                 hello: RefCell::new(hello),
                 link: RefCell::new(None),
                 connecting: Mutex::new(backoff),
@@ -180,6 +233,41 @@ impl MonitorClient {
         (hello.id, hello.incarnation) = (id, incarnation);
     }
 
+    /// Where the monitor is that was talked to last.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.inner.connected_to.get()
+    }
+
+    /// Remembers where the monitors are: those that were given, and those that there are now.
+    fn learn(&self, monitors: &MonitorsStatus) {
+        let mut addresses = self.inner.given.clone();
+        for monitor in &monitors.monitors {
+            if !addresses.contains(&monitor.address) && !monitor.address.ip().is_unspecified() {
+                addresses.push(monitor.address);
+            }
+        }
+        addresses.truncate(ADDRESSES_MAX);
+        *self.inner.addresses.borrow_mut() = addresses;
+    }
+
+    /// The monitor at the other end of `link` does not lead: the next connection goes to who does, or to the
+    /// next address.
+    fn turn_away(&self, link: &Rc<Link>, leader: Option<SocketAddr>) {
+        let mut current = self.inner.link.borrow_mut();
+        // Another call may have done so already.
+        if current.as_ref().is_none_or(|current| !Rc::ptr_eq(current, link)) {
+            return;
+        }
+        match leader {
+            Some(leader) => self.inner.hint.set(Some(leader)),
+            // It is as good as any other.
+            None if self.inner.addresses.borrow().len() < 2 => return,
+            None => self.inner.address.set(self.inner.address.get() + 1),
+        }
+        // Calls that wait on it keep it.
+        *current = None;
+    }
+
     fn live(&self) -> Option<Rc<Link>> {
         let link = self.inner.link.borrow();
         link.as_ref().filter(|link| link.sender.closed().is_none()).cloned()
@@ -187,7 +275,7 @@ impl MonitorClient {
 
     /// The connection; makes it if there is none, one round of all addresses at a time.
     async fn link(&self, deadline: Instant) -> Result<Rc<Link>, CallError> {
-        if self.inner.addresses.is_empty() {
+        if self.inner.given.is_empty() {
             return Err(CallError::Unavailable("no address is configured".to_owned()));
         }
         let connected = async {
@@ -197,19 +285,26 @@ impl MonitorClient {
                     return link;
                 }
                 tokio::time::sleep_until(backoff.not_before).await;
-                for _ in 0..self.inner.addresses.len() {
-                    let at = self.inner.address.get() % self.inner.addresses.len();
+                let addresses = self.inner.addresses.borrow().clone();
+                let hint = self.inner.hint.take();
+                for step in 0..addresses.len() + usize::from(hint.is_some()) {
+                    let at = self.inner.address.get() % addresses.len();
+                    let hinted = hint.filter(|_| step == 0);
+                    let address = hinted.unwrap_or(addresses[at]);
                     let hello = *self.inner.hello.borrow();
                     let expect = Expect { role: Role::Monitor, identity: None };
-                    match connect(self.inner.addresses[at], hello, &expect, Options::default()).await {
+                    match connect(address, hello, &expect, Options::default()).await {
                         Ok(connected) => {
                             backoff.pause = RETRY_MIN;
                             *self.inner.last_error.borrow_mut() = None;
+                            self.inner.connected_to.set(Some(address));
                             return self.adopt(connected);
                         }
                         Err(error) => {
                             *self.inner.last_error.borrow_mut() = Some(error.to_string());
-                            self.inner.address.set(at + 1);
+                            if hinted.is_none() {
+                                self.inner.address.set(at + 1);
+                            }
                         }
                     }
                 }
@@ -222,8 +317,8 @@ impl MonitorClient {
             // The time may have passed in the pause behind an earlier attempt, or in the first one.
             let last = self.inner.last_error.borrow().clone();
             CallError::Unavailable(last.unwrap_or_else(|| {
-                let at = self.inner.address.get() % self.inner.addresses.len();
-                format!("no connection to {} in time", self.inner.addresses[at])
+                let addresses = self.inner.addresses.borrow();
+                format!("no connection to {} in time", addresses[self.inner.address.get() % addresses.len()])
             }))
         })
     }
@@ -232,9 +327,18 @@ impl MonitorClient {
         let Connected { hello, reader, sender } = connected;
         self.inner.hello.borrow_mut().cluster_id = hello.cluster_id;
         let waiting = Waiting::default();
-        tokio::task::spawn_local(listen(reader, waiting.clone()));
+        let heard = Rc::new(Cell::new(Instant::now()));
+        tokio::task::spawn_local(listen(reader, waiting.clone(), heard.clone()));
+        tokio::task::spawn_local(watch(sender.clone(), waiting.clone(), heard));
         let link = Rc::new(Link { sender, waiting });
         *self.inner.link.borrow_mut() = Some(link.clone());
+        let client = self.clone();
+        tokio::task::spawn_local(async move {
+            // Whoever is on the line by then; without an answer the addresses stay as they are.
+            if let Ok(monitors) = client.monitors().await {
+                client.learn(&monitors);
+            }
+        });
         link
     }
 
@@ -245,6 +349,7 @@ impl MonitorClient {
         timeout: Duration,
     ) -> Result<(Response, bytes::Bytes, std::time::Instant), CallError> {
         let deadline = Instant::now() + timeout;
+        let mut pause = RETRY_MIN;
         loop {
             let link = self.link(deadline).await?;
             let id = self.inner.next_id.replace(self.inner.next_id.get() + 1);
@@ -287,8 +392,19 @@ impl MonitorClient {
             };
             let response = decode(version, rest).map_err(CallError::Malformed)?;
             return match response {
-                Response::Error(RpcError::NotLeading(_)) if Instant::now() + RETRY_MIN < deadline => {
-                    tokio::time::sleep(RETRY_MIN).await;
+                // Nothing was done: any request may be made again.
+                Response::Error(RpcError::NotLeading { leader, .. }) if Instant::now() + pause < deadline => {
+                    self.turn_away(&link, leader);
+                    drop(link);
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(NO_LEADER_PAUSE_MAX);
+                    continue;
+                }
+                Response::Error(RpcError::Unsure(_))
+                    if request.is_idempotent() && Instant::now() + pause < deadline =>
+                {
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(NO_LEADER_PAUSE_MAX);
                     continue;
                 }
                 Response::Error(error) => Err(error.into()),
@@ -304,6 +420,7 @@ impl MonitorClient {
     /// Asks for the map, or for the difference to the one that was got last.
     async fn ask_map(
         &self,
+        have: u64,
         request: impl Fn(MapId) -> Request,
         timeout: Duration,
     ) -> Result<Option<Arc<ClusterMap>>, CallError> {
@@ -324,6 +441,13 @@ impl MonitorClient {
                 Response::Map { id, bytes, .. } => self.whole_map(id, bytes, payload, last).await?,
                 other => return Err(unexpected(&other)),
             };
+            // A map that is older than the one that the asker acts on, from a monitor that lags or from a
+            // cluster that was restored over this one's head: never back in time.
+            if let Some((_, map)) = &got
+                && have > map.layout
+            {
+                return Ok(None);
+            }
             if let Some(got) = got {
                 let map = got.1.clone();
                 let mut last = self.inner.last_map.borrow_mut();
@@ -382,7 +506,7 @@ impl MonitorClient {
 
     /// The map, unless its layout is `have`; with 0 the map as it is now, log positions included.
     pub async fn get_map(&self, have: u64) -> Result<Option<Arc<ClusterMap>>, CallError> {
-        self.ask_map(|base| Request::GetMap { have, base }, CALL_TIMEOUT).await
+        self.ask_map(have, |base| Request::GetMap { have, base }, CALL_TIMEOUT).await
     }
 
     /// What the map says now of a volume; none if there is none of that name.
@@ -399,7 +523,7 @@ impl MonitorClient {
         let timeout = timeout.min(Duration::from_micros(WAIT_MAX));
         let micros = timeout.as_micros() as u64;
         let request = |base| Request::WaitMap { have, base, timeout: micros };
-        self.ask_map(request, timeout + CALL_TIMEOUT).await
+        self.ask_map(have, request, timeout + CALL_TIMEOUT).await
     }
 
     /// Introduces a node; its id.
@@ -489,6 +613,31 @@ impl MonitorClient {
             Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// The monitors, as the one knows them that is talked to.
+    pub async fn monitors(&self) -> Result<MonitorsStatus, CallError> {
+        match self.ask(Request::Monitors).await? {
+            Response::Monitors(monitors) => Ok(*monitors),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a monitor that waits to join one of the cluster, in the place of `replaces` if that is given.
+    pub async fn add_monitor(
+        &self,
+        id: u64,
+        address: SocketAddr,
+        replaces: Option<u64>,
+    ) -> Result<(), CallError> {
+        let request = Request::AddMonitor { id, address, replaces };
+        done(self.call(&request, MONITORS_CALL_TIMEOUT).await?.0)
+    }
+
+    /// Takes a monitor out of the cluster.
+    pub async fn remove_monitor(&self, id: u64, force: bool) -> Result<(), CallError> {
+        let request = Request::RemoveMonitor { id, force };
+        done(self.call(&request, MONITORS_CALL_TIMEOUT).await?.0)
     }
 
     /// Makes a pool; its id.

@@ -1,9 +1,14 @@
 //! The monitor's configuration: every key, its default, and what is refused.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use trefoil_core::map::{Ack, FailureDomain, PG_NUM_DEFAULT, POOL_SIZE_DEFAULT};
+
+/// Monitors that a cluster has at most, one that is being replaced included. Each of them has to write each
+/// change; more than five make nothing safer.
+pub const MONITORS_MAX: usize = 7;
 
 /// As in the file; unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,6 +16,17 @@ use trefoil_core::map::{Ack, FailureDomain, PG_NUM_DEFAULT, POOL_SIZE_DEFAULT};
 pub struct MonitorConfig {
     /// Where it listens. Default: 127.0.0.1:10800. Port 0: any that is free.
     pub listen: SocketAddr,
+    /// Where the other monitors, nodes and clients reach it, where that is not `listen`.
+    pub advertise: Option<SocketAddr>,
+    /// Its number among the monitors, from 1. Default: 1.
+    pub id: u64,
+    /// The first monitors of a new cluster, this one included: 3 or 5, the same list for each. Not looked at any
+    /// more once the cluster is there. Default: this one alone.
+    pub peers: Vec<PeerConfig>,
+    /// For a monitor that is to be added to a cluster: addresses of monitors of it.
+    pub join: Vec<SocketAddr>,
+    /// A leader that is not heard of for so many milliseconds, up to twice as many, is replaced. Default: 1000.
+    pub election_ms: u64,
     /// Where its state is. Default: `monitor-data`.
     pub data_dir: PathBuf,
     /// The cluster's name, for people; must stay as it was at the first start. Default: `trefoil`.
@@ -36,6 +52,11 @@ impl Default for MonitorConfig {
     fn default() -> MonitorConfig {
         MonitorConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 10800)),
+            advertise: None,
+            id: 1,
+            peers: Vec::new(),
+            join: Vec::new(),
+            election_ms: 1000,
             data_dir: PathBuf::from("monitor-data"),
             cluster_name: "trefoil".to_owned(),
             allow_plaintext: false,
@@ -47,6 +68,16 @@ impl Default for MonitorConfig {
             bootstrap: None,
         }
     }
+}
+
+/// One of the first monitors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Its number.
+    pub id: u64,
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
 /// A pool that is made by itself.
@@ -118,9 +149,48 @@ impl MonitorConfig {
             self.node_timeout_ms
         );
         anyhow::ensure!(
+            (50..=60_000).contains(&self.election_ms),
+            "election_ms = {}: choose 50 to 60000",
+            self.election_ms
+        );
+        self.check_peers()?;
+        anyhow::ensure!(
             (1..=65_536).contains(&self.connections_max),
             "connections_max = {}: choose 1 to 65536",
             self.connections_max
+        );
+        Ok(())
+    }
+
+    fn check_peers(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.id >= 1, "id = 0: monitors are numbered from 1");
+        anyhow::ensure!(
+            self.join.len() <= MONITORS_MAX,
+            "join names {} monitors: a cluster has at most {MONITORS_MAX}",
+            self.join.len()
+        );
+        if self.peers.is_empty() {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            self.join.is_empty(),
+            "`peers` founds a cluster and `join` is for one that is there: keep one of them"
+        );
+        let ids: BTreeSet<u64> = self.peers.iter().map(|peer| peer.id).collect();
+        let addresses: BTreeSet<SocketAddr> = self.peers.iter().map(|peer| peer.address).collect();
+        anyhow::ensure!(
+            ids.len() == self.peers.len() && addresses.len() == self.peers.len() && !ids.contains(&0),
+            "peers: give each monitor a number of its own from 1, and an address of its own"
+        );
+        anyhow::ensure!(
+            matches!(self.peers.len(), 1 | 3 | 5),
+            "peers names {} monitors: 3 go on without one of them, 5 without two; any other number is worse",
+            self.peers.len()
+        );
+        anyhow::ensure!(
+            ids.contains(&self.id),
+            "peers does not name this monitor, {}: all of them have the same list",
+            self.id
         );
         Ok(())
     }
@@ -132,10 +202,16 @@ mod tests {
 
     #[test]
     fn impossible_settings_are_refused() {
-        let good = MonitorConfig::default();
+        let mut good = MonitorConfig::default();
         good.check().unwrap();
         type Change = fn(&mut MonitorConfig);
-        let bad: [(Change, &str); 6] = [
+        let peer = |id: u64| PeerConfig { id, address: ([127, 0, 0, 1], id as u16).into() };
+        let bad: [(Change, &str); 11] = [
+            (|c| c.id = 0, "id = 0"),
+            (|c| c.election_ms = 1, "election_ms"),
+            (|c| c.peers.truncate(2), "peers names 2"),
+            (|c| c.peers[1].id = 1, "a number of its own"),
+            (|c| c.join = vec![c.listen], "keep one of them"),
             (|c| c.listen = ([0, 0, 0, 0], 1).into(), "allow_plaintext"),
             (|c| c.cluster_name = "a b".to_owned(), "cluster_name"),
             (|c| c.lease_ms = 1, "lease_ms"),
@@ -143,6 +219,10 @@ mod tests {
             (|c| c.renew_ms = 4000, "renew_ms"),
             (|c| c.connections_max = 0, "connections_max"),
         ];
+        good.peers = vec![peer(1), peer(2), peer(3)];
+        good.check().unwrap();
+        let stranger = MonitorConfig { id: 4, ..good.clone() };
+        assert!(stranger.check().unwrap_err().to_string().contains("does not name this monitor, 4"));
         for (change, key) in bad {
             let mut config = good.clone();
             change(&mut config);

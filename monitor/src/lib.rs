@@ -9,7 +9,11 @@
 //! | module | what |
 //! |---|---|
 //! | `server` | the daemon: [`run`], [`Monitor`] |
+//! | `found` | how a new monitor finds its cluster, or founds it |
 //! | `service` | what each request does |
+//! | `reign` | what only a leader knows, and for how long it is true |
+//! | `grants` | who may lead a volume |
+//! | `members`, `peers` | the other monitors: adding, removing, talking to them |
 //! | `history` | what askers of the map are sent: differences |
 //! | [`rpc`] | requests and answers on the wire |
 //! | [`health`] | coded checks, with remedies |
@@ -21,14 +25,19 @@
 
 mod client;
 mod config;
+mod found;
+mod grants;
 pub mod health;
 mod history;
+mod members;
+mod peers;
 mod raft;
+mod reign;
 pub mod rpc;
 mod server;
 mod service;
 
 pub use client::{Attached, CallError, MonitorClient, RETRY_MAX, Renewed};
-pub use config::{Bootstrap, MonitorConfig};
+pub use config::{Bootstrap, MONITORS_MAX, MonitorConfig, PeerConfig};
+pub use grants::HEALS_MAX;
 pub use server::{Monitor, run};
-pub use service::HEALS_MAX;
