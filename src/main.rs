@@ -115,7 +115,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Node(command) => cmd::lists::node(command, global, out),
         Command::Pg(command) => cmd::lists::pg(command, global, out),
         Command::Pool(command) => cmd::lists::pool(command, global, out),
-        Command::Monitor(args) => cmd::daemons::monitor(args, global),
+        Command::Monitor(args) => cmd::daemons::monitor(args, global, out),
         Command::StorageNode(args) => cmd::daemons::storage_node(args, global, out),
         Command::Nbd(args) => cmd::daemons::nbd(args, global),
         Command::Store(command) => cmd::store::run(command, out),

@@ -27,6 +27,8 @@ pub struct MonitorConfig {
     pub join: Vec<SocketAddr>,
     /// A leader that is not heard of for so many milliseconds, up to twice as many, is replaced. Default: 1000.
     pub election_ms: u64,
+    /// Changes after which the map is written as a whole and the log before it is dropped. Default: 4096.
+    pub snapshot_entries: u64,
     /// Where its state is. Default: `monitor-data`.
     pub data_dir: PathBuf,
     /// The cluster's name, for people; must stay as it was at the first start. Default: `trefoil`.
@@ -57,6 +59,7 @@ impl Default for MonitorConfig {
             peers: Vec::new(),
             join: Vec::new(),
             election_ms: 1000,
+            snapshot_entries: 4096,
             data_dir: PathBuf::from("monitor-data"),
             cluster_name: "trefoil".to_owned(),
             allow_plaintext: false,
@@ -153,6 +156,11 @@ impl MonitorConfig {
             "election_ms = {}: choose 50 to 60000",
             self.election_ms
         );
+        anyhow::ensure!(
+            (16..=1_000_000).contains(&self.snapshot_entries),
+            "snapshot_entries = {}: choose 16 to 1000000",
+            self.snapshot_entries
+        );
         self.check_peers()?;
         anyhow::ensure!(
             (1..=65_536).contains(&self.connections_max),
@@ -206,9 +214,10 @@ mod tests {
         good.check().unwrap();
         type Change = fn(&mut MonitorConfig);
         let peer = |id: u64| PeerConfig { id, address: ([127, 0, 0, 1], id as u16).into() };
-        let bad: [(Change, &str); 11] = [
+        let bad: [(Change, &str); 12] = [
             (|c| c.id = 0, "id = 0"),
             (|c| c.election_ms = 1, "election_ms"),
+            (|c| c.snapshot_entries = 1, "snapshot_entries"),
             (|c| c.peers.truncate(2), "peers names 2"),
             (|c| c.peers[1].id = 1, "a number of its own"),
             (|c| c.join = vec![c.listen], "keep one of them"),

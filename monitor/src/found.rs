@@ -82,13 +82,16 @@ pub(crate) async fn find(
             }
         }
         if founds && missing.is_empty() {
-            let cluster_id =
-                if identity.cluster_id == [0; 16] { random } else { identity.cluster_id };
+            let cluster_id = if identity.cluster_id == [0; 16] { random } else { identity.cluster_id };
             return Ok(Founded { cluster_id, members: Some(members) });
         }
         if let Some(kept_back) = log.allow() {
             let missing = missing.join("; ");
-            tracing::info!(missing, kept_back, "waiting for other monitors, to find the cluster or to found it");
+            tracing::info!(
+                missing,
+                kept_back,
+                "waiting for other monitors, to find the cluster or to found it"
+            );
         }
         tokio::time::sleep(PAUSE).await;
     }

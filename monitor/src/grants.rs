@@ -23,7 +23,12 @@ pub const HEALS_MAX: usize = 4;
 const HEAL_AGAIN: u64 = 10_000_000;
 
 impl Service {
-    pub async fn attach(self: &Rc<Self>, key: VolumeKey, holder: Holder, above: Generation) -> Result<Response> {
+    pub async fn attach(
+        self: &Rc<Self>,
+        key: VolumeKey,
+        holder: Holder,
+        above: Generation,
+    ) -> Result<Response> {
         let reign = self.confirmed_reign().await?;
         let map = self.map();
         let volume = self.find(&map, &key)?;
@@ -226,7 +231,6 @@ impl Service {
         }
         grants
     }
-
 }
 
 fn check_count(volumes: usize) -> Result<()> {

@@ -18,11 +18,13 @@
 //! | [`rpc`] | requests and answers on the wire |
 //! | [`health`] | coded checks, with remedies |
 //! | `client` | [`MonitorClient`], for every other daemon and the command line |
+//! | [`backup`] | the map in a file, and back |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
 //!
 //! The rules are in `trefoil_core::map`; here is what feeds them: sockets, a disk, a clock.
 
+pub mod backup;
 mod client;
 mod config;
 mod found;

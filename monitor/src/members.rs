@@ -24,6 +24,9 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A monitor that hears of no leader for so long asks the others whether it is still one of them.
 pub(crate) const LOST_AFTER: Duration = Duration::from_secs(5);
 
+/// How long the others may take to elect one of them when the leader gives up.
+const YIELD_TIMEOUT: Duration = Duration::from_secs(20);
+
 fn refused(text: String) -> RpcError {
     RpcError::Refused(MapError::Invalid(text))
 }
@@ -173,15 +176,44 @@ impl Service {
         self.change(ChangeMembers::SetNodes([(id, member)].into()), "the monitor's address").await
     }
 
+    /// Lets another monitor come to lead, which can then remove or replace this one: a leader never takes itself
+    /// out. It falls silent until the others have elected somebody, a few seconds, and does nothing for anybody
+    /// meanwhile.
+    async fn yield_lead(&self) -> RpcError {
+        if self.yielding.replace(true) {
+            return self.not_leading("it is giving up the lead: ask again");
+        }
+        tracing::info!("this monitor lets another one lead");
+        *self.reign.borrow_mut() = None;
+        self.raft.runtime_config().heartbeat(false);
+        self.raft.runtime_config().elect(false);
+        let me = self.identity.id;
+        let elected = self.raft.wait(Some(YIELD_TIMEOUT));
+        let elected = elected.metrics(|seen| seen.current_leader != Some(me), "another one leads").await;
+        self.raft.runtime_config().heartbeat(true);
+        self.raft.runtime_config().elect(true);
+        self.yielding.set(false);
+        match elected {
+            Ok(_) => self.not_leading("it has given up the lead: ask the next one"),
+            Err(error) => RpcError::Unsure(format!("no other monitor has come to lead: {error}")),
+        }
+    }
+
     /// See [`crate::rpc::Request::AddMonitor`]. May be repeated.
-    pub async fn add_monitor(self: Rc<Self>, id: u64, address: SocketAddr, replaces: Option<u64>) -> Result<()> {
+    pub async fn add_monitor(
+        self: Rc<Self>,
+        id: u64,
+        address: SocketAddr,
+        replaces: Option<u64>,
+    ) -> Result<()> {
         self.confirmed_reign().await?;
         let metrics = self.metrics();
         let (known, old) = (members(&metrics), voters(&metrics));
         let mut hello = Hello::new(Role::Monitor, self.identity.cluster_id);
         (hello.id, hello.incarnation) = (self.identity.id, self.identity.incarnation);
         let asked = ask_who(address, hello).await;
-        let who = asked.map_err(|error| refused(format!("the new monitor cannot be asked who it is: {error}")))?;
+        let who =
+            asked.map_err(|error| refused(format!("the new monitor cannot be asked who it is: {error}")))?;
         if who.id != id {
             return Err(refused(format!("the monitor at {address} has id {}, not {id}", who.id)));
         }
@@ -223,6 +255,9 @@ impl Service {
                 )));
             }
         }
+        if replaces == Some(self.identity.id) {
+            return Err(self.yield_lead().await);
+        }
         let mut new = old.clone();
         new.insert(id);
         replaces.map(|replaced| new.remove(&replaced));
@@ -258,6 +293,9 @@ impl Service {
                  any more. Bring them back first (or use --force, if they will be back)",
                 left.len()
             )));
+        }
+        if id == self.identity.id {
+            return Err(self.yield_lead().await);
         }
         self.change(ChangeMembers::RemoveVoters([id].into()), "the removal").await?;
         tracing::info!(id, "a monitor was removed");

@@ -64,8 +64,14 @@ impl Peers {
     }
 
     /// Asks a monitor something that is not Raft's.
-    pub async fn ask(&self, target: u64, member: Member, request: &PeerRequest) -> Result<PeerAnswer, JobFailed> {
-        let request = postcard::to_stdvec(request).map_err(|error| JobFailed::Unreachable(error.to_string()))?;
+    pub async fn ask(
+        &self,
+        target: u64,
+        member: Member,
+        request: &PeerRequest,
+    ) -> Result<PeerAnswer, JobFailed> {
+        let request =
+            postcard::to_stdvec(request).map_err(|error| JobFailed::Unreachable(error.to_string()))?;
         let (answer, receiver) = oneshot::channel();
         self.deliver(Job { target, member, request: request.into(), answer });
         let stopped = || JobFailed::Unreachable("the monitor is stopping".to_owned());
@@ -259,11 +265,8 @@ pub(crate) async fn ask_who(address: SocketAddr, hello: Hello) -> Result<Who, St
         let mut connected =
             connect(address, hello, &expect, options()).await.map_err(|error| error.to_string())?;
         let request = postcard::to_stdvec(&PeerRequest::Who).map_err(|error| error.to_string())?;
-        let sent = connected.sender.push(
-            KIND_PEER_REQUEST,
-            |meta| rpc::begin(meta, 1),
-            Some(Bytes::from(request)),
-        );
+        let sent =
+            connected.sender.push(KIND_PEER_REQUEST, |meta| rpc::begin(meta, 1), Some(Bytes::from(request)));
         sent.map_err(|error| error.to_string())?;
         connected.sender.flush();
         let mut frames = Vec::new();

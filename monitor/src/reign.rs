@@ -77,7 +77,7 @@ pub(crate) async fn watch(service: Rc<Service>) -> anyhow::Error {
     loop {
         let (leads, vote) = {
             let seen = metrics.borrow_and_update();
-            (seen.state == ServerState::Leader, seen.vote.leader_id)
+            (seen.state == ServerState::Leader && !service.yielding.get(), seen.vote.leader_id)
         };
         let current = service.reign.borrow().as_ref().map(|reign| reign.leader);
         if !leads {
@@ -112,8 +112,7 @@ async fn begin(service: &Rc<Service>) -> anyhow::Result<bool> {
     let reign = Rc::new(reign);
     if map.version == 0 {
         let identity = &service.identity;
-        let init =
-            Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name.clone() };
+        let init = Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name.clone() };
         if let Err(error) = service.propose(&reign, init).await {
             tracing::warn!(%error, "the new cluster's first entry was not written; trying again");
             return Ok(false);

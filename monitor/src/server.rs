@@ -27,10 +27,8 @@ const UPKEEP: Duration = Duration::from_millis(200);
 const POSITIONS_EVERY: u32 = 25;
 /// A monitor that does not lead after this long gives up its start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Entries behind a snapshot after which the next one is taken.
-const SNAPSHOT_EVERY: u64 = 4096;
-/// Entries before a snapshot that stay for followers that are a little behind.
-const LOG_KEPT: u64 = 512;
+/// Entries before a snapshot that stay for followers that are a little behind, as a share of those between two.
+const LOG_KEPT_SHARE: u64 = 8;
 /// Log entries in one message between monitors, at most; their bytes are limited as well.
 const ENTRIES_PER_MESSAGE: u64 = 256;
 /// How long a monitor may take to put away a part of a snapshot.
@@ -127,8 +125,10 @@ impl Monitor {
             install_snapshot_timeout: SNAPSHOT_PART_TIMEOUT.as_millis() as u64,
             snapshot_max_chunk_size: SNAPSHOT_PART_BYTES,
             max_payload_entries: ENTRIES_PER_MESSAGE,
-            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-            max_in_snapshot_log_to_keep: LOG_KEPT,
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
+            max_in_snapshot_log_to_keep: config.snapshot_entries / LOG_KEPT_SHARE,
+            // Who is further behind than this is sent the snapshot.
+            replication_lag_threshold: 2 * config.snapshot_entries,
             ..openraft::Config::default()
         };
         let raft_config = Arc::new(raft_config.validate()?);
@@ -155,7 +155,8 @@ impl Monitor {
         let service = Rc::new(Service::new(raft, map, identity, peers.clone(), &settings));
         service.spawn(peers.route(receiver));
         let watching = tokio::task::spawn_local(reign::watch(service.clone()));
-        let mut monitor = Monitor { service, listener, address: bound, advertised: address, config, watching };
+        let mut monitor =
+            Monitor { service, listener, address: bound, advertised: address, config, watching };
         monitor.come_to_lead().await?;
         tracing::info!(address = %bound, id = monitor.config.id, cluster = monitor.config.cluster_name, "monitor ready");
         Ok(monitor)

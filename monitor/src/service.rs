@@ -16,7 +16,7 @@ use crate::reign::Reign;
 use crate::rpc::*;
 use openraft::ServerState;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -41,6 +41,8 @@ pub(crate) struct Service {
     pub peers: Rc<Peers>,
     /// While this monitor leads.
     pub reign: RefCell<Option<Rc<Reign>>>,
+    /// It is letting another monitor come to lead, and begins no reign.
+    pub yielding: Cell<bool>,
     pub tasks: RefCell<JoinSet<()>>,
     pub lease: LeaseConfig,
     /// Microseconds.
@@ -113,6 +115,7 @@ impl Service {
             identity,
             peers,
             reign: RefCell::new(None),
+            yielding: Cell::new(false),
             tasks: RefCell::new(JoinSet::new()),
             lease: settings.lease,
             node_timeout: settings.node_timeout,

@@ -48,6 +48,7 @@ pub struct MapDelta {
     next_node: NodeId,
     next_pool: PoolId,
     positions: Option<Arc<Positions>>,
+    forgotten: Option<Vec<(VolumeId, VolumeId)>>,
 }
 
 /// What becomes of a pool's placement groups.
@@ -205,6 +206,7 @@ impl ClusterMap {
             pools,
             pgs,
             volumes: self.volumes.changes(&older.volumes),
+            forgotten: (self.forgotten != older.forgotten).then(|| self.forgotten.clone()),
             next_volume: self.next_volume,
             next_node: self.next_node,
             next_pool: self.next_pool,
@@ -254,6 +256,9 @@ impl ClusterMap {
         }
         if let Some(positions) = &delta.positions {
             self.positions = positions.clone();
+        }
+        if let Some(forgotten) = &delta.forgotten {
+            self.forgotten.clone_from(forgotten);
         }
         (self.version, self.layout) = (delta.version, delta.layout);
         (self.next_volume, self.next_node, self.next_pool) =

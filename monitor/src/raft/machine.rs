@@ -4,8 +4,8 @@ use super::store::{Failure, SNAPSHOT, Store, decode, encode};
 use super::{Member, Outcome, SNAPSHOT_BYTES_MAX, Types};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{
-    AnyError, Entry, EntryPayload, LogId, OptionalSend, SnapshotMeta, StorageError,
-    StorageIOError, StoredMembership,
+    AnyError, Entry, EntryPayload, LogId, OptionalSend, SnapshotMeta, StorageError, StorageIOError,
+    StoredMembership,
 };
 use serde::{Deserialize, Serialize};
 use std::io::Cursor;

@@ -10,11 +10,15 @@
 
 mod machine;
 mod network;
+mod offline;
 mod store;
 
 pub(crate) use machine::{Machine, SharedMap};
-pub(crate) use network::{ENTRY_BYTES_MAX, Job, JobFailed, Network, PeerAnswer, PeerRequest, Who, is_possible};
-pub(crate) use store::{Failure, Identity, OpenError, Store, is_fresh};
+pub(crate) use network::{
+    ENTRY_BYTES_MAX, Job, JobFailed, Network, PeerAnswer, PeerRequest, Who, is_possible,
+};
+pub(crate) use offline::{map_of, seed};
+pub(crate) use store::{Failure, Identity, OpenError, Store};
 
 use serde::{Deserialize, Serialize};
 use std::io::Cursor;

@@ -47,7 +47,10 @@ pub(crate) enum PeerAnswer {
     Append(AppendEntriesResponse<u64>),
     Snapshot(InstallSnapshotResponse<u64>),
     /// The part of a snapshot is not the one that comes next: id and offset that are expected, and that came.
-    Mismatch { expected: (String, u64), got: (String, u64) },
+    Mismatch {
+        expected: (String, u64),
+        got: (String, u64),
+    },
     /// Not to this one, and why.
     Refused(String),
 }

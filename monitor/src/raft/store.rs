@@ -5,6 +5,7 @@
 //! wants its writes in order.
 
 use super::Types;
+use super::machine::Saved;
 use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{Entry, LogId, OptionalSend, StorageError, StorageIOError, Vote};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -48,11 +49,6 @@ pub(crate) struct Identity {
     pub founding: bool,
 }
 
-/// True where there is no monitor's file in `dir`, or no `dir`.
-pub(crate) fn is_fresh(dir: &Path) -> bool {
-    !dir.join(FILE).exists()
-}
-
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
@@ -60,9 +56,7 @@ pub(crate) enum OpenError {
     InUse(PathBuf),
     #[error("{path} belongs to cluster {theirs:?}, not {ours:?}: check data directory and cluster name")]
     OtherCluster { path: PathBuf, theirs: String, ours: String },
-    #[error(
-        "{path} belongs to monitor {theirs}, not {ours}: check `data_dir` and `id`"
-    )]
+    #[error("{path} belongs to monitor {theirs}, not {ours}: check `data_dir` and `id`")]
     OtherMonitor { path: PathBuf, theirs: u64, ours: u64 },
     #[error(
         "{path} cannot be used: {error}; if the disk is sound, remove this monitor and add it again with an empty directory, \
@@ -179,6 +173,18 @@ impl Store {
     /// The monitor has learned which cluster it is of.
     pub async fn set_identity(&self, identity: &Identity) -> Result<(), Failure> {
         self.put(IDENTITY, identity).await
+    }
+
+    /// Makes the file that of a cluster which begins with a snapshot. Blocks.
+    pub(super) fn seed(&self, saved: &Saved, at: LogId<u64>) -> Result<(), Failure> {
+        let (saved, purged) = (encode(saved)?, encode(&at)?);
+        let vote = encode(&Vote::new(at.leader_id.term, at.leader_id.node_id))?;
+        self.write(|_, meta| {
+            meta.insert(SNAPSHOT, saved.as_slice())?;
+            meta.insert(PURGED, purged.as_slice())?;
+            meta.insert(VOTE, vote.as_slice())?;
+            Ok(())
+        })
     }
 
     fn identify(&self, fresh: Identity) -> Result<Identity, Failure> {

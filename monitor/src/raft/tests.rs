@@ -12,7 +12,13 @@ use tempfile::TempDir;
 const VOTER: u64 = 1;
 
 fn identity() -> Identity {
-    Identity { cluster_id: [4; 16], cluster_name: "test".to_owned(), id: VOTER, incarnation: 7, founding: false }
+    Identity {
+        cluster_id: [4; 16],
+        cluster_name: "test".to_owned(),
+        id: VOTER,
+        incarnation: 7,
+        founding: false,
+    }
 }
 
 struct Builder;
@@ -92,9 +98,8 @@ fn the_map_comes_back_from_a_snapshot_and_what_is_left_of_the_log() {
             write(&raft, register(n)).await;
         }
         let wait = raft.wait(Some(std::time::Duration::from_secs(20)));
-        let purged = |metrics: &openraft::RaftMetrics<u64, Member>| {
-            metrics.purged.is_some_and(|id| id.index > 40)
-        };
+        let purged =
+            |metrics: &openraft::RaftMetrics<u64, Member>| metrics.purged.is_some_and(|id| id.index > 40);
         wait.metrics(purged, "the log is purged").await.unwrap();
         write(&raft, register(120)).await;
         map.borrow().clone()
