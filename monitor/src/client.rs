@@ -11,9 +11,9 @@
 //! two seconds: while something is unanswered, it is asked whether it is there.
 
 use crate::health::Status;
+use crate::link::{Link, Ticket};
 use crate::rpc::*;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Ack, ClusterMap, FailureDomain, Holder, MAP_BYTES_MAX, MapDelta, Volume};
 use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
-use trefoil_transport::{Connected, Expect, Frame, Hello, Options, Reader, Role, SendError, Sender, connect};
+use trefoil_transport::{Connected, Expect, Hello, Options, Role, SendError, connect};
 
 /// The first pause between two rounds of all addresses; it doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -31,12 +31,6 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 pub const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long a call takes at most, where its method does not say otherwise.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection on which nothing has come for so long, although something is unanswered, is asked for a sign.
-const PING_AFTER: Duration = Duration::from_millis(700);
-/// A connection on which no sign has come for so long is given up.
-const SILENT_MAX: Duration = Duration::from_millis(2000);
-/// How often that is looked at.
-const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// The longest pause of a call whose monitor does not lead and does not know who does: an election takes a few
 /// seconds.
 const NO_LEADER_PAUSE_MAX: Duration = Duration::from_millis(400);
@@ -100,13 +94,6 @@ pub struct Renewed {
     pub sent: std::time::Instant,
 }
 
-type Waiting = Rc<RefCell<HashMap<u64, oneshot::Sender<Frame>>>>;
-
-struct Link {
-    sender: Sender,
-    waiting: Waiting,
-}
-
 struct Inner {
     /// As they were given.
     given: Vec<SocketAddr>,
@@ -136,67 +123,6 @@ struct Backoff {
 #[derive(Clone)]
 pub struct MonitorClient {
     inner: Rc<Inner>,
-}
-
-/// Hands answers to those who wait, until the connection ends.
-async fn listen(mut reader: Reader, waiting: Waiting, heard: Rc<Cell<Instant>>) {
-    let mut frames = Vec::new();
-    while reader.read_batch(&mut frames).await.is_ok() {
-        heard.set(Instant::now());
-        for frame in frames.drain(..) {
-            if let Some((_, id, _)) = split(&frame.meta)
-                && frame.kind == KIND_RESPONSE
-                && let Some(asker) = waiting.borrow_mut().remove(&id)
-            {
-                // An asker that has given up needs no answer.
-                let _ = asker.send(frame);
-            }
-        }
-    }
-    // Wakes all that wait with an error.
-    waiting.borrow_mut().clear();
-}
-
-/// Gives a connection up whose monitor hangs, also when no call has waited for long yet.
-async fn watch(sender: Sender, waiting: Waiting, heard: Rc<Cell<Instant>>) {
-    let mut pinged = false;
-    while sender.closed().is_none() {
-        tokio::time::sleep(WATCH_EVERY).await;
-        if waiting.borrow().is_empty() {
-            // Nothing is owed.
-            heard.set(Instant::now());
-        }
-        let silent = heard.get().elapsed();
-        if silent < PING_AFTER {
-            pinged = false;
-        } else if silent > SILENT_MAX {
-            sender.close("the monitor does not answer");
-        } else if !std::mem::replace(&mut pinged, true) {
-            // Under an id that nobody waits for: any answer is a sign. A failure shows in `closed`.
-            let sent = sender.push(KIND_REQUEST, |meta| encode(meta, 0, &Request::Ping), None);
-            if sent.is_ok() {
-                sender.flush();
-            }
-        }
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.sender.close("the client is gone");
-    }
-}
-
-/// Takes a call out of those that wait, also when it is cancelled.
-struct Ticket {
-    waiting: Waiting,
-    id: u64,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.waiting.borrow_mut().remove(&self.id);
-    }
 }
 
 impl MonitorClient {
@@ -326,11 +252,7 @@ impl MonitorClient {
     fn adopt(&self, connected: Connected) -> Rc<Link> {
         let Connected { hello, reader, sender } = connected;
         self.inner.hello.borrow_mut().cluster_id = hello.cluster_id;
-        let waiting = Waiting::default();
-        let heard = Rc::new(Cell::new(Instant::now()));
-        tokio::task::spawn_local(listen(reader, waiting.clone(), heard.clone()));
-        tokio::task::spawn_local(watch(sender.clone(), waiting.clone(), heard));
-        let link = Rc::new(Link { sender, waiting });
+        let link = Link::new(reader, sender);
         *self.inner.link.borrow_mut() = Some(link.clone());
         let client = self.clone();
         tokio::task::spawn_local(async move {

@@ -17,7 +17,7 @@
 //! | `history` | what askers of the map are sent: differences |
 //! | [`rpc`] | requests and answers on the wire |
 //! | [`health`] | coded checks, with remedies |
-//! | `client` | [`MonitorClient`], for every other daemon and the command line |
+//! | `client`, `link` | [`MonitorClient`], for every other daemon and the command line |
 //! | [`backup`] | the map in a file, and back |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
@@ -31,6 +31,7 @@ mod found;
 mod grants;
 pub mod health;
 mod history;
+mod link;
 mod members;
 mod peers;
 mod raft;

@@ -109,6 +109,10 @@ impl Service {
         };
         let metrics = self.metrics();
         let known = members(&metrics).remove(&hello.id);
+        // Who knows no cluster yet may ask which one this is, and nothing else.
+        if !matches!(request, PeerRequest::Who) && hello.cluster_id != self.identity.cluster_id {
+            return PeerAnswer::Refused("it does not know which cluster it is of".to_owned());
+        }
         if !matches!(request, PeerRequest::Who)
             && let Some(known) = &known
             && known.incarnation != hello.incarnation
@@ -307,33 +311,36 @@ impl Service {
 /// ends with a reason when the monitor is one of the cluster no more.
 pub(crate) async fn watch_place(service: Rc<Service>, address: SocketAddr) -> anyhow::Error {
     let me = service.identity.id;
-    let mut without_leader = std::time::Instant::now();
+    let now = std::time::Instant::now();
+    let (mut without_leader, mut without_me) = (now, now);
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let metrics = service.metrics();
-        let known = members(&metrics);
         // One that waits to be added is no member yet.
         if metrics.last_log_index.is_none() {
             continue;
         }
+        let known = members(&metrics);
+        let now = std::time::Instant::now();
         if metrics.current_leader.is_some() {
-            without_leader = std::time::Instant::now();
+            without_leader = now;
         }
-        match known.get(&me) {
-            Some(member) if member.address != address => {
-                if let Err(error) = tell_address(&service, &metrics, address).await {
-                    tracing::debug!(%error, "the leader was not told of this monitor's new address yet");
-                }
+        if let Some(member) = known.get(&me) {
+            without_me = now;
+            if member.address != address
+                && let Err(error) = tell_address(&service, &metrics, address).await
+            {
+                tracing::debug!(%error, "the leader was not told of this monitor's new address yet");
             }
-            Some(_) => {}
-            None if metrics.state != ServerState::Leader => return removed(me),
-            None => {}
         }
-        if without_leader.elapsed() > LOST_AFTER {
-            without_leader = std::time::Instant::now();
-            if is_removed(&service, &known, metrics.membership_config.log_id().map(|at| at.index)).await {
-                return removed(me);
-            }
+        // A new monitor reads of times when it was no member, too: so others are asked, and not at once.
+        let at = metrics.membership_config.log_id().map_or(0, |at| at.index);
+        let lost = now.duration_since(without_leader) > LOST_AFTER;
+        let left_out = now.duration_since(without_me) > LOST_AFTER;
+        if (lost && is_removed(&service, &known, at + 1).await)
+            || (left_out && is_removed(&service, &known, at).await)
+        {
+            return removed(me);
         }
     }
 }
@@ -360,14 +367,15 @@ async fn tell_address(service: &Rc<Service>, metrics: &Metrics, address: SocketA
     }
 }
 
-/// True if one of the others knows of a later change that this monitor is not part of.
-async fn is_removed(service: &Rc<Service>, known: &BTreeMap<u64, Member>, at: Option<u64>) -> bool {
+/// True if one of the others knows of a committed change, at `least` or behind it in the log, that has left this
+/// monitor out.
+async fn is_removed(service: &Rc<Service>, known: &BTreeMap<u64, Member>, least: u64) -> bool {
     let (me, incarnation) = (service.identity.id, service.identity.incarnation);
     for (id, member) in known.iter().filter(|(id, _)| **id != me) {
         let asked = service.peers.ask(*id, member.clone(), &PeerRequest::Who).await;
         if let Ok(PeerAnswer::Who(who)) = asked
             && !who.members.is_empty()
-            && Some(who.members_at.1) > at
+            && who.members_at.1 >= least
             && !who.members.iter().any(|(id, _, theirs)| (*id, *theirs) == (me, incarnation))
         {
             return true;

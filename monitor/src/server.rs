@@ -1,6 +1,6 @@
 //! The monitor's daemon: start, connections, upkeep, stop.
 
-use crate::config::{Bootstrap, MonitorConfig};
+use crate::config::{Bootstrap, MONITORS_MAX, MonitorConfig};
 use crate::found;
 use crate::members;
 use crate::peers::{JOBS_MAX, Peers};
@@ -33,6 +33,8 @@ const LOG_KEPT_SHARE: u64 = 8;
 const ENTRIES_PER_MESSAGE: u64 = 256;
 /// How long a monitor may take to put away a part of a snapshot.
 const SNAPSHOT_PART_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that are left to other monitors: two each, while one replaces another.
+const PEER_CONNECTIONS: usize = 2 * MONITORS_MAX;
 /// Requests of one other monitor under way.
 const PEER_REQUESTS_MAX: usize = 256;
 /// Answers that wait for a client. The largest map must fit.
@@ -208,11 +210,14 @@ impl Monitor {
         (hello.id, hello.incarnation) = (service.identity.id, service.identity.incarnation);
         let roles = &[Role::StorageNode, Role::FrontEnd, Role::Client, Role::Monitor];
         let mut options = ServeOptions::new(Policy { hello, roles, unknown_cluster: true });
-        options.connections_max = config.connections_max;
+        // However many clients there are, the other monitors get through.
+        options.connections_max = config.connections_max + PEER_CONNECTIONS;
+        let clients = Rc::new(Cell::new(0));
+        let clients_max = config.connections_max;
         options.connection = Options { queue_bytes_max: ANSWERS_BYTES_MAX, ..Options::default() };
         let serving = service.clone();
         let serve = trefoil_transport::serve(listener, options, move |connected| {
-            converse(serving.clone(), connected)
+            admit(serving.clone(), connected, clients.clone(), clients_max)
         });
         let mut watching = watching;
         let result = tokio::select! {
@@ -291,6 +296,27 @@ async fn make_pool(service: &Service, wanted: &Bootstrap, log: &RateLimit) -> bo
             matches!(error, RpcError::Refused(MapError::Exists { .. }))
         }
     }
+}
+
+/// Gives a client one of the places that there are for clients.
+async fn admit(service: Rc<Service>, connected: Connected, clients: Rc<Cell<usize>>, most: usize) {
+    if connected.hello.role == Role::Monitor {
+        return converse(service, connected).await;
+    }
+    if clients.get() >= most {
+        tracing::debug!(peer = %connected.reader.peer(), most, "connection refused: too many");
+        return connected.sender.close("all connections are in use");
+    }
+    clients.set(clients.get() + 1);
+    // Given back also when the daemon stops in the middle.
+    struct Place(Rc<Cell<usize>>);
+    impl Drop for Place {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() - 1);
+        }
+    }
+    let _place = Place(clients);
+    converse(service, connected).await;
 }
 
 /// Answers one client until it goes.
