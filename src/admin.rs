@@ -11,8 +11,9 @@ use anyhow::{Context, anyhow};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
-use trefoil_core::ids::VolumeId;
-use trefoil_monitor::rpc::VolumeKey;
+use trefoil_core::ids::{NodeId, VolumeId};
+use trefoil_core::map::{ClusterMap, Event, Out};
+use trefoil_monitor::rpc::{MonitorsStatus, RpcError, VolumeKey};
 use trefoil_monitor::{CallError, MonitorClient};
 use trefoil_transport::{Hello, Role};
 
@@ -38,10 +39,14 @@ pub struct NewVolume {
     pub io_timeout_ms: Option<u64>,
 }
 
+/// How long one monitor may take to say how it is.
+const EACH_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// A connection to the monitors. Must be used within [`block_on`] or another `LocalSet`.
 pub struct Admin {
     client: MonitorClient,
-    address: SocketAddr,
+    /// The first that was found.
+    found: SocketAddr,
 }
 
 /// Runs a short conversation to its end.
@@ -60,20 +65,33 @@ impl Admin {
     /// To the monitors that `global`, the environment or a running `up` name; checks that one of them
     /// is there.
     pub fn connect(global: &Global) -> Outcome<Admin> {
-        let address = probe(&find(global)?).map_err(Failure::unreachable)?;
-        Ok(Admin::at(address))
+        let mut addresses = find(global)?;
+        let address = probe(&addresses).map_err(Failure::unreachable)?;
+        // Those before it have just not answered.
+        let at = addresses.iter().position(|known| *known == address).unwrap_or(0);
+        addresses.rotate_left(at);
+        Ok(Admin::at(&addresses))
     }
 
-    /// To a monitor that is known to be there or to come.
-    pub fn at(address: SocketAddr) -> Admin {
+    /// To monitors that are known to be there or to come: any of them will do. There must be one.
+    pub fn at(addresses: &[SocketAddr]) -> Admin {
         // The cluster's id is learned from its first answer.
-        let client = MonitorClient::new(vec![address], Hello::new(Role::Client, [0; 16]));
-        Admin { client, address }
+        let client = MonitorClient::new(addresses.to_vec(), Hello::new(Role::Client, [0; 16]));
+        let found = addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        Admin { client, found }
+    }
+
+    /// The monitor that has answered last.
+    fn address(&self) -> SocketAddr {
+        self.client.address().unwrap_or(self.found)
     }
 
     fn failed(&self, error: CallError) -> Failure {
-        let at = self.address;
+        let at = self.address();
         match &error {
+            CallError::Answered(RpcError::NotLeading { .. }) => Failure::unreachable(anyhow!(
+                "no monitor leads ({error}; at {at}): a majority must be up; see `trefoil monitor status`"
+            )),
             CallError::Answered(_) => error.into(),
             CallError::Unavailable(_) => {
                 Failure::unreachable(anyhow!("{error} (at {at}): see whether the monitor runs, and its log"))
@@ -90,8 +108,44 @@ impl Admin {
         let map = self.client.get_map(0).await.map_err(|error| self.failed(error))?;
         let map = map.ok_or_else(|| anyhow!("the monitor has no cluster map to show yet: try again"))?;
         let status = self.client.status().await.map_err(|error| self.failed(error))?;
-        let from = self.address.to_string();
+        let from = self.address().to_string();
         Ok(Snapshot { from, map: (*map).clone(), status })
+    }
+
+    /// The whole map as it is now, and who gave it.
+    pub async fn map(&mut self) -> Outcome<(String, ClusterMap)> {
+        let map = self.client.get_map(0).await.map_err(|error| self.failed(error))?;
+        let map = map.ok_or_else(|| anyhow!("the monitor has no cluster map to show yet: try again"))?;
+        Ok((self.address().to_string(), (*map).clone()))
+    }
+
+    /// The monitors, as their leader knows them; as any of them does where none leads.
+    pub async fn monitors(&mut self) -> Outcome<MonitorsStatus> {
+        // What needs the leader takes the connection there.
+        let _ = self.client.status().await;
+        self.client.monitors().await.map_err(|error| self.failed(error))
+    }
+
+    /// Makes a monitor that waits to join one of the cluster.
+    pub async fn add_monitor(&mut self, id: u64, address: SocketAddr, replaces: Option<u64>) -> Outcome {
+        let added = self.client.add_monitor(id, address, replaces).await;
+        added.map_err(|error| self.failed(error).context(format!("monitor {id} was not added")))
+    }
+
+    /// Takes a monitor out of the cluster.
+    pub async fn remove_monitor(&mut self, id: u64, force: bool) -> Outcome {
+        let removed = self.client.remove_monitor(id, force).await;
+        removed.map_err(|error| self.failed(error).context(format!("monitor {id} was not removed")))
+    }
+
+    /// What has happened after the event of that number, and the number of the last one.
+    pub async fn events(&mut self, after: u64, wait: Duration) -> Outcome<(Vec<Event>, u64)> {
+        self.client.events(after, wait).await.map_err(|error| self.failed(error))
+    }
+
+    /// Takes nodes out, or in (`None`).
+    pub async fn set_nodes_out(&mut self, nodes: Vec<(NodeId, Option<Out>)>) -> Outcome {
+        self.client.set_nodes_out(nodes).await.map_err(|error| self.failed(error))
     }
 
     /// Makes a volume.
@@ -127,11 +181,33 @@ fn find(global: &Global) -> Outcome<Vec<SocketAddr>> {
         )));
     }
     match State::load(dir)? {
-        Some(state) => Ok(vec![state.monitor]),
+        Some(state) => Ok(state.monitors()),
         None => {
             Err(Failure::unreachable(anyhow!("`trefoil up` on {DIR_DEFAULT} has just started: try again")))
         }
     }
+}
+
+/// What each monitor says by itself: those that are named, and those that they name.
+pub async fn each_monitor(global: &Global) -> Outcome<Vec<(SocketAddr, Result<MonitorsStatus, String>)>> {
+    let mut addresses = find(global)?;
+    let mut answers = Vec::new();
+    let mut at = 0;
+    while let Some(address) = addresses.get(at).copied() {
+        at += 1;
+        let client = MonitorClient::new(vec![address], Hello::new(Role::Client, [0; 16]));
+        let answer = match tokio::time::timeout(EACH_TIMEOUT, client.monitors()).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", EACH_TIMEOUT.as_secs())),
+        };
+        for monitor in answer.iter().flat_map(|known| &known.monitors) {
+            if addresses.len() < MONITORS_MAX && !addresses.contains(&monitor.address) {
+                addresses.push(monitor.address);
+            }
+        }
+        answers.push((address, answer));
+    }
+    Ok(answers)
 }
 
 /// What `--monitor` names.

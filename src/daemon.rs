@@ -67,7 +67,12 @@ impl Daemon {
         };
         match self {
             Daemon::Monitor(config) => tokio::task::LocalSet::new().block_on(&runtime, async move {
-                let monitor = Monitor::start(config).await?;
+                let mut stop = Box::pin(stop);
+                // A new monitor may wait long for the others.
+                let monitor = tokio::select! {
+                    started = Monitor::start(config) => started?,
+                    () = &mut stop => return Ok(()),
+                };
                 ready();
                 monitor.run(stop).await
             }),

@@ -19,9 +19,12 @@ pub fn start(filter: Option<&str>, quiet: &str, verbose: u8) -> anyhow::Result<(
             format!("--log {text:?} is no filter: give a level or TARGET=LEVEL,..., such as info")
         })?,
         // What libraries say below a warning is for those who ask for it by name. The target is a
-        // prefix: all of our crates have it.
-        None if base + usize::from(verbose) > 1 => EnvFilter::try_new(format!("warn,trefoil={level}"))?,
-        None => EnvFilter::try_new(level)?,
+        // prefix: all of our crates have it. Raft says several times a second that a monitor is away; ours
+        // say it once.
+        None if base + usize::from(verbose) > 1 => {
+            EnvFilter::try_new(format!("warn,openraft=off,trefoil={level}"))?
+        }
+        None => EnvFilter::try_new(format!("{level},openraft=off"))?,
     };
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second start (tests in one process) keeps the first.

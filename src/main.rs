@@ -56,10 +56,11 @@ struct Cli {
 enum Command {
     Up(up::UpArgs),
     Status(cmd::status::StatusArgs),
+    Events(cmd::events::EventsArgs),
     /// Make, list, show and remove volumes
     #[command(subcommand)]
     Volume(cmd::volume::VolumeCommand),
-    /// Show storage nodes
+    /// Show storage nodes, take them out and in
     #[command(subcommand)]
     Node(cmd::lists::NodeCommand),
     /// Show placement groups
@@ -111,11 +112,12 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
     match &cli.command {
         Command::Up(args) => up::run(args, global),
         Command::Status(args) => cmd::status::run(args, global, out),
+        Command::Events(args) => cmd::events::run(args, global, out),
         Command::Volume(command) => cmd::volume::run(command, global, out),
         Command::Node(command) => cmd::lists::node(command, global, out),
         Command::Pg(command) => cmd::lists::pg(command, global, out),
         Command::Pool(command) => cmd::lists::pool(command, global, out),
-        Command::Monitor(args) => cmd::daemons::monitor(args, global),
+        Command::Monitor(args) => cmd::daemons::monitor(args, global, out),
         Command::StorageNode(args) => cmd::daemons::storage_node(args, global, out),
         Command::Nbd(args) => cmd::daemons::nbd(args, global),
         Command::Store(command) => cmd::store::run(command, out),

@@ -114,6 +114,8 @@ pub struct NodeView {
     pub address: String,
     /// `up`, `down`, `lost`, or `unknown`: not heard of since the monitor started.
     pub state: &'static str,
+    /// CRUSH gives it nothing: its data is to live elsewhere.
+    pub out: bool,
     /// When it came up or went down, in milliseconds since 1970.
     pub since_ms: u64,
     /// Its device class.
@@ -287,6 +289,7 @@ impl Snapshot {
                     Some(false) => "down",
                     None => "unknown",
                 },
+                out: node.out.is_some(),
                 since_ms: node.since,
                 class: node.class.clone(),
                 size_bytes: node.size,

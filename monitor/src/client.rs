@@ -4,11 +4,16 @@
 //! not answer, and backs off between rounds, all within its deadline. When the connection breaks under a
 //! call, it is made again if that can do no harm; otherwise the caller is told that it does not know
 //! ([`CallError::Unsure`]). One thread, within a `LocalSet`; clones share the connection.
+//!
+//! **Which monitor.** Any of the addresses that it was given will do: each monitor tells where the others are,
+//! and one that does not lead says who does; then that one is connected to. Calls that wait on the old
+//! connection (for a newer map) go on there. A monitor that hangs is found out in about
+//! two seconds: while something is unanswered, it is asked whether it is there.
 
 use crate::health::Status;
+use crate::link::{Link, Ticket};
 use crate::rpc::*;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,9 +22,11 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::{Ack, ClusterMap, FailureDomain, Holder, MAP_BYTES_MAX, MapDelta, Volume};
+use trefoil_core::map::{
+    Ack, ClusterMap, Event, FailureDomain, Holder, MAP_BYTES_MAX, MapDelta, Out, Volume,
+};
 use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
-use trefoil_transport::{Connected, Expect, Frame, Hello, Options, Reader, Role, SendError, Sender, connect};
+use trefoil_transport::{Connected, Expect, Hello, Options, Role, SendError, connect};
 
 /// The first pause between two rounds of all addresses; it doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -27,6 +34,13 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 pub const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long a call takes at most, where its method does not say otherwise.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest pause of a call whose monitor does not lead and does not know who does: an election takes a few
+/// seconds.
+const NO_LEADER_PAUSE_MAX: Duration = Duration::from_millis(400);
+/// Addresses that are remembered, those that were given and those that were learned.
+const ADDRESSES_MAX: usize = 16;
+/// How long a change of the monitors may take.
+const MONITORS_CALL_TIMEOUT: Duration = Duration::from_secs(90);
 /// How often a map is asked for that the monitor has replaced before all of it was fetched.
 const MAP_TRIES: usize = 5;
 /// Bytes of a map that is read on the thread that also serves I/O: some milliseconds. A larger one is
@@ -83,15 +97,15 @@ pub struct Renewed {
     pub sent: std::time::Instant,
 }
 
-type Waiting = Rc<RefCell<HashMap<u64, oneshot::Sender<Frame>>>>;
-
-struct Link {
-    sender: Sender,
-    waiting: Waiting,
-}
-
 struct Inner {
-    addresses: Vec<SocketAddr>,
+    /// As they were given.
+    given: Vec<SocketAddr>,
+    /// These, and what monitors have told since.
+    addresses: RefCell<Vec<SocketAddr>>,
+    /// Who leads, as a monitor has said; to be tried next.
+    hint: Cell<Option<SocketAddr>>,
+    /// Where the connection goes.
+    connected_to: Cell<Option<SocketAddr>>,
     hello: RefCell<Hello>,
     link: RefCell<Option<Rc<Link>>>,
     connecting: Mutex<Backoff>,
@@ -114,42 +128,6 @@ pub struct MonitorClient {
     inner: Rc<Inner>,
 }
 
-/// Hands answers to those who wait, until the connection ends.
-async fn listen(mut reader: Reader, waiting: Waiting) {
-    let mut frames = Vec::new();
-    while reader.read_batch(&mut frames).await.is_ok() {
-        for frame in frames.drain(..) {
-            if let Some((_, id, _)) = split(&frame.meta)
-                && frame.kind == KIND_RESPONSE
-                && let Some(asker) = waiting.borrow_mut().remove(&id)
-            {
-                // An asker that has given up needs no answer.
-                let _ = asker.send(frame);
-            }
-        }
-    }
-    // Wakes all that wait with an error.
-    waiting.borrow_mut().clear();
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.sender.close("the client is gone");
-    }
-}
-
-/// Takes a call out of those that wait, also when it is cancelled.
-struct Ticket {
-    waiting: Waiting,
-    id: u64,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.waiting.borrow_mut().remove(&self.id);
-    }
-}
-
 impl MonitorClient {
     /// Connects to nobody yet. `hello` says who asks; a cluster id of zeros is learned from the first
     /// monitor that answers, and insisted on from then on.
@@ -157,7 +135,10 @@ impl MonitorClient {
         let backoff = Backoff { pause: RETRY_MIN, not_before: Instant::now() };
         MonitorClient {
             inner: Rc::new(Inner {
-                addresses,
+                addresses: RefCell::new(addresses.clone()),
+                given: addresses,
+                hint: Cell::new(None),
+                connected_to: Cell::new(None),
                 hello: RefCell::new(hello),
                 link: RefCell::new(None),
                 connecting: Mutex::new(backoff),
@@ -181,6 +162,41 @@ impl MonitorClient {
         (hello.id, hello.incarnation) = (id, incarnation);
     }
 
+    /// Where the monitor is that was talked to last.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.inner.connected_to.get()
+    }
+
+    /// Remembers where the monitors are: those that were given, and those that there are now.
+    fn learn(&self, monitors: &MonitorsStatus) {
+        let mut addresses = self.inner.given.clone();
+        for monitor in &monitors.monitors {
+            if !addresses.contains(&monitor.address) && !monitor.address.ip().is_unspecified() {
+                addresses.push(monitor.address);
+            }
+        }
+        addresses.truncate(ADDRESSES_MAX);
+        *self.inner.addresses.borrow_mut() = addresses;
+    }
+
+    /// The monitor at the other end of `link` does not lead: the next connection goes to who does, or to the
+    /// next address.
+    fn turn_away(&self, link: &Rc<Link>, leader: Option<SocketAddr>) {
+        let mut current = self.inner.link.borrow_mut();
+        // Another call may have done so already.
+        if current.as_ref().is_none_or(|current| !Rc::ptr_eq(current, link)) {
+            return;
+        }
+        match leader {
+            Some(leader) => self.inner.hint.set(Some(leader)),
+            // It is as good as any other.
+            None if self.inner.addresses.borrow().len() < 2 => return,
+            None => self.inner.address.set(self.inner.address.get() + 1),
+        }
+        // Calls that wait on it keep it.
+        *current = None;
+    }
+
     fn live(&self) -> Option<Rc<Link>> {
         let link = self.inner.link.borrow();
         link.as_ref().filter(|link| link.sender.closed().is_none()).cloned()
@@ -188,7 +204,7 @@ impl MonitorClient {
 
     /// The connection; makes it if there is none, one round of all addresses at a time.
     async fn link(&self, deadline: Instant) -> Result<Rc<Link>, CallError> {
-        if self.inner.addresses.is_empty() {
+        if self.inner.given.is_empty() {
             return Err(CallError::Unavailable("no address is configured".to_owned()));
         }
         let connected = async {
@@ -198,19 +214,26 @@ impl MonitorClient {
                     return link;
                 }
                 tokio::time::sleep_until(backoff.not_before).await;
-                for _ in 0..self.inner.addresses.len() {
-                    let at = self.inner.address.get() % self.inner.addresses.len();
+                let addresses = self.inner.addresses.borrow().clone();
+                let hint = self.inner.hint.take();
+                for step in 0..addresses.len() + usize::from(hint.is_some()) {
+                    let at = self.inner.address.get() % addresses.len();
+                    let hinted = hint.filter(|_| step == 0);
+                    let address = hinted.unwrap_or(addresses[at]);
                     let hello = *self.inner.hello.borrow();
                     let expect = Expect { role: Role::Monitor, identity: None };
-                    match connect(self.inner.addresses[at], hello, &expect, Options::default()).await {
+                    match connect(address, hello, &expect, Options::default()).await {
                         Ok(connected) => {
                             backoff.pause = RETRY_MIN;
                             *self.inner.last_error.borrow_mut() = None;
+                            self.inner.connected_to.set(Some(address));
                             return self.adopt(connected);
                         }
                         Err(error) => {
                             *self.inner.last_error.borrow_mut() = Some(error.to_string());
-                            self.inner.address.set(at + 1);
+                            if hinted.is_none() {
+                                self.inner.address.set(at + 1);
+                            }
                         }
                     }
                 }
@@ -223,8 +246,8 @@ impl MonitorClient {
             // The time may have passed in the pause behind an earlier attempt, or in the first one.
             let last = self.inner.last_error.borrow().clone();
             CallError::Unavailable(last.unwrap_or_else(|| {
-                let at = self.inner.address.get() % self.inner.addresses.len();
-                format!("no connection to {} in time", self.inner.addresses[at])
+                let addresses = self.inner.addresses.borrow();
+                format!("no connection to {} in time", addresses[self.inner.address.get() % addresses.len()])
             }))
         })
     }
@@ -232,10 +255,15 @@ impl MonitorClient {
     fn adopt(&self, connected: Connected) -> Rc<Link> {
         let Connected { hello, reader, sender } = connected;
         self.inner.hello.borrow_mut().cluster_id = hello.cluster_id;
-        let waiting = Waiting::default();
-        tokio::task::spawn_local(listen(reader, waiting.clone()));
-        let link = Rc::new(Link { sender, waiting });
+        let link = Link::new(reader, sender);
         *self.inner.link.borrow_mut() = Some(link.clone());
+        let client = self.clone();
+        tokio::task::spawn_local(async move {
+            // Whoever is on the line by then; without an answer the addresses stay as they are.
+            if let Ok(monitors) = client.monitors().await {
+                client.learn(&monitors);
+            }
+        });
         link
     }
 
@@ -246,6 +274,7 @@ impl MonitorClient {
         timeout: Duration,
     ) -> Result<(Response, bytes::Bytes, std::time::Instant), CallError> {
         let deadline = Instant::now() + timeout;
+        let mut pause = RETRY_MIN;
         loop {
             let link = self.link(deadline).await?;
             let id = self.inner.next_id.replace(self.inner.next_id.get() + 1);
@@ -288,8 +317,19 @@ impl MonitorClient {
             };
             let response = decode(version, rest).map_err(CallError::Malformed)?;
             return match response {
-                Response::Error(RpcError::NotLeading(_)) if Instant::now() + RETRY_MIN < deadline => {
-                    tokio::time::sleep(RETRY_MIN).await;
+                // Nothing was done: any request may be made again.
+                Response::Error(RpcError::NotLeading { leader, .. }) if Instant::now() + pause < deadline => {
+                    self.turn_away(&link, leader);
+                    drop(link);
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(NO_LEADER_PAUSE_MAX);
+                    continue;
+                }
+                Response::Error(RpcError::Unsure(_))
+                    if request.is_idempotent() && Instant::now() + pause < deadline =>
+                {
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(NO_LEADER_PAUSE_MAX);
                     continue;
                 }
                 Response::Error(error) => Err(error.into()),
@@ -305,6 +345,7 @@ impl MonitorClient {
     /// Asks for the map, or for the difference to the one that was got last.
     async fn ask_map(
         &self,
+        have: u64,
         request: impl Fn(MapId) -> Request,
         timeout: Duration,
     ) -> Result<Option<Arc<ClusterMap>>, CallError> {
@@ -325,6 +366,13 @@ impl MonitorClient {
                 Response::Map { id, bytes, .. } => self.whole_map(id, bytes, payload, last).await?,
                 other => return Err(unexpected(&other)),
             };
+            // A map that is older than the one that the asker acts on, from a monitor that lags or from a
+            // cluster that was restored over this one's head: never back in time.
+            if let Some((_, map)) = &got
+                && have > map.layout
+            {
+                return Ok(None);
+            }
             if let Some(got) = got {
                 let map = got.1.clone();
                 let mut last = self.inner.last_map.borrow_mut();
@@ -383,7 +431,7 @@ impl MonitorClient {
 
     /// The map, unless its layout is `have`; with 0 the map as it is now, log positions included.
     pub async fn get_map(&self, have: u64) -> Result<Option<Arc<ClusterMap>>, CallError> {
-        self.ask_map(|base| Request::GetMap { have, base }, CALL_TIMEOUT).await
+        self.ask_map(have, |base| Request::GetMap { have, base }, CALL_TIMEOUT).await
     }
 
     /// What the map says now of a volume; none if there is none of that name.
@@ -400,7 +448,7 @@ impl MonitorClient {
         let timeout = timeout.min(Duration::from_micros(WAIT_MAX));
         let micros = timeout.as_micros() as u64;
         let request = |base| Request::WaitMap { have, base, timeout: micros };
-        self.ask_map(request, timeout + CALL_TIMEOUT).await
+        self.ask_map(have, request, timeout + CALL_TIMEOUT).await
     }
 
     /// Introduces a node; its id.
@@ -466,6 +514,22 @@ impl MonitorClient {
         }
     }
 
+    /// What has happened after the event of that number, oldest first, and the number of the last event that there
+    /// is. Waits for news for `wait`.
+    pub async fn events(&self, after: u64, wait: Duration) -> Result<(Vec<Event>, u64), CallError> {
+        let request = Request::Events { after, timeout: wait.as_micros() as u64 };
+        let (response, _, _) = self.call(&request, wait + CALL_TIMEOUT).await?;
+        match response {
+            Response::Events { events, last } => Ok((events, last)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Takes nodes out, or in (`None`).
+    pub async fn set_nodes_out(&self, nodes: Vec<(NodeId, Option<Out>)>) -> Result<(), CallError> {
+        done(self.ask(Request::SetNodesOut { nodes }).await?)
+    }
+
     /// Lets volumes go: volume, generation, and whether every member holds every object whole.
     pub async fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> Result<(), CallError> {
         done(self.ask(Request::Release { volumes }).await?)
@@ -491,6 +555,31 @@ impl MonitorClient {
             Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// The monitors, as the one knows them that is talked to.
+    pub async fn monitors(&self) -> Result<MonitorsStatus, CallError> {
+        match self.ask(Request::Monitors).await? {
+            Response::Monitors(monitors) => Ok(*monitors),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a monitor that waits to join one of the cluster, in the place of `replaces` if that is given.
+    pub async fn add_monitor(
+        &self,
+        id: u64,
+        address: SocketAddr,
+        replaces: Option<u64>,
+    ) -> Result<(), CallError> {
+        let request = Request::AddMonitor { id, address, replaces };
+        done(self.call(&request, MONITORS_CALL_TIMEOUT).await?.0)
+    }
+
+    /// Takes a monitor out of the cluster.
+    pub async fn remove_monitor(&self, id: u64, force: bool) -> Result<(), CallError> {
+        let request = Request::RemoveMonitor { id, force };
+        done(self.call(&request, MONITORS_CALL_TIMEOUT).await?.0)
     }
 
     /// Makes a pool; its id.

@@ -4,7 +4,7 @@
 //! What is not known is never shown as healthy.
 
 use crate::reports::Said;
-use crate::rpc::{DeviceHealth, Heartbeat};
+use crate::rpc::{DeviceHealth, Heartbeat, MonitorStatus};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use trefoil_core::leader::report::NodeTrouble;
@@ -70,6 +70,12 @@ checks! {
     MONITOR_SETTLING = HEALTH_WARN,
         "The monitor has just started and has not heard of every node yet: what it shows of them is what it knew before.",
         "Wait a few seconds. If it stays, see NODE_DOWN.";
+    MONITOR_DOWN = HEALTH_WARN,
+        "Monitors have not answered the leader for 3 s. With a majority of them away nothing can be attached, created or noticed; I/O of attached volumes goes on.",
+        "Start the monitor again. If its directory or host is lost, see docs/operations.md, Monitors.";
+    MONITOR_LEARNING = HEALTH_WARN,
+        "Monitors were begun to be added and do not vote yet.",
+        "Run `trefoil monitor add` again to finish it, or `trefoil monitor remove`.";
     NO_POOL = HEALTH_WARN,
         "There is no pool, so no volume can be made.",
         "Start enough storage nodes (three, on three hosts), or create a pool with another failure domain.";
@@ -174,6 +180,8 @@ pub struct Status {
     pub cluster_id: [u8; 16],
     /// The map's version.
     pub version: u64,
+    /// The monitors, in order.
+    pub monitors: Vec<MonitorStatus>,
     /// Microseconds since this monitor began to lead.
     pub leading_for: u64,
     /// The nodes, in order.
@@ -191,6 +199,7 @@ pub struct Status {
 /// What a status is made of.
 pub(crate) struct Facts<'a> {
     pub map: &'a ClusterMap,
+    pub monitors: Vec<MonitorStatus>,
     pub liveness: &'a Liveness,
     pub heartbeats: &'a BTreeMap<NodeId, Heartbeat>,
     pub said: BTreeMap<NodeId, Said>,
@@ -332,6 +341,14 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     };
     nodes_report(COPIES_BEHIND, "nodes with copies behind", nodes_with(&behind));
 
+    let monitors = |test: &dyn Fn(&MonitorStatus) -> bool| -> Vec<String> {
+        let found = facts.monitors.iter().filter(|it| test(it));
+        found.map(|it| format!("{} ({})", it.id, it.address)).collect()
+    };
+    let down = monitors(&|it| it.up == Some(false));
+    report(MONITOR_DOWN, down.len(), "monitors down", down);
+    let learning = monitors(&|it| !it.voter);
+    report(MONITOR_LEARNING, learning.len(), "monitors without a vote", learning);
     if map.pools.is_empty() {
         report(NO_POOL, 1, "cluster without a pool", vec![]);
     }
@@ -357,6 +374,7 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         cluster_name: map.name.clone(),
         cluster_id: map.cluster_id,
         version: map.version,
+        monitors: facts.monitors.clone(),
         leading_for: facts.now.since(facts.started),
         nodes: nodes.collect(),
         pgs: map.pgs.len() as u64,

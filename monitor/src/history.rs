@@ -79,7 +79,8 @@ impl History {
         remember: bool,
     ) -> Result<Sent, RpcError> {
         let layout = now.layout;
-        if have == layout {
+        // A monitor that lags must not send the asker back in time.
+        if have != 0 && have >= layout {
             return Ok((Response::MapUnchanged { layout }, None));
         }
         let base = self.find(base).cloned();

@@ -9,27 +9,39 @@
 //! | module | what |
 //! |---|---|
 //! | `server` | the daemon: [`run`], [`Monitor`] |
+//! | `found` | how a new monitor finds its cluster, or founds it |
 //! | `service` | what each request does |
+//! | `reign` | what only a leader knows, and for how long it is true |
+//! | `grants` | who may lead a volume |
+//! | `members`, `peers` | the other monitors: adding, removing, talking to them |
 //! | `history` | what askers of the map are sent: differences |
 //! | [`rpc`] | requests and answers on the wire |
 //! | [`health`] | coded checks, with remedies |
-//! | `client` | [`MonitorClient`], for every other daemon and the command line |
+//! | `client`, `link` | [`MonitorClient`], for every other daemon and the command line |
+//! | [`backup`] | the map in a file, and back |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
 //!
 //! The rules are in `trefoil_core::map`; here is what feeds them: sockets, a disk, a clock.
 
+pub mod backup;
 mod client;
 mod config;
+mod found;
+mod grants;
 pub mod health;
 mod history;
+mod link;
+mod members;
+mod peers;
 mod raft;
+mod reign;
 mod reports;
 pub mod rpc;
 mod server;
 mod service;
 
 pub use client::{Attached, CallError, MonitorClient, RETRY_MAX, Renewed};
-pub use config::{Bootstrap, MonitorConfig};
+pub use config::{Bootstrap, MONITORS_MAX, MonitorConfig, PeerConfig};
+pub use grants::HEALS_MAX;
 pub use server::{Monitor, run};
-pub use service::HEALS_MAX;

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use trefoil_core::crush::CrushMap;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::{Ack, FailureDomain, Holder, MapError, Volume};
+use trefoil_core::map::{Ack, Event, FailureDomain, Holder, MapError, Out, Volume};
 use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
 use trefoil_transport::KIND_USER_MIN;
 
@@ -21,13 +21,19 @@ use crate::health::Status;
 pub const KIND_REQUEST: u16 = KIND_USER_MIN;
 /// The frame of a [`Response`].
 pub const KIND_RESPONSE: u16 = KIND_USER_MIN + 1;
+/// From a monitor to another one: what they say to each other is Raft's.
+pub(crate) const KIND_PEER_REQUEST: u16 = KIND_USER_MIN + 2;
+/// The answer.
+pub(crate) const KIND_PEER_RESPONSE: u16 = KIND_USER_MIN + 3;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
 /// Differing groups in one heartbeat. A node with more reports the rest when these are healed.
 pub const DIFFERING_MAX: usize = 256;
+/// Events in one answer.
+pub const EVENTS_PER_ANSWER_MAX: usize = 512;
 /// Volumes in one Renew, Release or HealWork. A front end with more sends several.
 pub const VOLUMES_PER_REQUEST_MAX: usize = 1024;
 /// The longest [`Request::WaitMap`], in microseconds.
@@ -186,6 +192,18 @@ pub enum Request {
         /// How many more it can take.
         max: u32,
     },
+    /// What has happened after a number: of the map's events, at most [`EVENTS_PER_ANSWER_MAX`].
+    Events {
+        /// [`trefoil_core::map::Event::seq`] of the last one that is known; 0: none.
+        after: u64,
+        /// Wait for so many microseconds where there is none.
+        timeout: u64,
+    },
+    /// Nodes are out, or in.
+    SetNodesOut {
+        /// Which ones; `None`: in.
+        nodes: Vec<(NodeId, Option<Out>)>,
+    },
     /// How is everything?
     Status,
     /// A new pool.
@@ -236,6 +254,68 @@ pub enum Request {
         /// Which one.
         volume: VolumeKey,
     },
+    /// Are you there? Answered at once by a monitor that is not stopped, whether it leads or not.
+    Ping,
+    /// The monitors, as the one that is asked knows them. Answered by any.
+    Monitors,
+    /// A monitor that waits to join becomes one of the cluster: first it is sent everything, then it votes.
+    AddMonitor {
+        /// Its number.
+        id: u64,
+        /// Where it listens.
+        address: SocketAddr,
+        /// The monitor whose place it takes, in one step.
+        replaces: Option<u64>,
+    },
+    /// A monitor is one of the cluster no more.
+    RemoveMonitor {
+        /// Its number.
+        id: u64,
+        /// Although those that are left and answer would be no majority.
+        force: bool,
+    },
+}
+
+/// A monitor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitorStatus {
+    /// Its number.
+    pub id: u64,
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Of its data directory.
+    pub incarnation: u64,
+    /// It votes; else it is still learning.
+    pub voter: bool,
+    /// It is the one that leads, as far as the answering one knows.
+    pub leader: bool,
+    /// It has answered lately; none: the answering one does not lead and cannot know.
+    pub up: Option<bool>,
+    /// The last log entry that it is known to have; none as above.
+    pub log: Option<u64>,
+}
+
+/// The monitors, as one of them knows them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitorsStatus {
+    /// The cluster's name.
+    pub cluster_name: String,
+    /// The cluster's id.
+    pub cluster_id: [u8; 16],
+    /// The number of the one that answers.
+    pub answered_by: u64,
+    /// It leads, and a majority has said so within the last second or so.
+    pub leads: bool,
+    /// Raft's term.
+    pub term: u64,
+    /// Its last log entry.
+    pub log: u64,
+    /// The last entry that it has applied to its map.
+    pub applied: u64,
+    /// Its map's version.
+    pub version: u64,
+    /// In order of their numbers.
+    pub monitors: Vec<MonitorStatus>,
 }
 
 impl Request {
@@ -245,7 +325,11 @@ impl Request {
     pub fn is_idempotent(&self) -> bool {
         !matches!(
             self,
-            Request::CreatePool { .. } | Request::CreateVolume { .. } | Request::RemoveVolume { .. }
+            Request::CreatePool { .. }
+                | Request::CreateVolume { .. }
+                | Request::RemoveVolume { .. }
+                | Request::AddMonitor { .. }
+                | Request::RemoveMonitor { .. }
         )
     }
 }
@@ -315,6 +399,13 @@ pub enum Response {
     Heal(Vec<Granted>),
     /// How everything is.
     Status(Box<Status>),
+    /// What has happened.
+    Events {
+        /// Oldest first.
+        events: Vec<Event>,
+        /// The number of the last one that there is.
+        last: u64,
+    },
     /// The pool's id.
     Pool(PoolId),
     /// The volume's id.
@@ -335,6 +426,10 @@ pub enum Response {
     MapPart,
     /// The volume; none where there is none of that name.
     Info(Option<Box<Volume>>),
+    /// Yes.
+    Pong,
+    /// The monitors.
+    Monitors(Box<MonitorsStatus>),
 }
 
 /// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].
@@ -350,8 +445,13 @@ pub enum RpcError {
     #[error("more than {REQUESTS_MAX} requests at once on one connection: wait for answers")]
     TooMany,
     /// This monitor does not lead (yet): try again, or another one.
-    #[error("this monitor does not lead at present: {0}")]
-    NotLeading(String),
+    #[error("this monitor does not lead at present: {why}")]
+    NotLeading {
+        /// What it knows of it.
+        why: String,
+        /// Who does, as far as it knows.
+        leader: Option<SocketAddr>,
+    },
     /// The monitor failed while it did it; it may yet take effect.
     #[error("the monitor cannot tell whether it was done: {0}")]
     Unsure(String),
@@ -363,10 +463,15 @@ pub enum RpcError {
     MapMoved,
 }
 
-/// Appends the meta of a request or response to a buffer.
-pub(crate) fn encode<T: Serialize>(meta: &mut bytes::BytesMut, id: u64, value: &T) {
+/// Appends what each meta begins with.
+pub(crate) fn begin(meta: &mut bytes::BytesMut, id: u64) {
     meta.extend_from_slice(&[VERSION]);
     meta.extend_from_slice(&id.to_le_bytes());
+}
+
+/// Appends the meta of a request or response to a buffer.
+pub(crate) fn encode<T: Serialize>(meta: &mut bytes::BytesMut, id: u64, value: &T) {
+    begin(meta, id);
     // postcard fails for sequences of unknown length only, and there are none here.
     if let Ok(bytes) = postcard::to_stdvec(value) {
         meta.extend_from_slice(&bytes);

@@ -1,19 +1,24 @@
 //! The monitor's daemon: start, connections, upkeep, stop.
 
-use crate::config::{Bootstrap, MonitorConfig};
-use crate::raft::{Identity, Machine, Nobody, Raft, Store, VOTER};
-use crate::rpc::{self, KIND_REQUEST, KIND_RESPONSE, REQUESTS_MAX, Request, RpcError};
-use crate::service::{Answer, Service};
+use crate::config::{Bootstrap, MONITORS_MAX, MonitorConfig};
+use crate::found;
+use crate::members;
+use crate::peers::{JOBS_MAX, Peers};
+use crate::raft::{Identity, Machine, Member, Network, PeerAnswer, Raft, SNAPSHOT_PART_BYTES, Store};
+use crate::reign;
+use crate::rpc::{
+    self, KIND_PEER_REQUEST, KIND_PEER_RESPONSE, KIND_REQUEST, KIND_RESPONSE, REQUESTS_MAX, Request, RpcError,
+};
+use crate::service::{Answer, Service, Settings};
 use anyhow::Context;
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use trefoil_core::map::lease::LeaseConfig;
-use trefoil_core::map::{ClusterMap, Command, MapError};
+use trefoil_core::map::{Command, MapError};
 use trefoil_transport::{Connected, Hello, Options, Policy, RateLimit, Role, Sender, ServeOptions};
 
 /// Nodes that came or went are looked for this often.
@@ -22,19 +27,27 @@ const UPKEEP: Duration = Duration::from_millis(200);
 const POSITIONS_EVERY: u32 = 25;
 /// A monitor that does not lead after this long gives up its start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Entries behind a snapshot after which the next one is taken.
-const SNAPSHOT_EVERY: u64 = 4096;
-/// Entries before a snapshot that stay for followers that are a little behind.
-const LOG_KEPT: u64 = 512;
+/// Entries before a snapshot that stay for followers that are a little behind, as a share of those between two.
+const LOG_KEPT_SHARE: u64 = 8;
+/// Log entries in one message between monitors, at most; their bytes are limited as well.
+const ENTRIES_PER_MESSAGE: u64 = 256;
+/// How long a monitor may take to put away a part of a snapshot.
+const SNAPSHOT_PART_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that are left to other monitors: two each, while one replaces another.
+const PEER_CONNECTIONS: usize = 2 * MONITORS_MAX;
+/// Requests of one other monitor under way.
+const PEER_REQUESTS_MAX: usize = 256;
 /// Answers that wait for a client. The largest map must fit.
 const ANSWERS_BYTES_MAX: usize = 2 * trefoil_core::limits::FRAME_MAX;
 
-/// A monitor that leads and listens, and serves when it is [`Monitor::run`].
+/// A monitor that listens, and serves when it is [`Monitor::run`].
 pub struct Monitor {
     service: Rc<Service>,
     listener: TcpListener,
     address: SocketAddr,
+    advertised: SocketAddr,
     config: MonitorConfig,
+    watching: tokio::task::JoinHandle<anyhow::Error>,
 }
 
 /// Starts a monitor and runs it until `shutdown`. Must be called within a `LocalSet`.
@@ -51,46 +64,128 @@ fn random_id() -> anyhow::Result<[u8; 16]> {
     Ok(id)
 }
 
+/// A second handle to the listening socket: who is new answers on it, and goes on to listen.
+fn twice(listener: TcpListener) -> std::io::Result<(TcpListener, TcpListener)> {
+    let listener = listener.into_std()?;
+    let second = listener.try_clone()?;
+    Ok((TcpListener::from_std(listener)?, TcpListener::from_std(second)?))
+}
+
+fn random_number() -> anyhow::Result<u64> {
+    // 0 means "none" in a handshake.
+    Ok(u64::from_le_bytes(*random_id()?.first_chunk().context("no random bytes")?).max(1))
+}
+
 impl Monitor {
-    /// Opens the data directory (which may be new), brings the map up to date, and listens.
+    /// Opens the data directory (which may be new), and listens. The only monitor of a cluster leads when this
+    /// returns. One of several takes part in elections from when it is [`Monitor::run`]; a new one waits here
+    /// until all of the first monitors have found each other, or until it has found the cluster to join.
     ///
     /// Errors: what is wrong with configuration, directory, address or disk, and what to do.
     pub async fn start(config: MonitorConfig) -> anyhow::Result<Monitor> {
         config.check()?;
         // First the cheap thing that fails often.
         let listener = trefoil_transport::listen(config.listen).await?;
-        let address = listener.local_addr()?;
-        let fresh = Identity { cluster_id: random_id()?, cluster_name: config.cluster_name.clone() };
-        let (store, identity) = Store::open(&config.data_dir, &config.cluster_name, fresh)?;
+        let bound = listener.local_addr()?;
+        let address = config.advertise.unwrap_or(bound);
+        let alone = config.join.is_empty() && config.peers.len() <= 1;
+        let random = random_id()?;
+        let fresh = Identity {
+            cluster_id: if alone { random } else { [0; 16] },
+            cluster_name: config.cluster_name.clone(),
+            id: config.id,
+            incarnation: random_number()?,
+            founding: alone,
+        };
+        let (store, mut identity) = Store::open(&config.data_dir, &config.cluster_name, fresh)?;
+        let mut listener = listener;
+        let mut members = None;
+        if identity.cluster_id == [0; 16] || (identity.founding && !alone) {
+            let (kept, second) = twice(listener)?;
+            listener = kept;
+            let meanwhile = found::serve_meanwhile(second, config.connections_max, identity.clone());
+            let founded = tokio::select! {
+                founded = found::find(&config, address, &identity, random) => founded?,
+                () = meanwhile => anyhow::bail!("the listener has ended"),
+            };
+            identity.cluster_id = founded.cluster_id;
+            identity.founding = founded.members.is_some();
+            store.set_identity(&identity).await?;
+            members = founded.members;
+        } else if identity.founding {
+            let me = Member { address, incarnation: identity.incarnation };
+            members = Some([(identity.id, me)].into());
+        }
         let (machine, map) = Machine::load(store.clone())
             .with_context(|| format!("the snapshot in {}", config.data_dir.display()))?;
+        let heartbeat = (config.election_ms / 4).max(1);
         let raft_config = openraft::Config {
             cluster_name: identity.cluster_name.clone(),
-            // One voter elects itself as soon as it is asked to; these only matter for several.
-            heartbeat_interval: 250,
-            election_timeout_min: 1000,
-            election_timeout_max: 2000,
-            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-            max_in_snapshot_log_to_keep: LOG_KEPT,
+            heartbeat_interval: heartbeat,
+            election_timeout_min: config.election_ms,
+            election_timeout_max: 2 * config.election_ms,
+            install_snapshot_timeout: SNAPSHOT_PART_TIMEOUT.as_millis() as u64,
+            snapshot_max_chunk_size: SNAPSHOT_PART_BYTES,
+            max_payload_entries: ENTRIES_PER_MESSAGE,
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
+            max_in_snapshot_log_to_keep: config.snapshot_entries / LOG_KEPT_SHARE,
+            // Who is further behind than this is sent the snapshot.
+            replication_lag_threshold: 2 * config.snapshot_entries,
             ..openraft::Config::default()
         };
         let raft_config = Arc::new(raft_config.validate()?);
-        let raft = Raft::new(VOTER, raft_config, Nobody, store, machine).await?;
-        let led = lead(&raft, &identity, || map.borrow().clone());
-        match tokio::time::timeout(START_TIMEOUT, led).await {
-            Ok(led) => led?,
-            Err(_) => anyhow::bail!(
+        let mut hello = Hello::new(Role::Monitor, identity.cluster_id);
+        (hello.id, hello.incarnation) = (identity.id, identity.incarnation);
+        let configured = config.peers.iter().map(|peer| (peer.id, peer.address)).collect();
+        let peers = Peers::new(hello, configured);
+        let (jobs, receiver) = tokio::sync::mpsc::channel(JOBS_MAX);
+        let raft = Raft::new(identity.id, raft_config, Network::new(jobs), store.clone(), machine).await?;
+        if let Some(members) = members {
+            if !raft.is_initialized().await? {
+                raft.initialize(members).await?;
+            }
+            identity.founding = false;
+            store.set_identity(&identity).await?;
+        }
+        let settings = Settings {
+            lease: LeaseConfig { lease: config.lease_ms * 1000, margin: config.lease_margin_ms * 1000 },
+            renew: config.renew_ms * 1000,
+            node_timeout: config.node_timeout_ms * 1000,
+            out_after: config.out_after_ms,
+            election_ms: config.election_ms,
+            boot: random_number()?,
+        };
+        let service = Rc::new(Service::new(raft, map, identity, peers.clone(), &settings));
+        service.spawn(peers.route(receiver));
+        let watching = tokio::task::spawn_local(reign::watch(service.clone()));
+        let mut monitor =
+            Monitor { service, listener, address: bound, advertised: address, config, watching };
+        monitor.come_to_lead().await?;
+        tracing::info!(address = %bound, id = monitor.config.id, cluster = monitor.config.cluster_name, "monitor ready");
+        Ok(monitor)
+    }
+
+    /// Waits until the only monitor leads: there is nobody to wait for.
+    async fn come_to_lead(&mut self) -> anyhow::Result<()> {
+        let service = &self.service;
+        if !members::is_alone(&service.raft, service.identity.id) {
+            return Ok(());
+        }
+        service.raft.trigger().elect().await?;
+        let start = tokio::time::Instant::now();
+        while service.reign().is_err() {
+            if self.watching.is_finished() {
+                return Err((&mut self.watching).await?);
+            }
+            anyhow::ensure!(
+                start.elapsed() < START_TIMEOUT,
                 "the monitor did not come to lead within {} s: is the disk of {} working?",
                 START_TIMEOUT.as_secs(),
-                config.data_dir.display()
-            ),
+                self.config.data_dir.display()
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let lease = LeaseConfig { lease: config.lease_ms * 1000, margin: config.lease_margin_ms * 1000 };
-        let (renew, timeout) = (config.renew_ms * 1000, config.node_timeout_ms * 1000);
-        let boot = u64::from_le_bytes(*random_id()?.first_chunk().context("no random bytes")?);
-        let service = Rc::new(Service::new(raft, map, lease, renew, timeout, boot));
-        tracing::info!(%address, cluster = config.cluster_name, "monitor ready");
-        Ok(Monitor { service, listener, address, config })
+        Ok(())
     }
 
     /// Where it listens.
@@ -106,61 +201,43 @@ impl Monitor {
 
     /// The cluster's id.
     pub fn cluster_id(&self) -> [u8; 16] {
-        self.service.map().cluster_id
+        self.service.identity.cluster_id
     }
 
-    /// Serves until `shutdown`, or until the disk fails.
+    /// Serves until `shutdown`, or until the disk fails, or until the monitor was removed from the cluster.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let policy = Policy {
-            hello: Hello::new(Role::Monitor, self.cluster_id()),
-            roles: &[Role::StorageNode, Role::FrontEnd, Role::Client],
-            unknown_cluster: true,
-        };
-        let mut options = ServeOptions::new(policy);
-        options.connections_max = self.config.connections_max;
+        let Monitor { service, listener, advertised, config, watching, .. } = self;
+        let mut hello = Hello::new(Role::Monitor, service.identity.cluster_id);
+        (hello.id, hello.incarnation) = (service.identity.id, service.identity.incarnation);
+        let roles = &[Role::StorageNode, Role::FrontEnd, Role::Client, Role::Monitor];
+        let mut options = ServeOptions::new(Policy { hello, roles, unknown_cluster: true });
+        // However many clients there are, the other monitors get through.
+        options.connections_max = config.connections_max + PEER_CONNECTIONS;
+        let clients = Rc::new(Cell::new(0));
+        let clients_max = config.connections_max;
         options.connection = Options { queue_bytes_max: ANSWERS_BYTES_MAX, ..Options::default() };
-        let service = self.service.clone();
-        let serve = trefoil_transport::serve(self.listener, options, move |connected| {
-            converse(service.clone(), connected)
+        let serving = service.clone();
+        let serve = trefoil_transport::serve(listener, options, move |connected| {
+            admit(serving.clone(), connected, clients.clone(), clients_max)
         });
+        let mut watching = watching;
         let result = tokio::select! {
             () = serve => Ok(()),
-            failed = upkeep(self.service.clone(), self.config.bootstrap.clone()) => Err(failed),
+            failed = upkeep(service.clone(), config.bootstrap.clone()) => Err(failed),
+            failed = members::watch_place(service.clone(), advertised) => Err(failed),
+            failed = &mut watching => Err(failed.unwrap_or_else(anyhow::Error::from)),
             () = shutdown => Ok(()),
         };
         // Tasks hold the service, and with it the file.
-        self.service.tasks.borrow_mut().abort_all();
-        let mut tasks = self.service.tasks.take();
-        while tasks.join_next().await.is_some() {}
-        if let Err(error) = self.service.raft.shutdown().await {
+        watching.abort();
+        if let Err(error) = service.raft.shutdown().await {
             tracing::warn!(%error, "the monitor's Raft did not stop in order");
         }
+        service.tasks.borrow_mut().abort_all();
+        let mut tasks = service.tasks.take();
+        while tasks.join_next().await.is_some() {}
         result
     }
-}
-
-/// Comes to lead, with the log applied to its end, and makes the first entry of a new cluster.
-async fn lead(raft: &Raft, identity: &Identity, map: impl Fn() -> Arc<ClusterMap>) -> anyhow::Result<()> {
-    if !raft.is_initialized().await? {
-        let voters = BTreeMap::from([(VOTER, openraft::BasicNode::new(""))]);
-        raft.initialize(voters).await?;
-    } else {
-        raft.trigger().elect().await?;
-    }
-    raft.wait(Some(START_TIMEOUT)).state(openraft::ServerState::Leader, "the only voter leads").await?;
-    raft.ensure_linearizable().await?;
-    if map().version == 0 {
-        let command = Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name.clone() };
-        if let Some(Err(error)) = raft.client_write(command).await?.data.0 {
-            anyhow::bail!("the new cluster was refused: {error}");
-        }
-    }
-    let map = map();
-    anyhow::ensure!(
-        map.cluster_id == identity.cluster_id,
-        "the map is of another cluster than the directory says: was a file copied here?"
-    );
-    Ok(())
 }
 
 /// Runs until Raft fails.
@@ -206,7 +283,8 @@ async fn make_pool(service: &Service, wanted: &Bootstrap, log: &RateLimit) -> bo
         domain: wanted.failure_domain,
         ack: wanted.ack,
     };
-    match service.propose(command).await {
+    let Ok(reign) = service.reign() else { return false };
+    match service.propose(&reign, command).await {
         Ok(_) => {
             tracing::info!(pool = wanted.pool, "pool created");
             true
@@ -219,6 +297,27 @@ async fn make_pool(service: &Service, wanted: &Bootstrap, log: &RateLimit) -> bo
             matches!(error, RpcError::Refused(MapError::Exists { .. }))
         }
     }
+}
+
+/// Gives a client one of the places that there are for clients.
+async fn admit(service: Rc<Service>, connected: Connected, clients: Rc<Cell<usize>>, most: usize) {
+    if connected.hello.role == Role::Monitor {
+        return converse(service, connected).await;
+    }
+    if clients.get() >= most {
+        tracing::debug!(peer = %connected.reader.peer(), most, "connection refused: too many");
+        return connected.sender.close("all connections are in use");
+    }
+    clients.set(clients.get() + 1);
+    // Given back also when the daemon stops in the middle.
+    struct Place(Rc<Cell<usize>>);
+    impl Drop for Place {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() - 1);
+        }
+    }
+    let _place = Place(clients);
+    converse(service, connected).await;
 }
 
 /// Answers one client until it goes.
@@ -236,6 +335,10 @@ async fn converse(service: Rc<Service>, connected: Connected) {
             let Some((version, id, rest)) = rpc::split(&frame.meta) else {
                 return sender.close("a frame that is no request");
             };
+            if frame.kind == KIND_PEER_REQUEST && hello.role == Role::Monitor {
+                answer_peer(&service, &sender, &running, hello, (version, id), frame.payload);
+                continue;
+            }
             if frame.kind != KIND_REQUEST {
                 return sender.close("a frame that is no request");
             }
@@ -270,6 +373,38 @@ async fn converse(service: Rc<Service>, connected: Connected) {
     }
 }
 
+/// Answers another monitor. Over the limit it is not answered: it has given up by then, and says again what is
+/// still worth saying.
+fn answer_peer(
+    service: &Rc<Service>,
+    sender: &Sender,
+    running: &Rc<Cell<usize>>,
+    hello: Hello,
+    (version, id): (u8, u64),
+    payload: bytes::Bytes,
+) {
+    if running.get() >= PEER_REQUESTS_MAX {
+        return;
+    }
+    running.set(running.get() + 1);
+    let (asked, sender, running) = (service.clone(), sender.clone(), running.clone());
+    service.spawn(async move {
+        let answer = match version == rpc::VERSION {
+            true => asked.answer_peer(&hello, &payload).await,
+            false => PeerAnswer::Refused(format!(
+                "version {version}, this monitor speaks {}: run the same release on all monitors",
+                rpc::VERSION
+            )),
+        };
+        let payload = postcard::to_stdvec(&answer).unwrap_or_default().into();
+        if let Err(error) = sender.push(KIND_PEER_RESPONSE, |meta| rpc::begin(meta, id), Some(payload)) {
+            tracing::debug!(peer = %sender.peer(), %error, "answer not sent");
+        }
+        sender.flush();
+        running.set(running.get() - 1);
+    });
+}
+
 /// Who registers must be a node; who takes a volume must be able to lead one. Administrators may do
 /// what changes no lease.
 fn may_ask(role: Role, request: &Request) -> bool {
@@ -282,11 +417,17 @@ fn may_ask(role: Role, request: &Request) -> bool {
         Request::CreatePool { .. }
         | Request::CreateVolume { .. }
         | Request::RemoveVolume { .. }
-        | Request::SetCrush { .. } => role == Role::Client,
+        | Request::SetCrush { .. }
+        | Request::SetNodesOut { .. }
+        | Request::Events { .. }
+        | Request::AddMonitor { .. }
+        | Request::RemoveMonitor { .. } => role == Role::Client,
         Request::GetMap { .. }
         | Request::WaitMap { .. }
         | Request::MapPart { .. }
         | Request::Volume { .. }
+        | Request::Ping
+        | Request::Monitors
         | Request::Status => true,
     }
 }

@@ -1,65 +1,76 @@
 //! Answering requests: the map through Raft, leases and heartbeats from memory.
 //!
-//! One thread. What is in [`Soft`] is this monitor's own, and gone when it stops: leases (see
-//! [`trefoil_core::map::lease`] for why that is safe), heartbeats, and what is to be healed. A borrow of it
-//! is never held across an await.
+//! One thread. What only the leader knows is in its [`Reign`].
 //!
-//! A grant runs as a task of its own, which the end of the connection that asked does not cut off: between the
-//! decision to grant and its commit, the old holder cannot renew, and that must end.
+//! Who does not lead answers who does, with two exceptions: the monitors as it knows them, and the map to those
+//! who have one already and want a newer one. A follower's map may lag, and is never behind what the asker
+//! has: then it waits. Who wants the map as it is now (`have` 0) is answered by the leader, when a majority
+//! has confirmed it.
 
+use crate::grants::volume_statuses;
 use crate::health::{self, Facts, Status};
 use crate::history::History;
-use crate::raft::{Outcome, Raft, SharedMap};
-use crate::reports::Reports;
+use crate::peers::Peers;
+use crate::raft::{ENTRY_BYTES_MAX, Identity, Outcome, Proposal, Raft, SharedMap};
+use crate::reign::Reign;
 use crate::rpc::*;
-use openraft::error::{ClientWriteError, RaftError};
+use openraft::ServerState;
+use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
-use trefoil_core::leader::report::{NodeReport, REPORT_NODES_MAX};
-use trefoil_core::map::lease::{LeaseConfig, LeaseTable, NotNow};
-use trefoil_core::map::liveness::Liveness;
-use trefoil_core::map::{ClusterMap, Command, Grant, Holder, HolderKind, MapError, Reply, Volume};
-use trefoil_core::{Generation, NodeId, Time, VolumeId};
-
-/// Volumes that are being healed at once, cluster-wide: repair must not become a storm (P6).
-pub const HEALS_MAX: usize = 4;
-
-/// A volume that a healer could not bring into line (a node is away) is offered again after this long,
-/// in microseconds.
-const HEAL_AGAIN: u64 = 10_000_000;
+use trefoil_core::map::lease::LeaseConfig;
+use trefoil_core::map::outs::{self, Room};
+use trefoil_core::map::{ClusterMap, Command, Holder, MapError, Out, Reply, Volume};
+use trefoil_core::{Time, VolumeId};
 
 /// How long a command may take: the disk, mostly. Longer is answered with "unsure".
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What this monitor knows beside the map.
-pub(crate) struct Soft {
-    pub leases: LeaseTable,
-    pub liveness: Liveness,
-    /// The last of each node of the map.
-    pub heartbeats: BTreeMap<NodeId, Heartbeat>,
-    /// What leaders say of nodes.
-    reports: Reports,
-    /// When a volume was last given to a healer. Entries older than [`HEAL_AGAIN`] are dropped.
-    healed: BTreeMap<VolumeId, Time>,
-}
+/// How long a majority may take to confirm that this monitor leads.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause before it is asked again.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(20);
 
 /// The monitor, but for its sockets.
 pub(crate) struct Service {
     pub raft: Raft,
     pub map: SharedMap,
-    pub soft: RefCell<Soft>,
+    pub identity: Identity,
+    pub peers: Rc<Peers>,
+    /// While this monitor leads.
+    pub reign: RefCell<Option<Rc<Reign>>>,
+    /// It is letting another monitor come to lead, and begins no reign.
+    pub yielding: Cell<bool>,
     pub tasks: RefCell<JoinSet<()>>,
-    lease: LeaseConfig,
-    renew: u64,
+    pub lease: LeaseConfig,
+    /// Microseconds.
+    pub node_timeout: u64,
+    /// Milliseconds; 0: never.
+    out_after: u64,
+    pub renew: u64,
+    /// A leader that no majority has answered for so many milliseconds does not answer either.
+    quorum_silent_max: u64,
     clock: Instant,
-    started: Time,
     /// The maps that were sent last.
     history: RefCell<History>,
-    healing: Cell<bool>,
+}
+
+/// What a service is told of its configuration.
+pub(crate) struct Settings {
+    pub lease: LeaseConfig,
+    /// Microseconds.
+    pub renew: u64,
+    /// Microseconds.
+    pub node_timeout: u64,
+    /// Milliseconds; 0: never.
+    pub out_after: u64,
+    /// Milliseconds.
+    pub election_ms: u64,
+    /// Random.
+    pub boot: u64,
 }
 
 /// An answer, with the frame's payload.
@@ -86,7 +97,7 @@ impl From<RpcError> for Answer {
     }
 }
 
-type Result<T, E = RpcError> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = RpcError> = std::result::Result<T, E>;
 
 /// Milliseconds since 1970, for people. A clock before 1970 says 0.
 fn wall_clock() -> u64 {
@@ -95,36 +106,29 @@ fn wall_clock() -> u64 {
 }
 
 impl Service {
-    /// At the moment when this monitor leads, and its map is current.
-    /// `boot` is random.
+    /// Leads nothing yet.
     pub fn new(
         raft: Raft,
         map: SharedMap,
-        lease: LeaseConfig,
-        renew: u64,
-        node_timeout: u64,
-        boot: u64,
+        identity: Identity,
+        peers: Rc<Peers>,
+        settings: &Settings,
     ) -> Service {
-        let clock = Instant::now();
-        let now = Time(0);
-        let leases = LeaseTable::new(lease, &map.borrow(), now);
         Service {
             raft,
             map,
-            soft: RefCell::new(Soft {
-                leases,
-                liveness: Liveness::new(node_timeout, now),
-                heartbeats: BTreeMap::new(),
-                reports: Reports::new(renew),
-                healed: BTreeMap::new(),
-            }),
+            identity,
+            peers,
+            reign: RefCell::new(None),
+            yielding: Cell::new(false),
             tasks: RefCell::new(JoinSet::new()),
-            lease,
-            renew,
-            clock,
-            started: now,
-            history: RefCell::new(History::new(boot)),
-            healing: Cell::new(false),
+            lease: settings.lease,
+            node_timeout: settings.node_timeout,
+            out_after: settings.out_after,
+            renew: settings.renew,
+            quorum_silent_max: settings.election_ms + settings.election_ms / 2,
+            clock: Instant::now(),
+            history: RefCell::new(History::new(settings.boot)),
         }
     }
 
@@ -138,20 +142,32 @@ impl Service {
         self.map.borrow().clone()
     }
 
-    /// Commits a command and gives its reply.
-    pub async fn propose(&self, command: Command) -> Result<Reply> {
-        let write = self.raft.client_write(command);
+    /// Commits a command that was decided in `reign`, and gives its reply.
+    pub async fn propose(&self, reign: &Reign, command: Command) -> Result<Reply> {
+        // Never waits for a majority that is known to be away.
+        if !self.leads_lately() {
+            return Err(self.not_leading("no majority of monitors answers it"));
+        }
+        let proposal = Proposal { reign: reign.leader, at: wall_clock(), command };
+        // Checked here, because the map looks at it only when it is in the log, and goes to every monitor.
+        let bytes = postcard::to_stdvec(&proposal).map_or(usize::MAX, |bytes| bytes.len());
+        if bytes > ENTRY_BYTES_MAX {
+            return Err(RpcError::Malformed(format!("a change of {bytes} bytes: at most {ENTRY_BYTES_MAX}")));
+        }
+        let write = self.raft.client_write(proposal);
         match tokio::time::timeout(COMMIT_TIMEOUT, write).await {
             Ok(Ok(written)) => match written.data {
-                Outcome(Some(result)) => Ok(result?),
-                Outcome(None) => Err(RpcError::Unsure("an entry without a command".to_owned())),
+                Outcome::Done(result) => Ok(result?),
+                Outcome::Superseded => Err(self.not_leading("it had begun to lead anew: ask again")),
+                Outcome::Nothing => Err(RpcError::Unsure("an entry without a command".to_owned())),
             },
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
-                Err(RpcError::NotLeading(to.to_string()))
+            // It may have been written before the lead was lost, and be carried on by a successor.
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+                Err(RpcError::Unsure("another monitor has begun to lead meanwhile".to_owned()))
             }
             Ok(Err(error)) => Err(RpcError::Unsure(error.to_string())),
             Err(_) => Err(RpcError::Unsure(format!(
-                "not committed within {} s: is the monitor's disk slow?",
+                "not committed within {} s: is a majority of the monitors there, and are their disks fast enough?",
                 COMMIT_TIMEOUT.as_secs()
             ))),
         }
@@ -167,12 +183,31 @@ impl Service {
 
     async fn try_answer(self: &Rc<Self>, request: Request, remember: bool) -> Result<Answer> {
         let reply = match request {
-            Request::GetMap { have, base } => return self.send_map(have, base, remember),
+            Request::Ping => return Ok(Response::Pong.into()),
+            Request::Monitors => return Ok(Response::Monitors(Box::new(self.monitors())).into()),
+            Request::AddMonitor { id, address, replaces } => {
+                self.clone().add_monitor(id, address, replaces).await?;
+                Reply::Done
+            }
+            Request::RemoveMonitor { id, force } => {
+                self.clone().remove_monitor(id, force).await?;
+                Reply::Done
+            }
+            Request::GetMap { have, base } => {
+                if have == 0 {
+                    self.confirmed_reign().await?;
+                }
+                return self.send_map(have, base, remember);
+            }
             Request::WaitMap { have, base, timeout } => {
+                if have == 0 {
+                    self.confirmed_reign().await?;
+                }
                 return self.wait_map(have, base, timeout, remember).await;
             }
             Request::MapPart { of, offset } => return Ok(self.history.borrow().part(of, offset)?.into()),
             Request::Volume { volume } => {
+                self.confirmed_reign().await?;
                 let map = self.map();
                 let found = self.find(&map, &volume).ok().and_then(|id| map.volumes.get(&id));
                 return Ok(Response::Info(found.map(|it| Box::new(Volume::clone(it)))).into());
@@ -188,22 +223,26 @@ impl Service {
             Request::HealWork { holder, max } => {
                 return Ok(self.heal_work(holder, max).await?.into());
             }
-            Request::Status => return Ok(Response::Status(Box::new(self.status())).into()),
+            Request::Events { after, timeout } => return Ok(self.events(after, timeout).await.into()),
+            Request::SetNodesOut { nodes } => {
+                self.propose(&*self.reign()?, Command::SetNodesOut { nodes }).await?
+            }
+            Request::Status => return Ok(Response::Status(Box::new(self.status().await?)).into()),
             Request::RegisterNode { id, incarnation, address, host, class, size } => {
                 let now = wall_clock();
                 let command = Command::RegisterNode { id, incarnation, address, host, class, size, now };
-                self.propose(command).await?
+                self.propose(&*self.reign()?, command).await?
             }
             Request::CreatePool { name, size, pg_num, domain, ack } => {
                 let command = Command::CreatePool { name, size, pg_num, domain, ack };
-                self.propose(command).await?
+                self.propose(&*self.reign()?, command).await?
             }
             Request::CreateVolume { name, pool, size, object_size, io_timeout } => {
                 let command = Command::CreateVolume { name, pool, size, object_size, io_timeout };
-                self.propose(command).await?
+                self.propose(&*self.reign()?, command).await?
             }
             Request::RemoveVolume { volume } => self.remove_volume(volume).await?,
-            Request::SetCrush { crush } => self.propose(Command::SetCrush { crush }).await?,
+            Request::SetCrush { crush } => self.propose(&*self.reign()?, Command::SetCrush { crush }).await?,
         };
         let response = match reply {
             Reply::Node(id) => Response::Node(id),
@@ -225,7 +264,7 @@ impl Service {
 
     async fn wait_map(&self, have: u64, base: MapId, timeout: u64, remember: bool) -> Result<Answer> {
         let mut reader = self.map.clone();
-        let changed = reader.wait_for(|map| map.layout != have);
+        let changed = reader.wait_for(|map| map.layout > have);
         let timeout = Duration::from_micros(timeout.min(WAIT_MAX));
         // Whether it changed or the time is over: the answer is what is there now.
         let _ = tokio::time::timeout(timeout, changed).await;
@@ -233,11 +272,16 @@ impl Service {
     }
 
     /// Who has the volume, by the map.
-    fn holder(&self, volume: VolumeId) -> Option<Holder> {
+    pub fn holder(&self, volume: VolumeId) -> Option<Holder> {
         self.map().volumes.get(&volume).and_then(|it| it.holder.clone())
     }
 
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Response> {
+        let reign = self.reign()?;
+        // One that was deposed and has not heard of it must not keep the nodes from its successor.
+        if !self.leads_lately() {
+            return Err(self.not_leading("no majority of monitors answers it"));
+        }
         let map = self.map();
         let id = heartbeat.node;
         let Some(node) = map.nodes.get(&id) else {
@@ -258,7 +302,7 @@ impl Service {
         let lost = heartbeat.lost;
         let position = heartbeat.position;
         let position_floor = {
-            let mut soft = self.soft.borrow_mut();
+            let mut soft = reign.soft.borrow_mut();
             let known = soft.heartbeats.get(&id).map_or(0, |it| it.position);
             let floor = known.max(map.position(id));
             let now = self.now();
@@ -270,13 +314,13 @@ impl Service {
             floor
         };
         if node.lost != lost {
-            self.propose(Command::SetNodeLost { node: id, lost }).await?;
+            self.propose(&reign, Command::SetNodeLost { node: id, lost }).await?;
         }
         let layout = self.map().layout;
         Ok(Response::Alive { layout, position_floor })
     }
 
-    fn find(&self, map: &ClusterMap, key: &VolumeKey) -> Result<VolumeId> {
+    pub fn find(&self, map: &ClusterMap, key: &VolumeKey) -> Result<VolumeId> {
         let (found, name) = match key {
             VolumeKey::Id(id) => (map.volumes.contains_key(id).then_some(*id), id.to_string()),
             VolumeKey::Name(name) => (map.volume_named(name).map(|it| it.0), format!("{name:?}")),
@@ -285,100 +329,6 @@ impl Service {
             let what = "volume".to_owned();
             RpcError::Refused(MapError::Missing { what, name })
         })
-    }
-
-    async fn attach(self: &Rc<Self>, key: VolumeKey, holder: Holder, above: Generation) -> Result<Response> {
-        self.confirm_leading().await?;
-        let map = self.map();
-        let volume = self.find(&map, &key)?;
-        let asked = self.soft.borrow_mut().leases.ask(&map, volume, &holder, self.now());
-        let seen = match asked {
-            Ok(seen) => seen,
-            Err(NotNow::Busy { holder, retry_after }) => {
-                return Ok(Response::Busy { holder, retry_after });
-            }
-            Err(NotNow::Missing) => {
-                let what = "volume".to_owned();
-                let name = volume.to_string();
-                return Err(MapError::Missing { what, name }.into());
-            }
-        };
-        let grant = Grant { volume, seen, above };
-        let mut granted = self.grant(vec![grant], holder).await?;
-        match granted.pop() {
-            Some(Ok(granted)) => Ok(Response::Granted(Box::new(granted))),
-            // Somebody was faster.
-            Some(Err(MapError::Stale { .. })) => match self.holder(volume) {
-                Some(holder) => Ok(Response::Busy { holder, retry_after: self.renew }),
-                None => Err(RpcError::NotLeading("the volume changed; ask again".to_owned())),
-            },
-            Some(Err(error)) => Err(error.into()),
-            None => Err(RpcError::Unsure("no answer to a grant".to_owned())),
-        }
-    }
-
-    /// Commits grants that the lease table said yes to, as a task that nothing cuts off, and settles them
-    /// with the table.
-    async fn grant(
-        self: &Rc<Self>,
-        grants: Vec<Grant>,
-        holder: Holder,
-    ) -> Result<Vec<Result<Granted, MapError>>> {
-        let service = self.clone();
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.spawn(async move {
-            // Who asked may be gone; the grant stands all the same, until its lease runs out.
-            let _ = sender.send(service.commit_grants(grants, holder).await);
-        });
-        let ended = receiver.await;
-        ended.unwrap_or_else(|_| Err(RpcError::Unsure("the monitor is stopping".to_owned())))
-    }
-
-    async fn commit_grants(
-        &self,
-        grants: Vec<Grant>,
-        holder: Holder,
-    ) -> Result<Vec<Result<Granted, MapError>>> {
-        let command = Command::GrantGenerations { grants: grants.clone(), holder };
-        let reply = self.propose(command).await;
-        let now = self.now();
-        let leases = &mut self.soft.borrow_mut().leases;
-        let results = match reply {
-            Ok(Reply::Granted(results)) => results,
-            Ok(_) => return Err(RpcError::Unsure("an answer that fits no grant".to_owned())),
-            // It may still be committed: the old holder stays without renewal until it is known.
-            Err(error @ RpcError::Unsure(_)) => return Err(error),
-            Err(error) => {
-                for grant in &grants {
-                    leases.not_granted(grant.volume, grant.seen);
-                }
-                return Err(error);
-            }
-        };
-        let map = self.map();
-        let mut granted = Vec::with_capacity(results.len());
-        for (grant, result) in grants.iter().zip(results) {
-            granted.push(match (result, map.volumes.get(&grant.volume)) {
-                (Ok(generation), Some(info)) => {
-                    leases.granted(grant.volume, generation, now);
-                    Ok(Granted {
-                        volume: grant.volume,
-                        generation,
-                        info: Volume::clone(info),
-                        lease: self.lease.lease,
-                        renew: self.renew,
-                    })
-                }
-                (Ok(_), None) => {
-                    Err(MapError::Missing { what: "volume".to_owned(), name: grant.volume.to_string() })
-                }
-                (Err(error), _) => {
-                    leases.not_granted(grant.volume, grant.seen);
-                    Err(error)
-                }
-            });
-        }
-        Ok(granted)
     }
 
     /// Runs a task until it ends or the monitor stops.
@@ -394,153 +344,128 @@ impl Service {
         tasks.spawn_local(task);
     }
 
-    /// Makes sure that this monitor still leads: a lease must not be renewed behind a successor's back.
-    async fn confirm_leading(&self) -> Result<()> {
-        match tokio::time::timeout(COMMIT_TIMEOUT, self.raft.ensure_linearizable()).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(RpcError::NotLeading(error.to_string())),
-            Err(_) => Err(RpcError::NotLeading("no majority of monitors answers".to_owned())),
-        }
+    /// The reign, if this monitor leads.
+    pub fn reign(&self) -> Result<Rc<Reign>> {
+        let reign = self.reign.borrow().clone();
+        reign.ok_or_else(|| self.not_leading("another one does, or none yet"))
     }
 
-    async fn renew(
-        &self,
-        holder: Holder,
-        volumes: Vec<(VolumeId, Generation)>,
-        nodes: Vec<NodeReport>,
-    ) -> Result<Response> {
-        check_count(volumes.len())?;
-        if nodes.len() > REPORT_NODES_MAX {
-            let text = format!("a report of {} nodes: send at most {REPORT_NODES_MAX}", nodes.len());
-            return Err(RpcError::Malformed(text));
-        }
-        self.confirm_leading().await?;
-        let map = self.map();
-        let now = self.now();
-        let mut soft = self.soft.borrow_mut();
-        soft.reports.heard(&holder, nodes, now);
-        let renewed: Vec<_> = volumes
-            .iter()
-            .map(|(volume, generation)| {
-                let renewal = soft.leases.renew(&map, &holder, *volume, *generation, now);
-                (*volume, renewal)
-            })
-            .collect();
-        let reports = soft.heartbeats.values().flat_map(|it| &it.differing);
-        let mut differing: Vec<_> = reports
-            .filter(|group| volumes.iter().any(|(volume, _)| *volume == group.volume))
-            .copied()
-            .collect();
-        differing.sort_unstable();
-        differing.dedup();
-        differing.truncate(DIFFERING_MAX);
-        Ok(Response::Renewed { volumes: renewed, layout: map.layout, differing })
+    /// The reign, and a majority says that it lasts.
+    pub async fn confirmed_reign(&self) -> Result<Rc<Reign>> {
+        let reign = self.reign()?;
+        self.confirm(&reign).await?;
+        Ok(reign)
     }
 
-    async fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> Result<Reply> {
-        check_count(volumes.len())?;
-        let command = Command::Release { volumes: volumes.clone() };
-        let reply = self.propose(command).await?;
-        let map = self.map();
-        let mut soft = self.soft.borrow_mut();
-        for (id, generation, clean) in volumes {
-            let Some(volume) = map.volumes.get(&id) else {
-                continue;
-            };
-            if volume.generation != generation || volume.holder.is_some() {
-                continue;
-            }
-            soft.leases.released(id);
-            if clean {
-                // What nodes said before is over; they say it again if it is not.
-                for heartbeat in soft.heartbeats.values_mut() {
-                    heartbeat.differing.retain(|group| group.volume != id);
+    /// That this monitor does not lead, and who does.
+    pub fn not_leading(&self, why: &str) -> RpcError {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let leader = metrics.current_leader.filter(|leader| *leader != self.identity.id);
+        let member = leader.and_then(|leader| metrics.membership_config.membership().get_node(&leader));
+        RpcError::NotLeading { why: why.to_owned(), leader: member.map(|member| member.address) }
+    }
+
+    /// Makes sure that the reign lasts: a lease must not be judged behind a successor's back. A majority
+    /// is asked after this was called; its answer names the reign, because this monitor may have begun
+    /// another one meanwhile.
+    pub async fn confirm(&self, reign: &Reign) -> Result<()> {
+        let confirmed = async {
+            loop {
+                match self.raft.ensure_linearizable().await {
+                    Ok(Some(at)) if at.leader_id == reign.leader => return Ok(()),
+                    Ok(_) => return Err(self.not_leading("it has begun to lead anew: ask again")),
+                    // Somebody may have been too busy to answer within a heartbeat.
+                    Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => {
+                        tokio::time::sleep(CONFIRM_PAUSE).await;
+                    }
+                    Err(_) => return Err(self.not_leading("another one does, or none yet")),
                 }
             }
-        }
-        Ok(reply)
-    }
-
-    async fn remove_volume(&self, key: VolumeKey) -> Result<Reply> {
-        self.confirm_leading().await?;
-        let map = self.map();
-        let volume = self.find(&map, &key)?;
-        let generation = map.volumes.get(&volume).map(|it| it.generation);
-        let expired = self.soft.borrow_mut().leases.expired(&map, volume, self.now());
-        let expired = generation.filter(|_| expired);
-        let reply = self.propose(Command::RemoveVolume { volume, expired }).await?;
-        let mut soft = self.soft.borrow_mut();
-        soft.leases.released(volume);
-        soft.healed.remove(&volume);
-        Ok(reply)
-    }
-
-    /// Section 8: volumes without a holder that are not known to be whole. A healer that died is no
-    /// holder any more when its lease has run out.
-    async fn heal_work(self: &Rc<Self>, holder: Holder, max: u32) -> Result<Response> {
-        if holder.kind != HolderKind::Healer {
-            return Err(RpcError::Malformed("a healer must say that it is one".to_owned()));
-        }
-        self.confirm_leading().await?;
-        // Two at once would count the same places as free.
-        if self.healing.replace(true) {
-            return Ok(Response::Heal(Vec::new()));
-        }
-        let grants = self.choose_heals(&holder, max as usize);
-        let granted = match grants.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.grant(grants, holder).await,
         };
-        self.healing.set(false);
-        Ok(Response::Heal(granted?.into_iter().flatten().collect()))
+        let confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, confirmed).await;
+        confirmed.unwrap_or_else(|_| Err(self.not_leading("no majority of monitors answers it")))
     }
 
-    fn choose_heals(&self, holder: &Holder, max: usize) -> Vec<Grant> {
-        let map = self.map();
-        let now = self.now();
-        let soft = &mut *self.soft.borrow_mut();
-        soft.healed.retain(|_, at| now.since(*at) < HEAL_AGAIN);
-        let statuses = volume_statuses(&map, soft, now);
-        let running = statuses.iter().filter(|it| it.healing).count();
-        let mut grants = Vec::new();
-        for status in statuses.iter().filter(|it| it.needs_heal) {
-            if grants.len() >= max.min(HEALS_MAX.saturating_sub(running)) {
-                break;
-            }
-            let volume = status.volume;
-            if soft.healed.contains_key(&volume) {
-                continue;
-            }
-            if let Ok(seen) = soft.leases.ask(&map, volume, holder, now) {
-                soft.healed.insert(volume, now);
-                let above = Generation(0);
-                grants.push(Grant { volume, seen, above });
-            }
-        }
-        grants
+    /// True while a majority has answered this leader lately. Says nothing about leases; it is for what may
+    /// be a little out of date.
+    pub fn leads_lately(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let alone = metrics.membership_config.membership().voter_ids().count() == 1;
+        let lately = metrics.millis_since_quorum_ack.is_some_and(|ms| ms <= self.quorum_silent_max);
+        metrics.state == ServerState::Leader && (alone || lately)
     }
 
-    fn status(&self) -> Status {
+    async fn status(&self) -> Result<Status> {
+        let reign = self.confirmed_reign().await?;
         let map = self.map();
         let now = self.now();
-        let soft = &mut *self.soft.borrow_mut();
+        let soft = &mut *reign.soft.borrow_mut();
         let volumes = volume_statuses(&map, soft, now);
-        health::status(Facts {
+        Ok(health::status(Facts {
             map: &map,
+            monitors: self.monitors().monitors,
             liveness: &soft.liveness,
             heartbeats: &soft.heartbeats,
             said: soft.reports.said(now),
             volumes,
             now,
-            started: self.started,
-        })
+            started: reign.started,
+        }))
+    }
+
+    /// Nodes that are down for long are taken out, where that does no harm.
+    async fn take_out(&self, reign: &Reign) -> Result<()> {
+        let map = self.map();
+        // Nearly always: nobody is down.
+        if self.out_after == 0 || map.nodes.values().all(|node| node.up || node.out.is_some()) {
+            return Ok(());
+        }
+        let decision = {
+            let soft = reign.soft.borrow();
+            let room = soft.heartbeats.iter();
+            let room =
+                room.map(|(id, it)| (*id, Room { total: it.bytes_total, used: it.bytes_used })).collect();
+            outs::decide(&map, self.out_after, wall_clock(), &room)
+        };
+        if decision.out.is_empty() {
+            return Ok(());
+        }
+        for node in &decision.out {
+            tracing::warn!(%node, "node is out: it has been down for long, and its data is to live elsewhere");
+        }
+        let nodes = decision.out.into_iter().map(|node| (node, Some(Out::Automatic))).collect();
+        self.propose(reign, Command::SetNodesOut { nodes }).await?;
+        Ok(())
+    }
+
+    /// Events after a number; waits until there are some, or for `timeout` microseconds. Any monitor can say: each
+    /// has the same, if not at the same time.
+    async fn events(&self, after: u64, timeout: u64) -> Response {
+        let mut reader = self.map.clone();
+        let news = reader.wait_for(|map| map.events().last() > after);
+        let timeout = Duration::from_micros(timeout.min(WAIT_MAX));
+        // Whether there is news or the time is over: the answer is what is there now.
+        let _ = tokio::time::timeout(timeout, news).await;
+        let map = self.map();
+        let log = map.events();
+        Response::Events {
+            events: log.after(after, EVENTS_PER_ANSWER_MAX).cloned().collect(),
+            last: log.last(),
+        }
     }
 
     /// What has to be committed now and then: nodes that came or went, and log positions.
+    /// Nothing on a monitor that does not lead.
     pub async fn upkeep(&self, positions: bool) -> Result<()> {
+        let Ok(reign) = self.reign() else { return Ok(()) };
+        if !self.leads_lately() {
+            return Ok(());
+        }
         let map = self.map();
         let nodes = {
-            let (soft, now) = (&mut *self.soft.borrow_mut(), self.now());
+            let (soft, now) = (&mut *reign.soft.borrow_mut(), self.now());
             let unreached = soft.reports.unreached(now);
             soft.liveness.changes(&map, now, |node| unreached.contains(&node))
         };
@@ -549,37 +474,19 @@ impl Service {
                 tracing::warn!(%node, up, "node {}", if *up { "is back" } else { "is down" });
             }
             let now = wall_clock();
-            self.propose(Command::SetNodesUp { nodes, now }).await?;
+            self.propose(&reign, Command::SetNodesUp { nodes, now }).await?;
         }
+        self.take_out(&reign).await?;
         if positions {
             let positions: Vec<_> = {
-                let soft = self.soft.borrow();
+                let soft = reign.soft.borrow();
                 let reported = soft.heartbeats.iter().map(|(node, it)| (*node, it.position));
                 reported.filter(|(node, at)| *at > map.position(*node)).collect()
             };
             if !positions.is_empty() {
-                self.propose(Command::ReportPositions { positions }).await?;
+                self.propose(&reign, Command::ReportPositions { positions }).await?;
             }
         }
         Ok(())
     }
-}
-
-fn check_count(volumes: usize) -> Result<()> {
-    if volumes > VOLUMES_PER_REQUEST_MAX {
-        return Err(RpcError::Malformed(format!(
-            "{volumes} volumes in one request: send at most {VOLUMES_PER_REQUEST_MAX}"
-        )));
-    }
-    Ok(())
-}
-
-fn volume_statuses(map: &ClusterMap, soft: &mut Soft, now: Time) -> Vec<health::VolumeStatus> {
-    let reports = soft.heartbeats.values().flat_map(|it| &it.differing);
-    let differing: std::collections::BTreeSet<VolumeId> = reports.map(|it| it.volume).collect();
-    let volumes = map.volumes.keys().map(|id| {
-        let expired = soft.leases.expired(map, *id, now);
-        health::volume_status(map, *id, expired, differing.contains(id))
-    });
-    volumes.collect()
 }

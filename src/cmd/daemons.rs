@@ -5,6 +5,7 @@
 
 use super::Global;
 use super::format::{self, FormatArgs};
+use super::monitor::{self as monitors, MonitorCommand};
 use crate::config;
 use crate::daemon::{Daemon, Role};
 use crate::failure::{Failure, Outcome};
@@ -17,7 +18,7 @@ use sd_notify::NotifyState;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use trefoil_monitor::MonitorConfig;
+use trefoil_monitor::{MonitorConfig, PeerConfig};
 use trefoil_nbd::NbdConfig;
 use trefoil_storage_node::NodeConfig;
 
@@ -39,11 +40,17 @@ const MONITOR_EXAMPLES: &str = "\
 Examples:
   trefoil monitor --config /etc/trefoil/monitor.toml
   trefoil monitor --listen 127.0.0.1:10800 --data-dir /var/lib/trefoil/monitor
+  trefoil monitor --id 2 --listen 10.0.0.2:10800 --data-dir /var/lib/trefoil/monitor \\
+      --peer 1=10.0.0.1:10800 --peer 2=10.0.0.2:10800 --peer 3=10.0.0.3:10800
+  trefoil monitor list                      # of a running cluster: see the commands above
 
 A configuration:
   listen = \"127.0.0.1:10800\"
   data_dir = \"/var/lib/trefoil/monitor\"
   cluster_name = \"trefoil\"
+  id = 1                      # of several monitors: each its own, and all the same peers
+  peers = [ { id = 1, address = \"10.0.0.1:10800\" }, { id = 2, address = \"10.0.0.2:10800\" },
+            { id = 3, address = \"10.0.0.3:10800\" } ]
   [bootstrap]                 # the first pool, made when so many nodes are there
   nodes = 3
   failure_domain = \"host\"
@@ -54,14 +61,33 @@ SIGTERM and SIGINT stop it in order; a second one ends it at once.";
 #[derive(Args, Debug)]
 #[command(after_help = MONITOR_EXAMPLES)]
 pub struct MonitorArgs {
+    /// Something else than to run it.
+    #[command(subcommand)]
+    command: Option<MonitorCommand>,
     #[command(flatten)]
     common: Common,
+    /// Its number among the monitors [default: 1]
+    #[arg(long)]
+    id: Option<u64>,
+    /// One of the first monitors of a new cluster, this one included; give all of them
+    #[arg(long = "peer", value_name = "ID=ADDR:PORT", value_parser = peer)]
+    peers: Vec<PeerConfig>,
+    /// A monitor of the cluster that this one waits to be added to; may be given several times
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with = "peers")]
+    join: Vec<SocketAddr>,
     /// Where to listen
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
     /// Where its state is
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+}
+
+fn peer(text: &str) -> Result<PeerConfig, String> {
+    let usage = || format!("{text:?}: give ID=ADDR:PORT, such as 2=10.0.0.2:10800");
+    let (id, address) = text.split_once('=').ok_or_else(usage)?;
+    let (id, address) = (id.parse().map_err(|_| usage())?, address.parse().map_err(|_| usage())?);
+    Ok(PeerConfig { id, address })
 }
 
 const NODE_EXAMPLES: &str = "\
@@ -165,8 +191,27 @@ fn set_monitors(to: &mut Vec<SocketAddr>, global: &Global) -> Outcome {
 }
 
 /// Runs `trefoil monitor`.
-pub fn monitor(args: &MonitorArgs, global: &Global) -> Outcome {
+pub fn monitor(args: &MonitorArgs, global: &Global, out: &mut dyn Write) -> Outcome {
+    if let Some(command) = &args.command {
+        let common = &args.common;
+        let of_the_daemon = args.id.is_some() || args.listen.is_some() || args.data_dir.is_some();
+        let listed = !args.peers.is_empty() || !args.join.is_empty();
+        if of_the_daemon || listed || common.config.is_some() || common.allow_plaintext {
+            return Err(Failure::usage(anyhow!(
+                "options of the daemon before a command that runs none: give them behind it, if it has them"
+            )));
+        }
+        crate::start_logging(global, "warn")?;
+        return monitors::run(command, global, out);
+    }
     let mut config: MonitorConfig = loaded(&args.common)?;
+    set(&mut config.id, &args.id);
+    if !args.peers.is_empty() {
+        config.peers.clone_from(&args.peers);
+    }
+    if !args.join.is_empty() {
+        config.join.clone_from(&args.join);
+    }
     set(&mut config.listen, &args.listen);
     set(&mut config.data_dir, &args.data_dir);
     config.allow_plaintext |= args.common.allow_plaintext;

@@ -10,7 +10,8 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::Write;
 use std::time::SystemTime;
-use trefoil_core::map::Ack;
+use trefoil_core::ids::NodeId;
+use trefoil_core::map::{Ack, Out};
 
 /// The option that all lists share.
 #[derive(Args, Debug)]
@@ -29,6 +30,22 @@ Examples:
   trefoil node list
   trefoil node list --json | jq -r '.[] | select(.state != \"up\") | .id'")]
     List(ListArgs),
+    /// Let nodes' data live elsewhere: CRUSH gives them nothing
+    #[command(after_help = "\
+Examples:
+  trefoil node out 4
+  trefoil node in 4")]
+    Out(NodesArgs),
+    /// Give nodes data again
+    In(NodesArgs),
+}
+
+/// Which nodes.
+#[derive(Args, Debug)]
+pub struct NodesArgs {
+    /// Their ids, as `trefoil node list` shows them
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<u32>,
 }
 
 /// `trefoil pg ...`.
@@ -79,14 +96,28 @@ fn joined(numbers: &[u32]) -> String {
 }
 
 /// Runs `trefoil node ...`.
-pub fn node(NodeCommand::List(args): &NodeCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+pub fn node(command: &NodeCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+    let (args, by) = match command {
+        NodeCommand::List(args) => return node_list(args, global, out),
+        NodeCommand::Out(args) => (args, Some(Out::Administrator)),
+        NodeCommand::In(args) => (args, None),
+    };
+    let nodes: Vec<(NodeId, Option<Out>)> = args.ids.iter().map(|id| (NodeId(*id), by)).collect();
+    admin::block_on(async { admin::Admin::connect(global)?.set_nodes_out(nodes).await })?;
+    let word = if by.is_some() { "out" } else { "in" };
+    let texts: Vec<String> = args.ids.iter().map(u32::to_string).collect();
+    writeln!(out, "{word}: {}", texts.join(", "))?;
+    Ok(())
+}
+
+fn node_list(args: &ListArgs, global: &Global, out: &mut dyn Write) -> Outcome {
     let now = SystemTime::now();
     let row = |node: &NodeView| {
         vec![
             node.id.to_string(),
             node.host.clone(),
             node.address.clone(),
-            node.state.to_owned(),
+            if node.out { format!("{}, out", node.state) } else { node.state.to_owned() },
             ago(node.since_ms, now),
             Size(node.size_bytes).to_string(),
             known(node.used_bytes.map(Size)),

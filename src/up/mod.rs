@@ -45,7 +45,7 @@ use tell::Tell;
 use tokio::time::sleep;
 use trefoil_core::limits::OBJECT_SIZE_DEFAULT;
 use trefoil_core::map::{FailureDomain, is_name};
-use trefoil_monitor::{Bootstrap, MonitorConfig};
+use trefoil_monitor::{Bootstrap, MonitorConfig, PeerConfig};
 use trefoil_nbd::NbdConfig;
 use trefoil_storage_node::NodeConfig;
 
@@ -86,6 +86,9 @@ pub struct UpArgs {
     /// How many storage nodes, at least 3 [default: 3, or as many as there are]
     #[arg(long, value_name = "N")]
     nodes: Option<usize>,
+    /// How many monitors: 1, 3 or 5. Chosen at the first start [default: 1, or as many as there are]
+    #[arg(long, value_name = "N")]
+    monitors: Option<usize>,
     /// The size of each node's device, a sparse file [default: 8G]
     #[arg(long, value_name = "SIZE")]
     node_size: Option<Size>,
@@ -133,6 +136,7 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
     let dir = DataDir::open(&args.dir)?;
     let old = State::load(dir.path())?;
     let plan = plan::plan(&request, old.as_ref()).map_err(Failure::usage)?;
+    let monitors = monitor_count(args.monitors, old.as_ref()).map_err(Failure::usage)?;
     let socket = match &args.socket {
         // Daemons and URIs get absolute paths.
         Some(path) => std::path::absolute(path).context("--socket")?,
@@ -156,7 +160,7 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
         if args.listen.port() != 0 {
             check::listen_address(args.listen)?;
         }
-        let mut state = settle(&dir, &plan, old, args.listen, socket, &tell)?;
+        let mut state = settle(&dir, &plan, old, monitors, args.listen, socket, &tell)?;
         let mut up = Supervisor::new(&dir, mode, shutdown, tell);
         let outcome = match start(&mut up, &mut state, &plan, args.allow_plaintext).await {
             Ok(()) => up.serve().await,
@@ -207,11 +211,28 @@ fn is_daemon(pid: u32, config: &Path) -> bool {
     arguments.split(|byte| *byte == 0).any(|argument| argument == config.as_os_str().as_bytes())
 }
 
+fn monitor_count(wanted: Option<usize>, old: Option<&State>) -> anyhow::Result<usize> {
+    let there = old.map(|old| old.monitors().len());
+    let count = wanted.or(there).unwrap_or(1);
+    anyhow::ensure!(
+        matches!(count, 1 | 3 | 5),
+        "--monitors {count}: choose 1, 3 (go on without one of them) or 5 (without two)"
+    );
+    anyhow::ensure!(
+        there.is_none_or(|there| there == count),
+        "--monitors {count}: there are {} already; leave the option out, and use `trefoil monitor add` and \
+         `trefoil monitor remove`",
+        there.unwrap_or_default()
+    );
+    Ok(count)
+}
+
 /// Chooses ports, writes down what there will be, and tells of it. Nothing has been started yet.
 fn settle(
     dir: &DataDir,
     plan: &Plan,
     old: Option<State>,
+    monitors: usize,
     listen: SocketAddr,
     socket: PathBuf,
     tell: &Tell,
@@ -223,7 +244,7 @@ fn settle(
     let mut taken: BTreeSet<u16> = [listen.port()].into();
     let before = old.iter().flat_map(|old| {
         let nodes = old.nodes.iter().map(|node| node.address);
-        nodes.chain([old.monitor]).map(|address| address.port())
+        nodes.chain(old.monitors()).map(|address| address.port())
     });
     taken.extend(before);
     let mut place = |name: &str, before: Option<SocketAddr>| -> anyhow::Result<SocketAddr> {
@@ -241,6 +262,11 @@ fn settle(
         Ok(address)
     };
     let monitor = place("the monitor", old.as_ref().map(|old| old.monitor))?;
+    let mut more_monitors = Vec::new();
+    for n in 1..monitors {
+        let before = old.as_ref().and_then(|old| old.more_monitors.get(n - 1).copied());
+        more_monitors.push(place(&monitor_name(n), before)?);
+    }
     let listen_before = old.as_ref().map(|old| old.nbd_listen);
     let mut nodes = old.map(|old| old.nodes).unwrap_or_default();
     for node in &mut nodes {
@@ -269,6 +295,7 @@ fn settle(
     let state = State {
         version: state::VERSION,
         monitor,
+        more_monitors,
         nodes,
         volumes_wanted: plan.volumes.clone(),
         nbd_listen: listen,
@@ -290,16 +317,21 @@ async fn start(
     plan: &Plan,
     allow_plaintext: bool,
 ) -> Result<(), Interrupt> {
-    let monitor = up.start(monitor_member(up.dir(), state))?;
-    must_serve(up, &[monitor]).await?;
+    let mut monitors = Vec::new();
+    for n in 0..state.monitors().len() {
+        monitors.push(up.start(monitor_member(up.dir(), state, n))?);
+    }
+    // All of them: the first start needs every one, and a later one that lacks one should say so.
+    must_serve(up, &monitors).await?;
     start_nodes(up, state, plan).await?;
     up.tell.line(&format!(
-        "the monitor and {} run{}",
+        "{} and {} run{}",
+        count(monitors.len() as u64, "monitor"),
         count(state.nodes.len() as u64, "storage node"),
         if up.has_processes() { ", each as a process" } else { ", each on a thread" }
     ));
 
-    let mut admin = Admin::at(state.monitor);
+    let mut admin = Admin::at(&state.monitors());
     up.during("the pool and the nodes", pool_and_nodes(&mut admin)).await?;
     let snapshot = up.during("the cluster map", admin.snapshot()).await?;
     let volumes = volumes(up, &mut admin, state, &snapshot).await?;
@@ -344,10 +376,21 @@ fn not_started(failed: &[(usize, String)]) -> Failure {
     anyhow!("cannot start: {}", reasons.join("; ")).into()
 }
 
-fn monitor_member(dir: &DataDir, state: &State) -> Member {
+/// The first has no number: that is how an `up` with one monitor has always called it.
+fn monitor_name(n: usize) -> String {
+    if n == 0 { "monitor".to_owned() } else { format!("monitor-{}", n + 1) }
+}
+
+fn monitor_member(dir: &DataDir, state: &State, n: usize) -> Member {
+    let name = monitor_name(n);
+    let addresses = state.monitors();
+    let listen = addresses[n];
+    let peers = (1..).zip(&addresses).map(|(id, address)| PeerConfig { id, address: *address });
     let config = MonitorConfig {
-        listen: state.monitor,
-        data_dir: dir.path().join("monitor"),
+        listen,
+        data_dir: dir.path().join(&name),
+        id: n as u64 + 1,
+        peers: if addresses.len() > 1 { peers.collect() } else { Vec::new() },
         bootstrap: Some(Bootstrap {
             nodes: NODES_MIN.max(state.nodes.len()),
             pool: POOL.to_owned(),
@@ -357,8 +400,7 @@ fn monitor_member(dir: &DataDir, state: &State) -> Member {
         }),
         ..MonitorConfig::default()
     };
-    let address = state.monitor.to_string();
-    Member { role: Role::Monitor, name: "monitor".to_owned(), address, daemon: Daemon::Monitor(config) }
+    Member { role: Role::Monitor, name, address: listen.to_string(), daemon: Daemon::Monitor(config) }
 }
 
 fn node_member(dir: &DataDir, state: &State, node: &NodeState) -> Member {
@@ -366,7 +408,7 @@ fn node_member(dir: &DataDir, state: &State, node: &NodeState) -> Member {
         device: device(dir, &node.name),
         state_dir: dir.path().join(&node.name),
         listen: node.address,
-        monitors: vec![state.monitor],
+        monitors: state.monitors(),
         host: host_name(),
         // A device that was there and is gone is a loss to be told, not to be papered over.
         format_if_missing: !node.made,
@@ -388,7 +430,7 @@ fn nbd_member(state: &State, allow_plaintext: bool) -> Member {
     let config = NbdConfig {
         listen: vec![state.nbd_listen],
         socket: Some(state.nbd_socket.clone()),
-        monitors: vec![state.monitor],
+        monitors: state.monitors(),
         allow_plaintext,
         ..NbdConfig::default()
     };
@@ -477,6 +519,10 @@ fn forget(dir: &DataDir, state: &mut State, owed: &[VolumeWanted]) -> anyhow::Re
     state.save(dir.path())
 }
 
+fn named(monitors: &[SocketAddr]) -> String {
+    monitors.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// What serves now, and what to type next.
 fn announce(up: &Supervisor<'_>, state: &State, volumes: &[String]) {
     let (listen, socket) = (state.nbd_listen, state.nbd_socket.as_path());
@@ -497,7 +543,7 @@ fn announce(up: &Supervisor<'_>, state: &State, volumes: &[String]) {
         up.tell.line(&format!("  {line}"));
     }
     let default = Path::new(DIR_DEFAULT).canonicalize().is_ok_and(|path| path == up.dir().path());
-    let hint = if default { String::new() } else { format!("TREFOIL_MONITOR={} ", state.monitor) };
+    let hint = if default { String::new() } else { format!("TREFOIL_MONITOR={} ", named(&state.monitors())) };
     up.tell.line(&format!("to watch it:\n  {hint}trefoil status"));
     up.tell.line(&format!("ready: {}", banner::tcp_uri(listen, first)));
 }

@@ -197,6 +197,7 @@ mod tests {
         State {
             version: 1,
             monitor: address,
+            more_monitors: vec![],
             nodes: sizes.iter().enumerate().map(node).collect(),
             volumes_wanted: vec![],
             nbd_listen: address,

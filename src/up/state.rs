@@ -26,6 +26,9 @@ pub struct State {
     pub version: u32,
     /// Where the monitor listens.
     pub monitor: SocketAddr,
+    /// Where the others listen, if there are several.
+    #[serde(default)]
+    pub more_monitors: Vec<SocketAddr>,
     /// The storage nodes, in order: `node-0`, `node-1`, ...
     pub nodes: Vec<NodeState>,
     /// Volumes that were asked for and are not made yet.
@@ -61,6 +64,11 @@ pub struct VolumeWanted {
 }
 
 impl State {
+    /// Where the monitors listen, in order of their numbers.
+    pub fn monitors(&self) -> Vec<SocketAddr> {
+        [self.monitor].into_iter().chain(self.more_monitors.iter().copied()).collect()
+    }
+
     /// Reads the state in `dir`; none where there is none yet.
     ///
     /// # Errors
@@ -118,6 +126,7 @@ mod tests {
         let state = State {
             version: VERSION,
             monitor: address,
+            more_monitors: vec![],
             nodes: vec![NodeState { name: "node-0".into(), size: Size(1 << 30), address, made: true }],
             volumes_wanted: vec![VolumeWanted { name: "disk0".into(), size: Size(4096) }],
             nbd_listen: address,

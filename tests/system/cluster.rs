@@ -422,7 +422,7 @@ pub fn front_end_config(text: &str, name: &str, socket: &Path) -> String {
 
 /// An address on loopback that nothing listens on now. It is chosen here, and not by the front end, so
 /// that clients find the front end again when it has been started anew.
-fn free_address() -> String {
+pub fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address").to_string()
 }

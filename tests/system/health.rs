@@ -44,8 +44,14 @@ impl Cluster {
     /// `trefoil COMMAND... --json` against this cluster.
     #[track_caller]
     pub fn run(&self, command: &[&str]) -> Finished {
-        let monitor = &self.process(&self.names("monitor")[0]).address;
-        run_trefoil(&[command, &["--monitor", monitor, "--json"]].concat(), Duration::from_secs(30))
+        let monitors = self.monitors();
+        run_trefoil(&[command, &["--monitor", &monitors, "--json"]].concat(), Duration::from_secs(30))
+    }
+
+    /// All monitors that `up` has started, as `--monitor` takes them.
+    pub fn monitors(&self) -> String {
+        let addresses = self.names("monitor").into_iter().map(|name| self.process(&name).address.clone());
+        addresses.collect::<Vec<_>>().join(",")
     }
 
     /// The whole status.

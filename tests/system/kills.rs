@@ -133,14 +133,15 @@ fn nodes_that_are_killed_before_the_last_one_is_whole_cost_time_and_nothing_else
 }
 
 /// A prober and a writer at work on one cluster.
-struct Load {
+pub struct Load {
     prober: Prober,
     stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
     writer: std::thread::JoinHandle<(Ledger, writer::Outcome)>,
 }
 
 impl Load {
-    fn start(cluster: &Cluster) -> Self {
+    /// Begins, on `disk0`.
+    pub fn start(cluster: &Cluster) -> Self {
         use std::sync::atomic::{AtomicBool, Ordering};
         let stop = std::sync::Arc::new(AtomicBool::new(false));
         let (client, asked) = (cluster.connect("disk0"), stop.clone());
@@ -158,7 +159,7 @@ impl Load {
 
     /// Ends it, judges it, and reads everything that was written.
     #[track_caller]
-    fn judge(self, cluster: &Cluster, during: &str) {
+    pub fn judge(self, cluster: &Cluster, during: &str) {
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let (mut ledger, outcome) = self.writer.join().expect("the writer does not panic");
         judge(&self.prober.stop(), during, STALL_MAX);

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`clients`] | nbdinfo, nbdcopy, qemu-img, file systems |
 //! | [`kills`] | storage nodes and the monitor killed or stopped under load |
+//! | [`monitors`] | three monitors: the leader killed, a minority stopped, all restarted, replaced, restored |
 //! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
 //! | [`power`] | everything killed at once in mid-write |
 //! | [`takeover`] | two front ends for one volume |
@@ -34,6 +35,7 @@ mod cluster;
 mod full;
 mod health;
 mod kills;
+mod monitors;
 mod nbd_client;
 mod offline;
 mod power;

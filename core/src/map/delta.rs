@@ -49,6 +49,7 @@ pub struct MapDelta {
     next_pool: PoolId,
     positions: Option<Arc<Positions>>,
     events: Option<Arc<EventLog>>,
+    forgotten: Option<Vec<(VolumeId, VolumeId)>>,
 }
 
 /// What becomes of a pool's placement groups.
@@ -206,6 +207,7 @@ impl ClusterMap {
             pools,
             pgs,
             volumes: self.volumes.changes(&older.volumes),
+            forgotten: (self.forgotten != older.forgotten).then(|| self.forgotten.clone()),
             next_volume: self.next_volume,
             next_node: self.next_node,
             next_pool: self.next_pool,
@@ -260,6 +262,9 @@ impl ClusterMap {
         }
         if let Some(events) = &delta.events {
             self.events = events.clone();
+        }
+        if let Some(forgotten) = &delta.forgotten {
+            self.forgotten.clone_from(forgotten);
         }
         (self.version, self.layout) = (delta.version, delta.layout);
         (self.next_volume, self.next_node, self.next_pool) =

@@ -13,6 +13,7 @@
 //! | `apply` | doing it |
 //! | `pgs`, `cow` | its large parts, which versions share |
 //! | `delta` | from one version to a later one |
+//! | [`restore`] | the map of a backup, made fit to be used again |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
 //! | [`events`] | what has happened, for people |
 //! | [`outs`] | which nodes that are down are given up: a rule without state |
@@ -40,6 +41,7 @@ pub mod lease;
 pub mod liveness;
 pub mod outs;
 mod pgs;
+pub mod restore;
 mod types;
 
 pub use crate::placement::Pg;
@@ -83,6 +85,9 @@ pub struct ClusterMap {
     next_pool: PoolId,
     positions: Arc<Positions>,
     events: Arc<EventLog>,
+    /// Ranges of volume ids, from and to before, of which this map knows nothing: it was restored from a backup
+    /// that was taken before they were issued. Volumes of such ids are not deleted.
+    forgotten: Vec<(VolumeId, VolumeId)>,
 }
 
 impl Default for ClusterMap {
@@ -109,6 +114,7 @@ impl ClusterMap {
             next_pool: PoolId(1),
             positions: Arc::default(),
             events: Arc::default(),
+            forgotten: Vec::new(),
         }
     }
 
@@ -172,9 +178,11 @@ impl ClusterMap {
     }
 
     /// True if a node may delete what it has of the volume: the id was issued, and is gone. An id that
-    /// was not issued yet, as far as this map goes, says nothing: the map may be old.
+    /// was not issued yet, as far as this map goes, or was issued after a backup that it was restored from,
+    /// says nothing.
     pub fn is_deleted(&self, volume: VolumeId) -> bool {
-        volume.0 != 0 && volume < self.next_volume && !self.volumes.contains_key(&volume)
+        let forgotten = self.forgotten.iter().any(|(from, to)| (*from..*to).contains(&volume));
+        volume.0 != 0 && volume < self.next_volume && !self.volumes.contains_key(&volume) && !forgotten
     }
 
     /// The greatest log position that the node has reported as durable, as far as it was committed

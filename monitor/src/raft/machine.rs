@@ -1,11 +1,11 @@
 //! The state machine: applies committed commands to the map that the rest of the monitor reads.
 
 use super::store::{Failure, SNAPSHOT, Store, decode, encode};
-use super::{Outcome, Types};
+use super::{Member, Outcome, SNAPSHOT_BYTES_MAX, Types};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{
-    AnyError, BasicNode, Entry, EntryPayload, LogId, OptionalSend, SnapshotMeta, StorageError,
-    StorageIOError, StoredMembership,
+    AnyError, Entry, EntryPayload, LogId, OptionalSend, SnapshotMeta, StorageError, StorageIOError,
+    StoredMembership,
 };
 use serde::{Deserialize, Serialize};
 use std::io::Cursor;
@@ -17,14 +17,14 @@ use trefoil_core::map::ClusterMap;
 /// all that a reader needs.
 pub(crate) type SharedMap = watch::Receiver<Arc<ClusterMap>>;
 
-type Meta = SnapshotMeta<u64, BasicNode>;
+pub(super) type Meta = SnapshotMeta<u64, Member>;
 type RaftResult<T> = Result<T, StorageError<u64>>;
 
 /// What a snapshot is, in the file.
 #[derive(Serialize, Deserialize)]
-struct Saved {
-    meta: Meta,
-    map: Vec<u8>,
+pub(super) struct Saved {
+    pub meta: Meta,
+    pub map: Vec<u8>,
 }
 
 #[derive(Clone)]
@@ -35,7 +35,7 @@ pub(crate) struct Machine {
 
 struct State {
     applied: Option<LogId<u64>>,
-    membership: StoredMembership<u64, BasicNode>,
+    membership: StoredMembership<u64, Member>,
     map: watch::Sender<Arc<ClusterMap>>,
 }
 
@@ -84,7 +84,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
 impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Machine;
 
-    async fn applied_state(&mut self) -> RaftResult<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>)> {
+    async fn applied_state(&mut self) -> RaftResult<(Option<LogId<u64>>, StoredMembership<u64, Member>)> {
         let state = self.state();
         Ok((state.applied, state.membership.clone()))
     }
@@ -102,11 +102,14 @@ impl RaftStateMachine<Types> for Machine {
         for entry in entries {
             state.applied = Some(entry.log_id);
             outcomes.push(match entry.payload {
-                EntryPayload::Blank => Outcome(None),
-                EntryPayload::Normal(command) => Outcome(Some(map.apply(&command))),
+                EntryPayload::Blank => Outcome::Nothing,
+                EntryPayload::Normal(proposal) if proposal.reign != entry.log_id.leader_id => {
+                    Outcome::Superseded
+                }
+                EntryPayload::Normal(proposal) => Outcome::Done(map.apply_at(&proposal.command, proposal.at)),
                 EntryPayload::Membership(membership) => {
                     state.membership = StoredMembership::new(Some(entry.log_id), membership);
-                    Outcome(None)
+                    Outcome::Nothing
                 }
             });
         }
@@ -127,6 +130,9 @@ impl RaftStateMachine<Types> for Machine {
     async fn install_snapshot(&mut self, meta: &Meta, snapshot: Box<Cursor<Vec<u8>>>) -> RaftResult<()> {
         let install = async {
             let saved = Saved { meta: meta.clone(), map: snapshot.into_inner() };
+            if saved.map.len() > SNAPSHOT_BYTES_MAX {
+                return Err(Failure::LeftOver(saved.map.len() - SNAPSHOT_BYTES_MAX));
+            }
             let map: ClusterMap = decode(&saved.map)?;
             self.store.put(SNAPSHOT, &saved).await?;
             Ok(map)

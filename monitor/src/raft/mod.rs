@@ -4,39 +4,86 @@
 //! of the file each); the map only as a snapshot now and then. At start the map is the last
 //! snapshot plus the log behind it, so nothing that was answered can be missing.
 //!
-//! One voter for now. The network says that everybody else is unreachable; store and state machine
-//! are those that three voters need.
+//! A monitor is named by its number and by the *incarnation* of its data directory. A directory that was
+//! lost takes votes and entries along that the others count on, so an empty one under the old number is
+//! another monitor, and takes part only when an administrator has said so.
 
 mod machine;
 mod network;
+mod offline;
 mod store;
 
 pub(crate) use machine::{Machine, SharedMap};
-pub(crate) use network::Nobody;
-pub(crate) use store::{Identity, Store};
+pub(crate) use network::{
+    ENTRY_BYTES_MAX, Job, JobFailed, Network, PeerAnswer, PeerRequest, Who, is_possible,
+};
+pub(crate) use offline::{map_of, seed};
+pub(crate) use store::{Failure, Identity, OpenError, Store};
 
 use serde::{Deserialize, Serialize};
 use std::io::Cursor;
+use std::net::{Ipv4Addr, SocketAddr};
 use trefoil_core::map::{Command, MapError, Reply};
 
-/// The monitor's id among the voters. The only one, for now.
-pub(crate) const VOTER: u64 = 1;
+/// Bytes of a snapshot: the largest map, and what is beside it.
+pub(crate) const SNAPSHOT_BYTES_MAX: usize = trefoil_core::map::MAP_BYTES_MAX + (1 << 20);
+/// Bytes of a snapshot in one message.
+pub(crate) const SNAPSHOT_PART_BYTES: u64 = 2 << 20;
 
-/// What came of an entry. Entries without a command (a new leader's first) come to nothing.
+/// A monitor as the others know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    /// Where the others reach it.
+    pub address: SocketAddr,
+    /// Of its data directory.
+    pub incarnation: u64,
+}
+
+impl Default for Member {
+    fn default() -> Member {
+        Member { address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), incarnation: 0 }
+    }
+}
+
+/// One reign: a monitor leads in a term once, without a gap.
+pub(crate) type LeaderId = openraft::LeaderId<u64>;
+
+/// What is written to the log: a command, and the reign in which it was decided.
+///
+/// What a leader knows beside the map (whose lease has run out, above all) is true for as long as it leads. A
+/// command that it decided on, lost the lead over, and wrote when it led again, may rest on renewals that
+/// it has not seen. Such an entry is applied as nothing, everywhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Proposal {
+    pub reign: LeaderId,
+    /// When it was proposed: milliseconds since 1970, for people.
+    pub at: u64,
+    pub command: Command,
+}
+
+/// What came of an entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Outcome(pub Option<Result<Reply, MapError>>);
+pub(crate) enum Outcome {
+    /// It has no command: a new leader's first, or a change of the monitors.
+    Nothing,
+    /// It was decided in another reign than it was written in, and changed nothing.
+    Superseded,
+    /// The command was applied.
+    Done(Result<Reply, MapError>),
+}
 
 openraft::declare_raft_types!(
     /// The types of the monitors' Raft.
     pub(crate) Types:
-        D = Command,
+        D = Proposal,
         R = Outcome,
         NodeId = u64,
-        Node = openraft::BasicNode,
+        Node = Member,
         SnapshotData = Cursor<Vec<u8>>,
 );
 
 pub(crate) type Raft = openraft::Raft<Types>;
+pub(crate) type Metrics = openraft::RaftMetrics<u64, Member>;
 
 #[cfg(test)]
 mod tests;

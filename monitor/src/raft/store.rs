@@ -5,6 +5,7 @@
 //! wants its writes in order.
 
 use super::Types;
+use super::machine::Saved;
 use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{Entry, LogId, OptionalSend, StorageError, StorageIOError, Vote};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -13,6 +14,9 @@ use std::fmt::Debug;
 use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The file in the data directory.
+const FILE: &str = "monitor.redb";
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -23,15 +27,26 @@ const IDENTITY: &str = "identity";
 pub(super) const SNAPSHOT: &str = "snapshot";
 
 /// The format of everything in the file.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 /// Bytes of the file that redb keeps in memory.
 const CACHE_BYTES: usize = 16 << 20;
+
+/// Bytes of entries that are read at once for another monitor: far below what one message can carry. One entry
+/// is always read, whatever its size.
+const READ_BYTES_MAX: usize = 1 << 20;
 
 /// Whose file it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
+    /// All zeros: the monitor has not joined (or founded) a cluster yet.
     pub cluster_id: [u8; 16],
     pub cluster_name: String,
+    /// The monitor's number.
+    pub id: u64,
+    /// Drawn when the file was made; never 0.
+    pub incarnation: u64,
+    /// It has drawn the cluster's id, and has not begun the log yet.
+    pub founding: bool,
 }
 
 /// Why the data directory cannot be used.
@@ -41,8 +56,11 @@ pub(crate) enum OpenError {
     InUse(PathBuf),
     #[error("{path} belongs to cluster {theirs:?}, not {ours:?}: check data directory and cluster name")]
     OtherCluster { path: PathBuf, theirs: String, ours: String },
+    #[error("{path} belongs to monitor {theirs}, not {ours}: check `data_dir` and `id`")]
+    OtherMonitor { path: PathBuf, theirs: u64, ours: u64 },
     #[error(
-        "{path} cannot be used: {error}; if the disk is sound, restore the monitor's directory from a copy"
+        "{path} cannot be used: {error}; if the disk is sound, remove this monitor and add it again with an empty directory, \
+         or see `trefoil monitor restore --help` if it is the only one"
     )]
     Damaged { path: PathBuf, error: Failure },
     #[error("cannot create {path}: {error}")]
@@ -95,7 +113,7 @@ impl Store {
     ///
     /// Blocks; for the start of the process only.
     pub fn open(dir: &Path, cluster_name: &str, fresh: Identity) -> Result<(Store, Identity), OpenError> {
-        let path = dir.join("monitor.redb");
+        let path = dir.join(FILE);
         std::fs::create_dir_all(dir).map_err(|error| {
             let path = dir.to_owned();
             OpenError::Create { path, error }
@@ -115,6 +133,7 @@ impl Store {
             OpenError::Create { path, error }
         })?;
         let store = Store { database: Arc::new(database) };
+        let id = fresh.id;
         let identity = match store.identify(fresh) {
             Ok(identity) => identity,
             Err(error) => return Err(OpenError::Damaged { path, error }),
@@ -126,7 +145,46 @@ impl Store {
                 ours: cluster_name.to_owned(),
             });
         }
+        if identity.id != id {
+            return Err(OpenError::OtherMonitor { path, theirs: identity.id, ours: id });
+        }
         Ok((store, identity))
+    }
+
+    /// Opens the file of a monitor that does not run, whosever it is.
+    pub fn open_existing(dir: &Path) -> Result<(Store, Identity), OpenError> {
+        let path = dir.join(FILE);
+        let database = match Database::builder().set_cache_size(CACHE_BYTES).open(&path) {
+            Ok(database) => database,
+            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(OpenError::InUse(path)),
+            Err(error) => {
+                let error = Failure::Redb(error.into());
+                return Err(OpenError::Damaged { path, error });
+            }
+        };
+        let store = Store { database: Arc::new(database) };
+        match store.get(IDENTITY) {
+            Ok(Some(identity)) => Ok((store, identity)),
+            Ok(None) => Err(OpenError::Damaged { path, error: Failure::Format(0) }),
+            Err(error) => Err(OpenError::Damaged { path, error }),
+        }
+    }
+
+    /// The monitor has learned which cluster it is of.
+    pub async fn set_identity(&self, identity: &Identity) -> Result<(), Failure> {
+        self.put(IDENTITY, identity).await
+    }
+
+    /// Makes the file that of a cluster which begins with a snapshot. Blocks.
+    pub(super) fn seed(&self, saved: &Saved, at: LogId<u64>) -> Result<(), Failure> {
+        let (saved, purged) = (encode(saved)?, encode(&at)?);
+        let vote = encode(&Vote::new(at.leader_id.term, at.leader_id.node_id))?;
+        self.write(|_, meta| {
+            meta.insert(SNAPSHOT, saved.as_slice())?;
+            meta.insert(PURGED, purged.as_slice())?;
+            meta.insert(VOTE, vote.as_slice())?;
+            Ok(())
+        })
     }
 
     fn identify(&self, fresh: Identity) -> Result<Identity, Failure> {
@@ -203,12 +261,23 @@ impl Store {
         read()?.map(|bytes| decode(&bytes)).transpose()
     }
 
-    fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<Entry<Types>>, Failure> {
+    /// The entries of a range, or as many of its first ones as have `bytes_max` bytes, but one at least.
+    pub(super) fn entries(
+        &self,
+        range: impl RangeBounds<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry<Types>>, Failure> {
         let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
             let table = self.database.begin_read()?.open_table(LOG)?;
             let mut entries = Vec::new();
+            let mut bytes = 0usize;
             for entry in table.range(range)? {
-                entries.push(entry?.1.value().to_vec());
+                let entry = entry?.1.value().to_vec();
+                bytes = bytes.saturating_add(entry.len());
+                if bytes > bytes_max && !entries.is_empty() {
+                    break;
+                }
+                entries.push(entry);
             }
             Ok(entries)
         };
@@ -245,7 +314,12 @@ impl RaftLogReader<Types> for Store {
         &mut self,
         range: RB,
     ) -> RaftResult<Vec<Entry<Types>>> {
-        self.entries(range).map_err(|error| StorageIOError::read_logs(any(error)).into())
+        self.entries(range, usize::MAX).map_err(|error| StorageIOError::read_logs(any(error)).into())
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> RaftResult<Vec<Entry<Types>>> {
+        let read = self.entries(start..end, READ_BYTES_MAX);
+        read.map_err(|error| StorageIOError::read_logs(any(error)).into())
     }
 }
 

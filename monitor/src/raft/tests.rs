@@ -8,8 +8,17 @@ use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 
+/// The only monitor.
+const VOTER: u64 = 1;
+
 fn identity() -> Identity {
-    Identity { cluster_id: [4; 16], cluster_name: "test".to_owned() }
+    Identity {
+        cluster_id: [4; 16],
+        cluster_name: "test".to_owned(),
+        id: VOTER,
+        incarnation: 7,
+        founding: false,
+    }
 }
 
 struct Builder;
@@ -37,12 +46,13 @@ async fn start(dir: &Path) -> (Raft, SharedMap) {
         purge_batch_size: 1,
         ..openraft::Config::default()
     };
-    let raft = Raft::new(VOTER, Arc::new(config), Nobody, store, machine);
+    let (jobs, _) = tokio::sync::mpsc::channel(1);
+    let raft = Raft::new(VOTER, Arc::new(config), Network::new(jobs), store, machine);
     let raft = raft.await.unwrap();
     if raft.is_initialized().await.unwrap() {
         raft.trigger().elect().await.unwrap();
     } else {
-        let voters = BTreeMap::from([(VOTER, openraft::BasicNode::new(""))]);
+        let voters = BTreeMap::from([(VOTER, Member::default())]);
         raft.initialize(voters).await.unwrap();
     }
     let wait = raft.wait(Some(std::time::Duration::from_secs(20)));
@@ -52,7 +62,11 @@ async fn start(dir: &Path) -> (Raft, SharedMap) {
 }
 
 async fn write(raft: &Raft, command: Command) {
-    raft.client_write(command).await.unwrap().data.0.unwrap().unwrap();
+    let reign = raft.metrics().borrow().vote.leader_id;
+    match raft.client_write(Proposal { reign, at: 1, command }).await.unwrap().data {
+        Outcome::Done(result) => result.unwrap(),
+        other => panic!("{other:?}"),
+    };
 }
 
 fn register(n: u64) -> Command {
@@ -84,9 +98,8 @@ fn the_map_comes_back_from_a_snapshot_and_what_is_left_of_the_log() {
             write(&raft, register(n)).await;
         }
         let wait = raft.wait(Some(std::time::Duration::from_secs(20)));
-        let purged = |metrics: &openraft::RaftMetrics<u64, openraft::BasicNode>| {
-            metrics.purged.is_some_and(|id| id.index > 40)
-        };
+        let purged =
+            |metrics: &openraft::RaftMetrics<u64, Member>| metrics.purged.is_some_and(|id| id.index > 40);
         wait.metrics(purged, "the log is purged").await.unwrap();
         write(&raft, register(120)).await;
         map.borrow().clone()

@@ -69,7 +69,7 @@ impl FrontEnd {
         if let Some((pid, state)) = running {
             if global.monitor.is_empty() && (args.dir.is_some() || std::env::var(admin::MONITOR_ENV).is_err())
             {
-                global.monitor = vec![state.monitor.to_string()];
+                global.monitor = state.monitors().iter().map(ToString::to_string).collect();
             }
             processes = Processes::of_up(&dir, pid)?;
             socket = Some(state.nbd_socket);

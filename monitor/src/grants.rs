@@ -1,0 +1,264 @@
+//! Who may lead a volume: granting, renewing, releasing, and work for healers.
+//!
+//! Each request is decided within one [`Reign`]: first a majority confirms it, then its leases are looked at,
+//! then what came of it is written with its number.
+//!
+//! A grant runs as a task of its own, which the end of the connection that asked does not cut off: between the
+//! decision to grant and its commit, the old holder cannot renew, and that must end.
+
+use crate::health;
+use crate::reign::{Reign, Soft};
+use crate::rpc::*;
+use crate::service::{Result, Service};
+use std::rc::Rc;
+use trefoil_core::leader::report::{NodeReport, REPORT_NODES_MAX};
+use trefoil_core::map::lease::NotNow;
+use trefoil_core::map::{ClusterMap, Command, Grant, Holder, HolderKind, MapError, Reply, Volume};
+use trefoil_core::{Generation, Time, VolumeId};
+
+/// Volumes that are being healed at once, cluster-wide: repair must not become a storm (P6).
+pub const HEALS_MAX: usize = 4;
+
+/// A volume that a healer could not bring into line (a node is away) is offered again after this long,
+/// in microseconds.
+const HEAL_AGAIN: u64 = 10_000_000;
+
+impl Service {
+    pub async fn attach(
+        self: &Rc<Self>,
+        key: VolumeKey,
+        holder: Holder,
+        above: Generation,
+    ) -> Result<Response> {
+        let reign = self.confirmed_reign().await?;
+        let map = self.map();
+        let volume = self.find(&map, &key)?;
+        let asked = reign.soft.borrow_mut().leases.ask(&map, volume, &holder, self.now());
+        let seen = match asked {
+            Ok(seen) => seen,
+            Err(NotNow::Busy { holder, retry_after }) => {
+                return Ok(Response::Busy { holder, retry_after });
+            }
+            Err(NotNow::Missing) => {
+                let what = "volume".to_owned();
+                let name = volume.to_string();
+                return Err(MapError::Missing { what, name }.into());
+            }
+        };
+        let grant = Grant { volume, seen, above };
+        let mut granted = self.grant(&reign, vec![grant], holder).await?;
+        match granted.pop() {
+            Some(Ok(granted)) => Ok(Response::Granted(Box::new(granted))),
+            // Somebody was faster.
+            Some(Err(MapError::Stale { .. })) => match self.holder(volume) {
+                Some(holder) => Ok(Response::Busy { holder, retry_after: self.renew }),
+                None => Err(self.not_leading("the volume changed; ask again")),
+            },
+            Some(Err(error)) => Err(error.into()),
+            None => Err(RpcError::Unsure("no answer to a grant".to_owned())),
+        }
+    }
+
+    /// Commits grants that the lease table said yes to, as a task that nothing cuts off, and settles them
+    /// with the table.
+    async fn grant(
+        self: &Rc<Self>,
+        reign: &Rc<Reign>,
+        grants: Vec<Grant>,
+        holder: Holder,
+    ) -> Result<Vec<Result<Granted, MapError>>> {
+        let (service, reign) = (self.clone(), reign.clone());
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.spawn(async move {
+            // Who asked may be gone; the grant stands all the same, until its lease runs out.
+            let _ = sender.send(service.commit_grants(&reign, grants, holder).await);
+        });
+        let ended = receiver.await;
+        ended.unwrap_or_else(|_| Err(RpcError::Unsure("the monitor is stopping".to_owned())))
+    }
+
+    async fn commit_grants(
+        &self,
+        reign: &Reign,
+        grants: Vec<Grant>,
+        holder: Holder,
+    ) -> Result<Vec<Result<Granted, MapError>>> {
+        let command = Command::GrantGenerations { grants: grants.clone(), holder };
+        let reply = self.propose(reign, command).await;
+        let now = self.now();
+        let leases = &mut reign.soft.borrow_mut().leases;
+        let results = match reply {
+            Ok(Reply::Granted(results)) => results,
+            Ok(_) => return Err(RpcError::Unsure("an answer that fits no grant".to_owned())),
+            // It may still be committed: the old holder stays without renewal until it is known.
+            Err(error @ RpcError::Unsure(_)) => return Err(error),
+            Err(error) => {
+                for grant in &grants {
+                    leases.not_granted(grant.volume, grant.seen);
+                }
+                return Err(error);
+            }
+        };
+        let map = self.map();
+        let mut granted = Vec::with_capacity(results.len());
+        for (grant, result) in grants.iter().zip(results) {
+            granted.push(match (result, map.volumes.get(&grant.volume)) {
+                (Ok(generation), Some(info)) => {
+                    leases.granted(grant.volume, generation, now);
+                    Ok(Granted {
+                        volume: grant.volume,
+                        generation,
+                        info: Volume::clone(info),
+                        lease: self.lease.lease,
+                        renew: self.renew,
+                    })
+                }
+                (Ok(_), None) => {
+                    Err(MapError::Missing { what: "volume".to_owned(), name: grant.volume.to_string() })
+                }
+                (Err(error), _) => {
+                    leases.not_granted(grant.volume, grant.seen);
+                    Err(error)
+                }
+            });
+        }
+        Ok(granted)
+    }
+
+    pub async fn renew(
+        &self,
+        holder: Holder,
+        volumes: Vec<(VolumeId, Generation)>,
+        nodes: Vec<NodeReport>,
+    ) -> Result<Response> {
+        check_count(volumes.len())?;
+        if nodes.len() > REPORT_NODES_MAX {
+            let text = format!("a report of {} nodes: send at most {REPORT_NODES_MAX}", nodes.len());
+            return Err(RpcError::Malformed(text));
+        }
+        let reign = self.confirmed_reign().await?;
+        let map = self.map();
+        let now = self.now();
+        let mut soft = reign.soft.borrow_mut();
+        soft.reports.heard(&holder, nodes, now);
+        let renewed: Vec<_> = volumes
+            .iter()
+            .map(|(volume, generation)| {
+                let renewal = soft.leases.renew(&map, &holder, *volume, *generation, now);
+                (*volume, renewal)
+            })
+            .collect();
+        let reports = soft.heartbeats.values().flat_map(|it| &it.differing);
+        let mut differing: Vec<_> = reports
+            .filter(|group| volumes.iter().any(|(volume, _)| *volume == group.volume))
+            .copied()
+            .collect();
+        differing.sort_unstable();
+        differing.dedup();
+        differing.truncate(DIFFERING_MAX);
+        Ok(Response::Renewed { volumes: renewed, layout: map.layout, differing })
+    }
+
+    pub async fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> Result<Reply> {
+        check_count(volumes.len())?;
+        let reign = self.reign()?;
+        let command = Command::Release { volumes: volumes.clone() };
+        let reply = self.propose(&reign, command).await?;
+        let map = self.map();
+        let mut soft = reign.soft.borrow_mut();
+        for (id, generation, clean) in volumes {
+            let Some(volume) = map.volumes.get(&id) else {
+                continue;
+            };
+            if volume.generation != generation || volume.holder.is_some() {
+                continue;
+            }
+            soft.leases.released(id);
+            if clean {
+                // What nodes said before is over; they say it again if it is not.
+                for heartbeat in soft.heartbeats.values_mut() {
+                    heartbeat.differing.retain(|group| group.volume != id);
+                }
+            }
+        }
+        Ok(reply)
+    }
+
+    pub async fn remove_volume(&self, key: VolumeKey) -> Result<Reply> {
+        let reign = self.confirmed_reign().await?;
+        let map = self.map();
+        let volume = self.find(&map, &key)?;
+        let generation = map.volumes.get(&volume).map(|it| it.generation);
+        let expired = reign.soft.borrow_mut().leases.expired(&map, volume, self.now());
+        let expired = generation.filter(|_| expired);
+        let reply = self.propose(&reign, Command::RemoveVolume { volume, expired }).await?;
+        let mut soft = reign.soft.borrow_mut();
+        soft.leases.released(volume);
+        soft.healed.remove(&volume);
+        Ok(reply)
+    }
+
+    /// Section 8: volumes without a holder that are not known to be whole. A healer that died is no
+    /// holder any more when its lease has run out.
+    pub async fn heal_work(self: &Rc<Self>, holder: Holder, max: u32) -> Result<Response> {
+        if holder.kind != HolderKind::Healer {
+            return Err(RpcError::Malformed("a healer must say that it is one".to_owned()));
+        }
+        let reign = self.confirmed_reign().await?;
+        // Two at once would count the same places as free.
+        if reign.healing.replace(true) {
+            return Ok(Response::Heal(Vec::new()));
+        }
+        let grants = self.choose_heals(&reign, &holder, max as usize);
+        let granted = match grants.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.grant(&reign, grants, holder).await,
+        };
+        reign.healing.set(false);
+        Ok(Response::Heal(granted?.into_iter().flatten().collect()))
+    }
+
+    fn choose_heals(&self, reign: &Reign, holder: &Holder, max: usize) -> Vec<Grant> {
+        let map = self.map();
+        let now = self.now();
+        let soft = &mut *reign.soft.borrow_mut();
+        soft.healed.retain(|_, at| now.since(*at) < HEAL_AGAIN);
+        let statuses = volume_statuses(&map, soft, now);
+        let running = statuses.iter().filter(|it| it.healing).count();
+        let mut grants = Vec::new();
+        for status in statuses.iter().filter(|it| it.needs_heal) {
+            if grants.len() >= max.min(HEALS_MAX.saturating_sub(running)) {
+                break;
+            }
+            let volume = status.volume;
+            if soft.healed.contains_key(&volume) {
+                continue;
+            }
+            if let Ok(seen) = soft.leases.ask(&map, volume, holder, now) {
+                soft.healed.insert(volume, now);
+                let above = Generation(0);
+                grants.push(Grant { volume, seen, above });
+            }
+        }
+        grants
+    }
+}
+
+fn check_count(volumes: usize) -> Result<()> {
+    if volumes > VOLUMES_PER_REQUEST_MAX {
+        return Err(RpcError::Malformed(format!(
+            "{volumes} volumes in one request: send at most {VOLUMES_PER_REQUEST_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) fn volume_statuses(map: &ClusterMap, soft: &mut Soft, now: Time) -> Vec<health::VolumeStatus> {
+    let reports = soft.heartbeats.values().flat_map(|it| &it.differing);
+    let differing: std::collections::BTreeSet<VolumeId> = reports.map(|it| it.volume).collect();
+    let volumes = map.volumes.keys().map(|id| {
+        let expired = soft.leases.expired(map, *id, now);
+        health::volume_status(map, *id, expired, differing.contains(id))
+    });
+    volumes.collect()
+}

@@ -1,0 +1,135 @@
+//! What a monitor knows beside the map while it leads: one *reign*, from when it was elected to when it
+//! was not the leader any more.
+//!
+//! Leases, above all: who renewed when is known to the leader alone, and only for as long as it leads without a
+//! gap. A monitor that comes to lead begins a new reign, in which every held lease counts as renewed at that
+//! moment (see [`trefoil_core::map::lease`]). Nothing of an earlier reign is looked at again: its monitor
+//! may have led twice, with a reign of somebody else's in between that renewed leases.
+//!
+//! Two things hold a decision to its reign. Before a lease is judged, a majority confirms that this reign, by
+//! its number, still lasts ([`crate::service::Service::confirm`]). And what is decided is written with that
+//! number, and applied only if it was written in the same reign ([`crate::raft::Proposal`]).
+
+use crate::raft::LeaderId;
+use crate::reports::Reports;
+use crate::rpc::Heartbeat;
+use crate::service::Service;
+use openraft::ServerState;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use trefoil_core::map::lease::{LeaseConfig, LeaseTable};
+use trefoil_core::map::liveness::Liveness;
+use trefoil_core::map::{ClusterMap, Command};
+use trefoil_core::{NodeId, Time, VolumeId};
+
+/// The pause before a new leader asks again whether it leads.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// See the module.
+pub(crate) struct Reign {
+    /// No other reign, of whichever monitor, has the same.
+    pub leader: LeaderId,
+    /// When it began, by the service's clock.
+    pub started: Time,
+    /// A borrow is never held across an await.
+    pub soft: RefCell<Soft>,
+    /// A healer's request is being decided.
+    pub healing: Cell<bool>,
+}
+
+/// What is known beside the map.
+pub(crate) struct Soft {
+    pub leases: LeaseTable,
+    pub liveness: Liveness,
+    /// The last of each node of the map.
+    pub heartbeats: BTreeMap<NodeId, Heartbeat>,
+    /// What leaders of groups say of nodes.
+    pub reports: Reports,
+    /// When a volume was last given to a healer. Old entries are dropped.
+    pub healed: BTreeMap<VolumeId, Time>,
+}
+
+impl Reign {
+    /// At a moment when this monitor leads, with a map that has everything which its predecessors committed.
+    pub fn new(
+        leader: LeaderId,
+        map: &ClusterMap,
+        lease: LeaseConfig,
+        node_timeout: u64,
+        renew: u64,
+        now: Time,
+    ) -> Reign {
+        Reign {
+            leader,
+            started: now,
+            soft: RefCell::new(Soft {
+                leases: LeaseTable::new(lease, map, now),
+                liveness: Liveness::new(node_timeout, now),
+                heartbeats: BTreeMap::new(),
+                reports: Reports::new(renew),
+                healed: BTreeMap::new(),
+            }),
+            healing: Cell::new(false),
+        }
+    }
+}
+
+/// Begins and ends reigns as Raft says, for ever; ends with an error that the daemon cannot live with.
+pub(crate) async fn watch(service: Rc<Service>) -> anyhow::Error {
+    let mut metrics = service.raft.metrics();
+    loop {
+        let (leads, vote) = {
+            let seen = metrics.borrow_and_update();
+            (seen.state == ServerState::Leader && !service.yielding.get(), seen.vote.leader_id)
+        };
+        let current = service.reign.borrow().as_ref().map(|reign| reign.leader);
+        if !leads {
+            if current.is_some() {
+                tracing::warn!(term = vote.term, "this monitor does not lead any more");
+                *service.reign.borrow_mut() = None;
+            }
+        } else if current != Some(vote) {
+            *service.reign.borrow_mut() = None;
+            match begin(&service).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                Err(error) => return error,
+            }
+        }
+        if metrics.changed().await.is_err() {
+            return anyhow::anyhow!("the monitor's Raft has ended; see the log above and start it again");
+        }
+    }
+}
+
+/// True if a reign has begun.
+async fn begin(service: &Rc<Service>) -> anyhow::Result<bool> {
+    // Everything that was committed before is in the map when this is answered.
+    let asked = tokio::time::timeout(Duration::from_secs(2), service.raft.ensure_linearizable()).await;
+    let Ok(Ok(Some(at))) = asked else { return Ok(false) };
+    let map = service.map();
+    let reign =
+        Reign::new(at.leader_id, &map, service.lease, service.node_timeout, service.renew, service.now());
+    let reign = Rc::new(reign);
+    if map.version == 0 {
+        let identity = &service.identity;
+        let init = Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name.clone() };
+        if let Err(error) = service.propose(&reign, init).await {
+            tracing::warn!(%error, "the new cluster's first entry was not written; trying again");
+            return Ok(false);
+        }
+    }
+    let (map, ours) = (service.map(), service.identity.cluster_id);
+    anyhow::ensure!(
+        map.cluster_id == ours,
+        "the map is of another cluster than the directory says: was a file copied here?"
+    );
+    tracing::info!(term = at.leader_id.term, version = map.version, "this monitor leads");
+    *service.reign.borrow_mut() = Some(reign);
+    Ok(true)
+}
