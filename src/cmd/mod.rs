@@ -4,6 +4,7 @@ pub mod bench;
 pub mod completions;
 pub mod crush;
 pub mod daemons;
+pub mod doctor;
 pub mod format;
 pub mod lists;
 pub mod status;
