@@ -59,6 +59,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Up(up::UpArgs),
+    Init(cmd::init::InitArgs),
     Doctor(cmd::doctor::DoctorArgs),
     Status(cmd::status::StatusArgs),
     /// Make, list, show and remove volumes
@@ -115,6 +116,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
     }
     match &cli.command {
         Command::Up(args) => up::run(args, global),
+        Command::Init(args) => cmd::init::run(args, out),
         Command::Doctor(args) => cmd::doctor::run(args, out),
         Command::Status(args) => cmd::status::run(args, global, out),
         Command::Volume(command) => cmd::volume::run(command, global, out),

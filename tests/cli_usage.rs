@@ -7,9 +7,10 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-const COMMANDS: [&[&str]; 18] = [
+const COMMANDS: [&[&str]; 19] = [
     &[],
     &["up"],
+    &["init"],
     &["doctor"],
     &["status"],
     &["volume"],

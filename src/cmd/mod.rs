@@ -6,6 +6,7 @@ pub mod crush;
 pub mod daemons;
 pub mod doctor;
 pub mod format;
+pub mod init;
 pub mod lists;
 pub mod status;
 pub mod store;
