@@ -42,7 +42,8 @@ fn good_host(root: &Path) {
 fn examined(root: &Path) -> (i32, Value) {
     let output = run(&["doctor", "--json", "--root", root.to_str().unwrap()]);
     let text = stdout(&output);
-    let value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{}", stderr(&output)));
     (output.status.code().unwrap(), value)
 }
 

@@ -22,8 +22,8 @@ Examples:
   trefoil doctor --config trefoil-data/etc/node-0.toml
   trefoil doctor --json | jq -r '.findings[] | select(.level != \"OK\") | .code'
 
-Run it as root on a host before it is trusted with data, and after a change of kernel, disks, network
-or configuration. It changes nothing. What it could not look at it does not list.
+Run it as root on a host before it is trusted with data, and after a change of kernel, disks,
+network or configuration. It changes nothing. What it could not look at it does not list.
 
 Exit codes:
   0  nothing but OK

@@ -59,14 +59,14 @@ pub struct Need {
 impl Need {
     /// Of a daemon with this configuration.
     pub fn of(daemon: &Daemon) -> Need {
-        let (connections, memory) = match daemon {
-            Daemon::Monitor(config) => (config.connections_max as u64, MEMORY_OF_OTHERS),
-            Daemon::StorageNode(config) => {
-                (config.connections_max as u64 + NODES_CONNECTED, config.memory_bytes)
-            }
-            Daemon::Nbd(config) => (config.connections_max as u64 + NODES_CONNECTED, MEMORY_OF_OTHERS),
+        let (own, nodes, memory) = match daemon {
+            Daemon::Monitor(config) => (config.connections_max, 0, MEMORY_OF_OTHERS),
+            Daemon::StorageNode(config) => (config.connections_max, NODES_CONNECTED, config.memory_bytes),
+            Daemon::Nbd(config) => (config.connections_max, NODES_CONNECTED, MEMORY_OF_OTHERS),
         };
-        Need { connections, descriptors: connections + OWN_DESCRIPTORS, memory }
+        // What a file says may be anything.
+        let connections = (own as u64).saturating_add(nodes);
+        Need { connections, descriptors: connections.saturating_add(OWN_DESCRIPTORS), memory }
     }
 }
 
@@ -321,6 +321,8 @@ mod tests {
         let config = NbdConfig { connections_max: 5000, ..NbdConfig::default() };
         let need = Need::of(&Daemon::Nbd(config));
         assert_eq!(need.descriptors, 5000 + NODES_CONNECTED + OWN_DESCRIPTORS);
+        let config = NbdConfig { connections_max: usize::MAX, ..NbdConfig::default() };
+        assert_eq!(Need::of(&Daemon::Nbd(config)).descriptors, u64::MAX);
         let node = Daemon::StorageNode(NodeConfig::default());
         assert_eq!(Need::of(&node).memory, 512 << 20);
         // The units' limit holds what the defaults may need, twice over.

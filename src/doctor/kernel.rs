@@ -107,6 +107,9 @@ fn memory(host: &Host, daemons: &Daemons) -> Option<Finding> {
     let field = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = field.split_whitespace().next()?.parse().ok()?;
     let (total, need) = (kib.saturating_mul(1024), daemons.need().memory);
+    if daemons.all.is_empty() {
+        return Some(Finding::ok("MEMORY", "", format!("{} in all", Size(total))));
+    }
     let about = format!("{} configured daemons", daemons.all.len());
     let found = format!("they may take {} of {}", Size(need), Size(total));
     let remedy = "lower memory_bytes of storage nodes, run fewer of them here, or add memory";

@@ -98,8 +98,10 @@ fn all_of_the_host(host: &Host, daemons: &Daemons) -> Option<Finding> {
     if used.saturating_add(need) <= max {
         return Some(Finding::ok("FILE_MAX", "host", found));
     }
-    let remedy =
-        format!("set fs.file-max = {} in /etc/sysctl.d/, and run sysctl --system", 2 * (used + need));
+    let remedy = format!(
+        "set fs.file-max = {} in /etc/sysctl.d/, and run sysctl --system",
+        used.saturating_add(need).saturating_mul(2)
+    );
     Some(Finding::bad("FILE_MAX", Level::Error, "host", format!("{found}: they will run out"), remedy))
 }
 
@@ -116,7 +118,7 @@ fn tracking(host: &Host, daemons: &Daemons) -> Option<Finding> {
     let exempt = format!(
         "exempt the ports {{ {list} }} with `notrack` (docs/operations.md, CONNTRACK), or set \
          net.netfilter.nf_conntrack_max = {} or more in /etc/sysctl.d/",
-        (2 * (used + need)).max(1 << 18)
+        used.saturating_add(need).saturating_mul(2).max(1 << 18)
     );
     let remedy = if ports.is_empty() { "raise net.netfilter.nf_conntrack_max".to_owned() } else { exempt };
     let found = format!("{used} of {max} connections are tracked, {tracked} of them of Trefoil's ports");
@@ -125,16 +127,18 @@ fn tracking(host: &Host, daemons: &Daemons) -> Option<Finding> {
     };
     let full = "when the table is full, packets of new connections are dropped without a word, and daemons that \
                 come back cannot be reached";
-    if used >= max / 100 * TRACKED_PERCENT_ERROR {
+    // 0: no limit.
+    let percent = used.saturating_mul(100).checked_div(max).unwrap_or(0);
+    if percent >= TRACKED_PERCENT_ERROR {
         return bad(Level::Error, full);
     }
     // Those that are tracked already are in `used`.
     let more = if tracked > 0 { need.saturating_sub(tracked) } else { 0 };
-    if tracked > 0 && used.saturating_add(more) > max {
+    if tracked > 0 && max > 0 && used.saturating_add(more) > max {
         let why = format!("the daemons here may have {need}, which do not fit. {full}");
         return bad(Level::Error, &why);
     }
-    if used >= max / 100 * TRACKED_PERCENT_WARN {
+    if percent >= TRACKED_PERCENT_WARN {
         return bad(Level::Warn, full);
     }
     if tracked > 0 {
