@@ -41,4 +41,14 @@ mod tests {
         let (after, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         assert_eq!(after, before.max(WANTED.min(hard)));
     }
+
+    #[test]
+    fn the_units_ask_for_as_many_as_the_daemons_want() {
+        for role in ["monitor", "storage-node", "nbd"] {
+            let path = format!("{}/scripts/systemd/trefoil-{role}@.service", env!("CARGO_MANIFEST_DIR"));
+            let unit = std::fs::read_to_string(path).unwrap();
+            assert!(unit.lines().any(|line| line == format!("LimitNOFILE={WANTED}")), "{unit}");
+            assert!(unit.lines().any(|line| line.starts_with("SystemCallFilter=") && !line.contains('~')));
+        }
+    }
 }

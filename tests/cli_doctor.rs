@@ -74,7 +74,7 @@ fn each_ill_has_its_code_its_level_and_its_remedy() {
     const WARN: i32 = 1;
     const ERROR: i32 = 2;
     let sysfs = "sys/class/block/nvme1n1";
-    let ills: [(&str, &str, &str, i32); 14] = [
+    let ills: [(&str, &str, &str, i32); 15] = [
         ("proc/sys/kernel/osrelease", "4.19.0\n", "KERNEL", WARN),
         ("proc/sys/kernel/io_uring_disabled", "2\n", "IO_URING", WARN),
         ("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet\n", "CLOCKSOURCE", WARN),
@@ -90,6 +90,12 @@ fn each_ill_has_its_code_its_level_and_its_remedy() {
             ERROR,
         ),
         ("etc/trefoil/storage-node/0.toml", "device = 7\n", "CONFIG", ERROR),
+        (
+            "usr/local/lib/systemd/system/trefoil-storage-node@.service.d/x.conf",
+            "[Service]\nDevicePolicy=closed\n",
+            "UNIT",
+            ERROR,
+        ),
         (
             "etc/trefoil/storage-node/1.toml",
             "device = \"/dev/nvme1n1\"\nstate_dir = \"/x\"\nmonitors = [\"127.0.0.1:10800\"]\n",

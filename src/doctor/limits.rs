@@ -5,16 +5,9 @@
 
 use super::daemons::{Configured, Daemons, Need};
 use super::host::Host;
-use super::{Finding, Level};
+use super::{Finding, Level, units};
 use crate::limits::WANTED;
 
-/// Where systemd looks for units, the strongest first.
-const UNIT_DIRS: [&str; 4] = [
-    "/etc/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
 /// Percent of the connection table in use that is too near to its end.
 const TRACKED_PERCENT_ERROR: u64 = 90;
 /// Percent of the connection table in use that is a warning.
@@ -31,23 +24,9 @@ pub fn findings(host: &Host, daemons: &Daemons) -> Vec<Finding> {
 
 /// The limit that systemd gives a daemon, if there is a unit for it.
 fn unit_limit(host: &Host, daemon: &Configured) -> Option<u64> {
-    let file = daemon.file.as_deref()?;
-    let instance = file.file_stem()?.to_str()?;
-    let template = format!("trefoil-{}@", daemon.role());
-    let dir = UNIT_DIRS.iter().find(|dir| host.line(format!("{dir}/{template}.service")).is_some())?;
-    let mut texts = vec![host.text(format!("{dir}/{template}.service"))];
-    for unit in [format!("{template}.service.d"), format!("{template}{instance}.service.d")] {
-        for dir in UNIT_DIRS.iter().rev() {
-            let names = host.names(format!("{dir}/{unit}"));
-            texts.extend(names.iter().map(|name| host.text(format!("{dir}/{unit}/{name}"))));
-        }
-    }
-    let texts: Vec<String> = texts.into_iter().flatten().collect();
-    // The last word counts.
-    let mut lines = texts.iter().flat_map(|text| text.lines()).rev();
-    let last = lines.find_map(|line| line.trim().strip_prefix("LimitNOFILE="))?;
-    // SOFT:HARD, or one for both.
-    let hard = last.rsplit(':').next()?.trim();
+    let settings = units::settings(host, daemon)?;
+    // The last word counts; SOFT:HARD, or one for both.
+    let hard = settings.last("LimitNOFILE")?.rsplit(':').next()?.trim();
     if hard == "infinity" { host.number("/proc/sys/fs/nr_open") } else { hard.parse().ok() }
 }
 
@@ -113,15 +92,23 @@ fn tracking(host: &Host, daemons: &Daemons) -> Option<Finding> {
     };
     let used = host.number("/proc/sys/net/netfilter/nf_conntrack_count").unwrap_or(0);
     let need = daemons.need().connections;
-    let (ports, tracked) = (daemons.ports(), on_ports(host, &daemons.ports()));
+    let ports = daemons.ports();
+    let tracked = on_ports(host, &ports);
     let list = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-    let exempt = format!(
-        "exempt the ports {{ {list} }} with `notrack` (docs/operations.md, CONNTRACK), or set \
-         net.netfilter.nf_conntrack_max = {} or more in /etc/sysctl.d/",
-        used.saturating_add(need).saturating_mul(2).max(1 << 18)
-    );
-    let remedy = if ports.is_empty() { "raise net.netfilter.nf_conntrack_max".to_owned() } else { exempt };
-    let found = format!("{used} of {max} connections are tracked, {tracked} of them of Trefoil's ports");
+    let enough = used.saturating_add(need).saturating_mul(2).max(1 << 18);
+    let remedy = if ports.is_empty() {
+        format!("set net.netfilter.nf_conntrack_max = {enough} or more in /etc/sysctl.d/")
+    } else {
+        format!(
+            "exempt the ports {{ {list} }} with `notrack` (docs/operations.md, CONNTRACK), or set \
+             net.netfilter.nf_conntrack_max = {enough} or more in /etc/sysctl.d/"
+        )
+    };
+    let whose = match tracked {
+        Some(tracked) => format!("{tracked} of them of Trefoil's ports"),
+        None => "whose they are only root can see".to_owned(),
+    };
+    let found = format!("{used} of {max} connections are tracked, {whose}");
     let bad = |level, why: &str| {
         Some(Finding::bad("CONNTRACK", level, "", format!("{found}: {why}"), remedy.clone()))
     };
@@ -133,15 +120,15 @@ fn tracking(host: &Host, daemons: &Daemons) -> Option<Finding> {
         return bad(Level::Error, full);
     }
     // Those that are tracked already are in `used`.
-    let more = if tracked > 0 { need.saturating_sub(tracked) } else { 0 };
-    if tracked > 0 && max > 0 && used.saturating_add(more) > max {
+    let more = need.saturating_sub(tracked.unwrap_or(0));
+    if tracked != Some(0) && max > 0 && used.saturating_add(more) > max {
         let why = format!("the daemons here may have {need}, which do not fit. {full}");
-        return bad(Level::Error, &why);
+        return bad(if tracked.is_some() { Level::Error } else { Level::Warn }, &why);
     }
     if percent >= TRACKED_PERCENT_WARN {
         return bad(Level::Warn, full);
     }
-    if tracked > 0 {
+    if tracked.is_some_and(|tracked| tracked > 0) {
         return bad(
             Level::Warn,
             "the firewall follows storage connections, which costs time and can overflow",
@@ -150,10 +137,10 @@ fn tracking(host: &Host, daemons: &Daemons) -> Option<Finding> {
     Some(Finding::ok("CONNTRACK", "", found))
 }
 
-/// Tracked connections from or to one of the ports.
-fn on_ports(host: &Host, ports: &[u16]) -> u64 {
+/// Tracked connections from or to one of the ports; `None` where that cannot be seen.
+fn on_ports(host: &Host, ports: &[u16]) -> Option<u64> {
     let mut tracked = 0;
-    host.lines("/proc/net/nf_conntrack", |line| {
+    let seen = host.lines("/proc/net/nf_conntrack", |line| {
         let port = |field: &str| {
             let number = field.strip_prefix("sport=").or_else(|| field.strip_prefix("dport="))?;
             number.parse::<u16>().ok()
@@ -162,7 +149,7 @@ fn on_ports(host: &Host, ports: &[u16]) -> u64 {
             tracked += 1;
         }
     });
-    tracked
+    seen.then_some(tracked)
 }
 
 #[cfg(test)]
@@ -227,6 +214,10 @@ mod tests {
         };
         set("10", "262144");
         assert_eq!(found(&fake), [("CONNTRACK", Level::Ok)]);
+        // Without the right to see whose they are, they may be ours.
+        set("10", "1000");
+        assert_eq!(found(&fake), [("CONNTRACK", Level::Warn)]);
+        set("10", "262144");
         // Another's port first, then one of ours.
         let line = |port: u16| {
             format!(

@@ -14,6 +14,7 @@
 //! | [`device`] | disks below storage nodes |
 //! | [`space`] | free space of data directories |
 //! | [`network`] | interfaces and their MTU |
+//! | [`units`] | what systemd has been told of a daemon |
 
 pub mod daemons;
 mod device;
@@ -24,6 +25,7 @@ mod network;
 mod space;
 #[cfg(test)]
 mod testing;
+mod units;
 
 use crate::daemon::Daemon;
 use daemons::Daemons;
