@@ -21,7 +21,7 @@ use std::str::FromStr;
 use trefoil_core::BLOCK_SIZE;
 use trefoil_core::map::is_name;
 
-/// Hosts of one call. A cluster may have more: add theirs with a second call.
+/// Hosts of one call; later ones are made from the files of another host (docs/deploy.md).
 const HOSTS_MAX: usize = 1000;
 /// Devices of one host.
 const DEVICES_MAX: usize = 128;
