@@ -57,10 +57,19 @@ impl Daemon {
     }
 
     /// Runs it on this thread until `shutdown`, or until it fails. Calls `ready` once it serves, and
-    /// `stopping` when it has been told to stop and begins to.
-    pub fn run(self, shutdown: Shutdown, ready: Ready, stopping: impl FnOnce()) -> anyhow::Result<()> {
+    /// `stopping` when it has been told to stop and begins to. `beside` runs on the same loop, in turns
+    /// with the daemon's own tasks: when these hang, it hangs.
+    pub fn run(
+        self,
+        shutdown: Shutdown,
+        ready: Ready,
+        stopping: impl FnOnce(),
+        beside: impl Future<Output = ()> + Send + 'static,
+    ) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot make a runtime: are there file descriptors left?")?;
+        // Ends with the runtime.
+        runtime.spawn(beside);
         let stop = async move {
             stopped(shutdown).await;
             stopping();

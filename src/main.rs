@@ -5,6 +5,8 @@
 //! | [`cmd`] | one file per command |
 //! | [`up`] | `trefoil up`: a whole cluster on one machine |
 //! | [`daemon`] | the three daemons, run on a thread |
+//! | [`notify`] | what the service manager is told |
+//! | [`doctor`] | whether a host is fit for daemons |
 //! | [`admin`] | the connection to the monitors |
 //! | [`view`] | what is shown, with the field names of `--json` |
 //! | [`failure`] | errors and exit codes |
@@ -15,9 +17,11 @@ mod admin;
 mod cmd;
 mod config;
 mod daemon;
+mod doctor;
 mod failure;
 mod limits;
 mod logging;
+mod notify;
 mod output;
 mod signals;
 mod size;
@@ -55,6 +59,8 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Up(up::UpArgs),
+    Init(cmd::init::InitArgs),
+    Doctor(cmd::doctor::DoctorArgs),
     Status(cmd::status::StatusArgs),
     Events(cmd::events::EventsArgs),
     /// Make, list, show and remove volumes
@@ -111,6 +117,8 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
     }
     match &cli.command {
         Command::Up(args) => up::run(args, global),
+        Command::Init(args) => cmd::init::run(args, out),
+        Command::Doctor(args) => cmd::doctor::run(args, out),
         Command::Status(args) => cmd::status::run(args, global, out),
         Command::Events(args) => cmd::events::run(args, global, out),
         Command::Volume(command) => cmd::volume::run(command, global, out),

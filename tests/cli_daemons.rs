@@ -76,10 +76,11 @@ fn systemd_is_told_and_signals_end_it_in_order() {
     let mut command = trefoil(&["monitor", "--listen", &listen, "--data-dir", data.to_str().unwrap()]);
     command.env("NOTIFY_SOCKET", &socket);
     let mut monitor = Up::run(command);
-    assert_eq!(state(&manager), "READY=1");
+    assert!(state(&manager).starts_with("STATUS=starting"));
+    assert_eq!(state(&manager), format!("READY=1\nSTATUS=serving on {listen}"));
     monitor.ready();
     monitor.signal(Signal::SIGINT);
-    assert_eq!(state(&manager), "STOPPING=1");
+    assert_eq!(state(&manager), "STOPPING=1\nSTATUS=stopping");
     assert!(monitor.wait().success());
 }
 

@@ -7,9 +7,11 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-const COMMANDS: [&[&str]; 17] = [
+const COMMANDS: [&[&str]; 19] = [
     &[],
     &["up"],
+    &["init"],
+    &["doctor"],
     &["status"],
     &["volume"],
     &["volume", "create"],

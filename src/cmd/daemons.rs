@@ -8,13 +8,14 @@ use super::format::{self, FormatArgs};
 use super::monitor::{self as monitors, MonitorCommand};
 use crate::config;
 use crate::daemon::{Daemon, Role};
+use crate::doctor;
 use crate::failure::{Failure, Outcome};
+use crate::notify::Manager;
 use crate::signals;
 use anyhow::{Context, anyhow, ensure};
 use clap::{Args, Subcommand};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use sd_notify::NotifyState;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -265,32 +266,34 @@ pub fn nbd(args: &NbdArgs, global: &Global) -> Outcome {
 
 fn run(role: Role, daemon: Daemon, address: String, global: &Global) -> Outcome {
     crate::start_logging(global, "info")?;
-    crate::limits::raise_descriptors();
+    crate::limits::raise_descriptors(doctor::daemons::Need::of(&daemon).descriptors);
     if let Ok(parent) = std::env::var(PARENT_ENV) {
         die_with_parent(&parent)?;
+    } else {
+        // `up` is for trials: what it runs on is as it is.
+        doctor::warn_at_start(&daemon);
     }
     let shutdown = signals::listen().context("cannot handle signals")?;
-    let ready = move || {
-        notify(NotifyState::Ready);
-        // Nobody may be reading.
-        let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "ready: {address}").and_then(|()| out.flush());
+    let manager = Manager::from_environment();
+    manager.starting("starting: the log says what it waits for");
+    let ready = {
+        let manager = manager.clone();
+        move || {
+            manager.serving(&format!("serving on {address}"));
+            // Nobody may be reading.
+            let mut out = std::io::stdout().lock();
+            let _ = writeln!(out, "ready: {address}").and_then(|()| out.flush());
+        }
     };
-    let result = daemon.run(shutdown, Box::new(ready), || {
-        notify(NotifyState::Stopping);
+    let stopping = || {
+        manager.stopping();
         tracing::info!("stopping");
-    });
+    };
+    let result = daemon.run(shutdown, Box::new(ready), stopping, manager.clone().beats());
     if result.is_ok() {
         tracing::info!("stopped");
     }
     result.map_err(|error| Failure::from(error.context(role.to_string())))
-}
-
-/// To the service manager, if there is one.
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::debug!(%error, "the service manager was not told");
-    }
 }
 
 /// Asks the kernel to kill this process when its parent ends, and looks whether it has ended already.

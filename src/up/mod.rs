@@ -131,7 +131,7 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
     // Before the directory is made: what cannot be in any directory leaves no trace.
     plan::plan(&request, None).map_err(Failure::usage)?;
 
-    crate::limits::raise_descriptors();
+    crate::limits::raise_descriptors(0);
     let shutdown = signals::listen().context("cannot handle signals")?;
     let dir = DataDir::open(&args.dir)?;
     let old = State::load(dir.path())?;

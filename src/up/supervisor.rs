@@ -162,7 +162,7 @@ impl<'a> Supervisor<'a> {
             Mode::Threads => {
                 let daemon = slot.member.daemon.clone();
                 launch::thread(number, name, sender, move |shutdown, ready| {
-                    daemon.run(shutdown, ready, || ())
+                    daemon.run(shutdown, ready, || (), std::future::ready(()))
                 })
             }
             Mode::Processes { args, .. } => {

@@ -17,6 +17,7 @@
 //! | [`full`] | no space left |
 //! | [`offline`] | nothing runs: volumes taken out of bare devices |
 //! | [`syscalls`] | system calls per I/O |
+//! | [`deploy`] | units and installation, on a host with systemd |
 //! | [`bad_input`] | what users, disks and strangers get wrong |
 //! | [`stand_in`] | the tools below against a server that is known to be right |
 //!
@@ -32,6 +33,7 @@ mod blocks;
 mod catch_up;
 mod clients;
 mod cluster;
+mod deploy;
 mod full;
 mod health;
 mod kills;
