@@ -213,6 +213,10 @@ impl MonitorClient {
                 if let Some(link) = self.live() {
                     return link;
                 }
+                // One that broke or hung: another monitor first.
+                if self.inner.link.borrow_mut().take().is_some() {
+                    self.inner.address.set(self.inner.address.get() + 1);
+                }
                 tokio::time::sleep_until(backoff.not_before).await;
                 let addresses = self.inner.addresses.borrow().clone();
                 let hint = self.inner.hint.take();
@@ -275,8 +279,11 @@ impl MonitorClient {
     ) -> Result<(Response, bytes::Bytes, std::time::Instant), CallError> {
         let deadline = Instant::now() + timeout;
         let mut pause = RETRY_MIN;
+        // What a monitor said that did not lead says more than that no time was left for another one.
+        let mut last = None;
         loop {
-            let link = self.link(deadline).await?;
+            let link = self.link(deadline).await;
+            let link = link.map_err(|error| last.clone().map_or(error, CallError::Answered))?;
             let id = self.inner.next_id.replace(self.inner.next_id.get() + 1);
             let (answer, receiver) = oneshot::channel();
             link.waiting.borrow_mut().insert(id, answer);
@@ -306,9 +313,10 @@ impl MonitorClient {
                 Err(_) => {
                     // A monitor that hangs: let the next call try another connection.
                     link.sender.close("the monitor does not answer");
-                    return Err(match request.is_idempotent() {
-                        true => CallError::Unavailable(format!("no answer within {timeout:?}")),
-                        false => CallError::Unsure,
+                    return Err(match (request.is_idempotent(), last) {
+                        (true, Some(last)) => CallError::Answered(last),
+                        (true, None) => CallError::Unavailable(format!("no answer within {timeout:?}")),
+                        (false, _) => CallError::Unsure,
                     });
                 }
             };
@@ -318,9 +326,12 @@ impl MonitorClient {
             let response = decode(version, rest).map_err(CallError::Malformed)?;
             return match response {
                 // Nothing was done: any request may be made again.
-                Response::Error(RpcError::NotLeading { leader, .. }) if Instant::now() + pause < deadline => {
+                Response::Error(error @ RpcError::NotLeading { leader, .. })
+                    if Instant::now() + pause < deadline =>
+                {
                     self.turn_away(&link, leader);
                     drop(link);
+                    last = Some(error);
                     tokio::time::sleep(pause).await;
                     pause = (2 * pause).min(NO_LEADER_PAUSE_MAX);
                     continue;

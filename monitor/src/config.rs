@@ -29,6 +29,10 @@ pub struct MonitorConfig {
     pub election_ms: u64,
     /// Changes after which the map is written as a whole and the log before it is dropped. Default: 4096.
     pub snapshot_entries: u64,
+    /// For tests: bytes of a snapshot in one message between monitors. 0: as always.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub snapshot_part_bytes: u64,
     /// Where its state is. Default: `monitor-data`.
     pub data_dir: PathBuf,
     /// The cluster's name, for people; must stay as it was at the first start. Default: `trefoil`.
@@ -64,6 +68,7 @@ impl Default for MonitorConfig {
             join: Vec::new(),
             election_ms: 1000,
             snapshot_entries: 4096,
+            snapshot_part_bytes: 0,
             data_dir: PathBuf::from("monitor-data"),
             cluster_name: "trefoil".to_owned(),
             allow_plaintext: false,

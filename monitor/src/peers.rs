@@ -287,3 +287,110 @@ pub(crate) async fn ask_who(address: SocketAddr, hello: Hello) -> Result<Who, St
     let asked = tokio::time::timeout(WHO_TIMEOUT, ask).await;
     asked.unwrap_or_else(|_| Err(format!("{address} does not answer")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_transport::{Policy, ServeOptions};
+
+    const CLUSTER: [u8; 16] = [3; 16];
+
+    /// A monitor that lets in and never answers; how many connections it has had.
+    async fn silent(id: u64, incarnation: u64) -> (SocketAddr, Rc<Cell<usize>>) {
+        let listener = trefoil_transport::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let hello = Hello { id, incarnation, ..Hello::new(Role::Monitor, CLUSTER) };
+        let policy = Policy { hello, roles: &[Role::Monitor], unknown_cluster: false };
+        let count = Rc::new(Cell::new(0));
+        let counted = count.clone();
+        let serve = trefoil_transport::serve(listener, ServeOptions::new(policy), move |mut connected| {
+            counted.set(counted.get() + 1);
+            async move {
+                let mut frames = Vec::new();
+                while connected.reader.read_batch(&mut frames).await.is_ok() {
+                    frames.clear();
+                }
+            }
+        });
+        tokio::task::spawn_local(serve);
+        (address, count)
+    }
+
+    fn on_runtime(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            tokio::time::timeout(Duration::from_secs(40), test).await.expect("the test hangs");
+        });
+    }
+
+    fn peers() -> Rc<Peers> {
+        Peers::new(Hello { id: 1, incarnation: 1, ..Hello::new(Role::Monitor, CLUSTER) }, BTreeMap::new())
+    }
+
+    fn job(member: &Member) -> (Job, oneshot::Receiver<Result<PeerAnswer, JobFailed>>) {
+        let (answer, receiver) = oneshot::channel();
+        let request = postcard::to_stdvec(&PeerRequest::Who).unwrap().into();
+        (Job { target: 2, member: member.clone(), request, answer }, receiver)
+    }
+
+    #[test]
+    fn a_monitor_with_another_incarnation_or_cluster_is_not_talked_to() {
+        on_runtime(async {
+            let (address, _) = silent(2, 7).await;
+            let told = peers().ask(2, Member { address, incarnation: 8 }, &PeerRequest::Who).await;
+            let told = told.unwrap_err().to_string();
+            assert!(told.contains("incarnation 0000000000000007) is there"), "{told}");
+            let hello = Hello { id: 1, incarnation: 1, ..Hello::new(Role::Monitor, [4; 16]) };
+            let other = Peers::new(hello, BTreeMap::new());
+            let told = other.ask(2, Member { address, incarnation: 7 }, &PeerRequest::Who).await;
+            let told = told.unwrap_err().to_string();
+            assert!(told.contains("another cluster"), "{told}");
+            assert_eq!(other.heard(2, 7), None);
+        });
+    }
+
+    #[test]
+    fn what_waits_for_a_silent_monitor_is_bounded_and_its_connection_is_made_anew() {
+        on_runtime(async {
+            let (address, connections) = silent(2, 7).await;
+            let (peers, member) = (peers(), Member { address, incarnation: 7 });
+            let mut waiting = Vec::new();
+            // Faster than the connection is made: the channel is full.
+            let (mut refused, mut sent) = (0, 0);
+            for _ in 0..LINK_JOBS_MAX + 5 {
+                let (job, mut receiver) = job(&member);
+                peers.deliver(job);
+                match receiver.try_recv() {
+                    Ok(Err(JobFailed::Unreachable(text))) => {
+                        assert!(text.contains("too much waits"), "{text}");
+                        refused += 1;
+                    }
+                    Ok(other) => panic!("{other:?}"),
+                    Err(_) => waiting.push(receiver),
+                }
+            }
+            assert_eq!(refused, 5);
+            // The connection is made, and the channel emptied onto it.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            while sent < UNANSWERED_MAX {
+                let (job, receiver) = job(&member);
+                peers.deliver(job);
+                waiting.push(receiver);
+                sent += 1;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let full = waiting.iter_mut().filter_map(|receiver| receiver.try_recv().ok());
+            let full: Vec<_> = full.map(|answer| answer.unwrap_err().to_string()).collect();
+            assert_eq!(full.len(), LINK_JOBS_MAX + sent - UNANSWERED_MAX, "{:?}", full.first());
+            assert!(full.iter().all(|text| text.contains("unanswered")));
+            assert_eq!(connections.get(), 1);
+            tokio::time::sleep(SILENT_MAX + Duration::from_millis(200)).await;
+            let (again, _receiver) = job(&member);
+            peers.deliver(again);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(connections.get(), 2);
+            let broken = waiting.iter_mut().filter_map(|receiver| receiver.try_recv().ok()).count();
+            assert_eq!(broken, UNANSWERED_MAX, "those who waited on the old one are told");
+        });
+    }
+}

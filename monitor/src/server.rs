@@ -125,7 +125,10 @@ impl Monitor {
             election_timeout_min: config.election_ms,
             election_timeout_max: 2 * config.election_ms,
             install_snapshot_timeout: SNAPSHOT_PART_TIMEOUT.as_millis() as u64,
-            snapshot_max_chunk_size: SNAPSHOT_PART_BYTES,
+            snapshot_max_chunk_size: match config.snapshot_part_bytes {
+                0 => SNAPSHOT_PART_BYTES,
+                bytes => bytes,
+            },
             max_payload_entries: ENTRIES_PER_MESSAGE,
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
             max_in_snapshot_log_to_keep: config.snapshot_entries / LOG_KEPT_SHARE,

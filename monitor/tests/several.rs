@@ -252,22 +252,38 @@ fn without_a_majority_nothing_is_changed_and_maps_are_still_followed() {
         let admin = cluster.client(Role::Client);
         nodes(&cluster.client(Role::StorageNode)).await;
         pool(&admin).await;
+        create(&admin, "disk0").await;
         let map = admin.get_map(0).await.unwrap().unwrap();
-        cluster.stop_one(0).await;
-        cluster.stop_one(1).await;
-        let last = MonitorClient::new(vec![cluster.addresses[2]], Hello::new(Role::FrontEnd, [0; 16]));
-        // A follower: what is there, to those who have less; never an older one.
+        // The leader is left alone, and does not hear of it: nobody tells it anything any more.
+        let leader = cluster.leader(&admin).await;
+        let others: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
+        for at in &others {
+            cluster.stop_one(*at).await;
+        }
+        let only = vec![cluster.addresses[leader]];
+        let last = MonitorClient::new(only.clone(), Hello::new(Role::FrontEnd, [0; 16]));
+        let node = MonitorClient::new(only, Hello::new(Role::StorageNode, [0; 16]));
+        let asked =
+            last.renew(holder("a", 1), vec![(VolumeId(1), Generation(1))], Duration::from_secs(3)).await;
+        assert!(
+            matches!(asked, Err(CallError::Answered(RpcError::NotLeading { .. }))),
+            "a lease is not its own to renew: {asked:?}"
+        );
+        let attach = last.attach(VolumeKey::Name("disk0".to_owned()), holder("a", 1), Generation(0));
+        let asked = tokio::time::timeout(Duration::from_secs(3), attach).await;
+        assert!(!matches!(asked, Ok(Ok(_))), "nor to grant: {asked:?}");
+        let beat = Heartbeat { node: NodeId(0), incarnation: Incarnation(100), ..Heartbeat::default() };
+        let asked = tokio::time::timeout(Duration::from_secs(2), node.heartbeat(beat)).await;
+        assert!(!matches!(asked, Ok(Ok(_))), "the nodes must look for another one");
+        // What is there, to those who have less; never an older one.
         let older = last.wait_map(map.layout - 1, Duration::from_secs(3)).await.unwrap().unwrap();
         assert!(older.layout >= map.layout);
         assert_eq!(last.wait_map(map.layout + 5, Duration::from_millis(100)).await.unwrap(), None);
-        let refused = last.get_map(0).await;
-        assert!(
-            matches!(refused, Err(CallError::Answered(RpcError::NotLeading { .. }))),
-            "the map as it is now is nobody's to know: {refused:?}"
-        );
+        let asked = tokio::time::timeout(Duration::from_secs(3), last.get_map(0)).await;
+        assert!(!matches!(asked, Ok(Ok(_))), "the map as it is now is nobody's to know: {asked:?}");
         let seen = last.monitors().await.unwrap();
         assert!(!seen.leads && seen.monitors.iter().all(|it| it.up.is_none()));
-        cluster.restart(0);
+        cluster.restart(others[0]);
         create(&admin, "after").await;
         cluster.stop().await;
     });
@@ -451,7 +467,11 @@ fn the_whole_state_comes_to_a_new_monitor_in_parts() {
     on_runtime(async {
         let at = addresses(1)[0];
         // More changes than the log keeps, so that the newcomer needs the snapshot.
-        let alone = spawn(MonitorConfig { snapshot_entries: 200, ..config(dir.path(), 1, at) });
+        let alone = spawn(MonitorConfig {
+            snapshot_entries: 200,
+            snapshot_part_bytes: 700,
+            ..config(dir.path(), 1, at)
+        });
         let admin = MonitorClient::new(vec![at], Hello::new(Role::Client, [0; 16]));
         let node = MonitorClient::new(vec![at], Hello::new(Role::StorageNode, [0; 16]));
         nodes(&node).await;
@@ -476,5 +496,70 @@ fn the_whole_state_comes_to_a_new_monitor_in_parts() {
         assert!(seen.monitors.iter().all(|it| it.voter) && seen.monitors.len() == 2);
         joined.stop().await;
         alone.stop().await;
+    });
+}
+
+#[test]
+fn a_monitor_that_hangs_is_left_for_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    on_runtime(async {
+        let at = addresses(1)[0];
+        let monitor = spawn(config(dir.path(), 1, at));
+        let admin = MonitorClient::new(vec![at], Hello::new(Role::Client, [0; 16]));
+        let cluster_id = admin.get_map(0).await.unwrap().unwrap().cluster_id;
+        // It lets in, and says nothing more: a process that was stopped.
+        let listener = trefoil_transport::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let silent = listener.local_addr().unwrap();
+        let policy = trefoil_transport::Policy {
+            hello: Hello::new(Role::Monitor, cluster_id),
+            roles: &[Role::FrontEnd],
+            unknown_cluster: true,
+        };
+        let options = trefoil_transport::ServeOptions::new(policy);
+        tokio::task::spawn_local(trefoil_transport::serve(listener, options, |mut connected| async move {
+            let mut frames = Vec::new();
+            while connected.reader.read_batch(&mut frames).await.is_ok() {
+                frames.clear();
+            }
+        }));
+        let client = MonitorClient::new(vec![silent, at], Hello::new(Role::FrontEnd, [0; 16]));
+        let start = Instant::now();
+        // The longest of all waits.
+        assert!(client.wait_map(0, Duration::from_secs(20)).await.unwrap().is_some());
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert_eq!(client.address(), Some(at));
+        // A caller that gives up each time before that is found out does not hide it.
+        let client = MonitorClient::new(vec![silent, at], Hello::new(Role::FrontEnd, [0; 16]));
+        let start = Instant::now();
+        while tokio::time::timeout(Duration::from_millis(900), client.get_map(0)).await.is_err() {
+            assert!(start.elapsed() < Duration::from_secs(8));
+        }
+        monitor.stop().await;
+    });
+}
+
+#[test]
+fn clients_that_take_every_connection_do_not_keep_the_monitors_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    on_runtime(async {
+        let at = addresses(1)[0];
+        let monitor = spawn(MonitorConfig { connections_max: 2, ..config(dir.path(), 1, at) });
+        let clients: Vec<_> =
+            (0..3).map(|_| MonitorClient::new(vec![at], Hello::new(Role::Client, [0; 16]))).collect();
+        clients[0].get_map(0).await.unwrap();
+        clients[1].get_map(0).await.unwrap();
+        let third = tokio::time::timeout(Duration::from_secs(1), clients[2].get_map(0)).await;
+        assert!(third.is_err(), "there is no place for a third");
+        let second = addresses(1)[0];
+        let joined = spawn(MonitorConfig { join: vec![at], ..config(dir.path(), 2, second) });
+        for _ in 0..100 {
+            match clients[0].add_monitor(2, second, None).await {
+                Ok(()) => break,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+        assert_eq!(clients[0].monitors().await.unwrap().monitors.len(), 2);
+        joined.stop().await;
+        monitor.stop().await;
     });
 }

@@ -113,3 +113,63 @@ fn the_map_comes_back_from_a_snapshot_and_what_is_left_of_the_log() {
         assert_eq!(after, before);
     }
 }
+
+#[test]
+fn what_was_decided_in_another_reign_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let before = runtime.block_on(async {
+        let (raft, map) = start(dir.path()).await;
+        let identity = identity();
+        write(&raft, Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name }).await;
+        let reign = raft.metrics().borrow().vote.leader_id;
+        // An earlier reign of the same monitor, and one of another in the same term.
+        for reign in [LeaderId::new(reign.term - 1, VOTER), LeaderId::new(reign.term, VOTER + 1)] {
+            let written = raft.client_write(Proposal { reign, command: register(1) }).await.unwrap();
+            assert!(matches!(written.data, Outcome::Superseded), "{:?}", written.data);
+        }
+        write(&raft, register(2)).await;
+        map.borrow().clone()
+    });
+    assert_eq!(before.nodes.len(), 1);
+    drop(runtime);
+    // Nor for a map that is made of the log without Raft.
+    let (store, _) = Store::open_existing(dir.path()).unwrap();
+    assert_eq!(map_of(&store).unwrap(), *before);
+}
+
+#[test]
+fn entries_are_read_in_bounded_portions_and_never_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (raft, _map) = start(dir.path()).await;
+        let identity = identity();
+        write(&raft, Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name }).await;
+        for n in 0..20 {
+            write(&raft, register(n)).await;
+        }
+        raft.shutdown().await.unwrap();
+    });
+    drop(runtime);
+    let (store, _) = Store::open_existing(dir.path()).unwrap();
+    assert_eq!(store.entries(3..13, usize::MAX).unwrap().len(), 10);
+    assert_eq!(store.entries(3..13, 0).unwrap().len(), 1, "one, whatever its size");
+    let some = store.entries(3..13, 100).unwrap();
+    assert!((2..10).contains(&some.len()), "{}", some.len());
+    assert_eq!(some[0].log_id.index, 3);
+}
+
+#[test]
+fn parts_of_a_snapshot_beyond_its_limit_are_refused() {
+    let part = |offset: u64, bytes: usize| openraft::raft::InstallSnapshotRequest::<Types> {
+        vote: openraft::Vote::new(1, 1),
+        meta: openraft::SnapshotMeta::default(),
+        offset,
+        data: vec![0; bytes],
+        done: false,
+    };
+    let most = SNAPSHOT_BYTES_MAX as u64;
+    assert!(is_possible(&part(0, 10)) && is_possible(&part(most - 10, 10)));
+    assert!(!is_possible(&part(most - 9, 10)) && !is_possible(&part(u64::MAX, 1)));
+}
