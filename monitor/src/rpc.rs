@@ -22,7 +22,7 @@ pub const KIND_REQUEST: u16 = KIND_USER_MIN;
 /// The frame of a [`Response`].
 pub const KIND_RESPONSE: u16 = KIND_USER_MIN + 1;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -236,6 +236,13 @@ pub enum Request {
         /// Which one.
         volume: VolumeKey,
     },
+    /// Another CRUSH map, if nobody has changed it since it was read.
+    ReplaceCrush {
+        /// [`trefoil_core::map::ClusterMap::crush_version`] of the map that it was made of.
+        seen: u64,
+        /// The new one.
+        crush: Box<CrushMap>,
+    },
 }
 
 impl Request {
@@ -245,7 +252,10 @@ impl Request {
     pub fn is_idempotent(&self) -> bool {
         !matches!(
             self,
-            Request::CreatePool { .. } | Request::CreateVolume { .. } | Request::RemoveVolume { .. }
+            Request::CreatePool { .. }
+                | Request::CreateVolume { .. }
+                | Request::RemoveVolume { .. }
+                | Request::ReplaceCrush { .. }
         )
     }
 }

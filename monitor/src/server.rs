@@ -282,7 +282,8 @@ fn may_ask(role: Role, request: &Request) -> bool {
         Request::CreatePool { .. }
         | Request::CreateVolume { .. }
         | Request::RemoveVolume { .. }
-        | Request::SetCrush { .. } => role == Role::Client,
+        | Request::SetCrush { .. }
+        | Request::ReplaceCrush { .. } => role == Role::Client,
         Request::GetMap { .. }
         | Request::WaitMap { .. }
         | Request::MapPart { .. }

@@ -13,8 +13,10 @@
 //! | `apply` | doing it |
 //! | `pgs`, `cow` | its large parts, which versions share |
 //! | `delta` | from one version to a later one |
+//! | [`diff`] | what another CRUSH map would move |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
 //! | [`liveness`] | which nodes have been heard of: the same |
+//! | `placer` | where CRUSH says that they should live |
 //!
 //! # Versions
 //!
@@ -33,9 +35,11 @@ mod apply;
 mod command;
 mod cow;
 mod delta;
+pub mod diff;
 pub mod lease;
 pub mod liveness;
 mod pgs;
+mod placer;
 mod types;
 
 pub use crate::placement::Pg;
@@ -43,6 +47,7 @@ pub use command::{Command, FailureDomain, Grant, MapError, Reply};
 pub use cow::CowMap;
 pub use delta::{DeltaError, MapDelta};
 pub use pgs::PgMap;
+pub use placer::Placer;
 pub use types::*;
 
 use crate::crush::{CrushMap, object_pg};
@@ -64,6 +69,8 @@ pub struct ClusterMap {
     pub name: String,
     /// Where placement groups should live. Where they do is in `pgs`.
     pub crush: Arc<CrushMap>,
+    /// `version` when the CRUSH map last changed: whoever edits it says which one they saw.
+    pub crush_version: u64,
     /// The nodes.
     pub nodes: CowMap<NodeId, Node>,
     /// The pools.
@@ -94,6 +101,7 @@ impl ClusterMap {
             cluster_id: [0; 16],
             name: String::new(),
             crush: Arc::new(CrushMap::with_root()),
+            crush_version: 0,
             nodes: CowMap::default(),
             pools: BTreeMap::new(),
             pgs: PgMap::default(),
