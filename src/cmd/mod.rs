@@ -6,6 +6,7 @@ pub mod crush;
 pub mod daemons;
 pub mod format;
 pub mod lists;
+pub mod pool;
 pub mod status;
 pub mod store;
 pub mod volume;
