@@ -231,6 +231,25 @@ fn places_that_make_no_sense_are_refused() {
     assert!(refused(&linked, &shift("b", "root=default")).contains("more than one bucket"));
 }
 
+/// What `docs/operations.md` says of taking a device out in two steps, and of adding one with weight 0.
+#[test]
+fn a_device_of_weight_0_takes_no_part_in_any_choice() {
+    let (light, _) = done(&map(), &reweight("osd.1", 0));
+    let (gone, _) = done(&light, &remove("osd.1"));
+    let (added, _) = done(&map(), &add("osd.9", 0, "host=c rack=r root=default"));
+    let full = added.full_reweights();
+    let moved = |one: &CrushMap, other: &CrushMap| {
+        (0..500).filter(|x| one.do_rule(0, *x, 2, &full) != other.do_rule(0, *x, 2, &full)).count()
+    };
+    assert_eq!((moved(&light, &gone), moved(&map(), &added)), (0, 0));
+    assert!(moved(&map(), &light) > 0);
+    let (heavy, _) = done(&added, &reweight("osd.9", WEIGHT_ONE));
+    let mut absent = full.clone();
+    absent[9] = 0;
+    let strays = (0..500).filter(|x| heavy.do_rule(0, *x, 2, &absent) != map().do_rule(0, *x, 2, &absent));
+    assert!(strays.count() > 0, "it is chosen, given up, and others are chosen");
+}
+
 /// The weights of the plain buckets' sets, by bucket and position, in 1/4.
 fn sets(map: &CrushMap) -> Vec<(i32, Vec<Vec<u32>>)> {
     let quarters = |weights: &Vec<u32>| weights.iter().map(|weight| weight * 4 / WEIGHT_ONE).collect();
