@@ -76,6 +76,15 @@ checks! {
     NODE_DOWN = HEALTH_WARN,
         "Nodes have not been heard of for longer than node_timeout_ms. I/O goes on with the others.",
         "Look at the node's log and start it again. If its device is lost, see docs/operations.md, Replacing a node.";
+    NODE_SILENT = HEALTH_WARN,
+        "Nodes have not been heard of for longer than node_timeout_ms, but nobody else says that they cannot be reached. They are called down after three times as long. How they are is not known.",
+        "Wait some seconds. If they do not become NODE_DOWN or well again, look at the network between them and the monitors.";
+    NODE_HELD_DOWN = HEALTH_WARN,
+        "Nodes come and go. They send heartbeats again, and are counted as down until they have done so for a while: 10 s, and twice as long each time, up to 10 min.",
+        "Find out why they stop: their logs, the host's kernel log, memory. They are up again by themselves when they are steady.";
+    NODE_OUT = HEALTH_WARN,
+        "Nodes are out: CRUSH gives them nothing, and their data is to live elsewhere.",
+        "Bring the node back (it is in again by itself, if it was taken out for being down), or remove it; `trefoil events` says who took it out and when.";
     PG_DEGRADED = HEALTH_WARN,
         "Placement groups have a member that is down: one more failure may stop their I/O.",
         "Bring the nodes that are down back.";
@@ -279,6 +288,17 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     let unheard = nodes_with(&|id| up(id) && !facts.liveness.known(id));
     nodes_report(MONITOR_SETTLING, "nodes not heard of since the monitor started", unheard);
     nodes_report(NODE_DOWN, "nodes down", nodes_with(&|id| !up(id)));
+    let silent = nodes_with(&|id| {
+        up(id) && facts.liveness.known(id) && facts.liveness.silent(id, facts.now).is_some()
+    });
+    nodes_report(NODE_SILENT, "nodes that are silent", silent);
+    let held = map.nodes.iter().filter_map(|(id, node)| {
+        let left = facts.liveness.held_down(map, *id, facts.now);
+        (left > 0 && facts.liveness.silent(*id, facts.now).is_none())
+            .then(|| format!("{id} ({}): for {} s more", node.address, left.div_ceil(1_000_000)))
+    });
+    nodes_report(NODE_HELD_DOWN, "nodes held down, because they come and go", held.collect());
+    nodes_report(NODE_OUT, "nodes out", nodes_with(&|id| map.nodes[&id].out.is_some()));
     let nearly = said(|it| {
         !it.full
             && u128::from(it.bytes_used) * 100 > u128::from(it.bytes_total) * u128::from(NEARFULL_PERCENT)

@@ -2,7 +2,7 @@
 //!
 //! Soft state of the monitor that they renew their leases at; nothing is decided by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::leader::report::{NodeReport, NodeTrouble};
 use trefoil_core::map::Holder;
 use trefoil_core::{NodeId, Time};
@@ -62,6 +62,13 @@ impl Reports {
     fn forget_old(&mut self, now: Time) {
         let fresh = self.fresh;
         self.by.retain(|_, (at, _)| now.since(*at) <= fresh);
+    }
+
+    /// Nodes that somebody cannot reach.
+    pub fn unreached(&mut self, now: Time) -> BTreeSet<NodeId> {
+        self.forget_old(now);
+        let reports = self.by.values().flat_map(|(_, nodes)| nodes);
+        reports.filter(|it| it.trouble == NodeTrouble::Away).map(|it| it.node).collect()
     }
 
     /// Node by node.

@@ -542,7 +542,11 @@ impl Service {
     /// What has to be committed now and then: nodes that came or went, and log positions.
     pub async fn upkeep(&self, positions: bool) -> Result<()> {
         let map = self.map();
-        let nodes = self.soft.borrow().liveness.changes(&map, self.now());
+        let nodes = {
+            let (soft, now) = (&mut *self.soft.borrow_mut(), self.now());
+            let unreached = soft.reports.unreached(now);
+            soft.liveness.changes(&map, now, |node| unreached.contains(&node))
+        };
         if !nodes.is_empty() {
             for (node, up) in &nodes {
                 tracing::warn!(%node, up, "node {}", if *up { "is back" } else { "is down" });

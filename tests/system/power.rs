@@ -45,7 +45,7 @@ fn rounds(index: Index, rounds: u64) {
         assert!(outcome.end.is_some(), "round {round}: the writer saw the end: {outcome:?}");
         assert!(outcome.errors.is_empty(), "round {round}: {outcome:?}");
         assert!(outcome.acknowledged > 10, "round {round}: {outcome:?}");
-        in_flight += outcome.in_flight;
+        in_flight += outcome.in_flight.len();
         drop(client);
 
         let nodes = cluster.names("storage-node");
@@ -62,7 +62,7 @@ fn rounds(index: Index, rounds: u64) {
         println!(
             "power loss {round} ({index:?}): {} acknowledged, {} in flight, ready after {:.1} s; {findings}",
             outcome.acknowledged,
-            outcome.in_flight,
+            outcome.in_flight.len(),
             ready.as_secs_f64()
         );
         assert!(findings.wrong.is_empty(), "round {round}: {findings}\n{}", cluster.logs());

@@ -62,12 +62,12 @@ fn send_all(client: &Client, ledger: &mut Ledger) {
     }
 }
 
-/// Takes every answer until the connection ends or nothing comes for a while.
-fn successes(client: &Client, quiet: Duration) -> Vec<Instant> {
+/// Takes every answer until the connection ends or nothing comes for a while: the cookies of what succeeded.
+fn successes(client: &Client, quiet: Duration) -> Vec<u64> {
     let mut found = Vec::new();
     while let Ok(completion) = client.next(quiet) {
         if completion.error == 0 {
-            found.push(completion.at);
+            found.push(completion.cookie);
         }
     }
     found
@@ -130,7 +130,8 @@ fn a_front_end_that_was_stopped_in_mid_write_keeps_what_it_acknowledged_and_adds
     let start = Instant::now();
     let mut stopped = None;
     // Small enough that all that is in flight fits into the socket's buffer.
-    let mix = Mix { depth: 16, blocks_max: 1, ..Mix::default() };
+    // No flushes: one that waits in the socket is answered, since all that was acknowledged is durable.
+    let mix = Mix { depth: 16, blocks_max: 1, flush_one_in: 0, ..Mix::default() };
     // Ends with requests in flight, at the front end and in the nodes: none of them is known to be done.
     let outcome = writer::run_and_leave(&first_client, &mut ledger, &mut random, mix, || {
         if stopped.is_none() && start.elapsed() > Duration::from_secs(1) {
@@ -139,7 +140,7 @@ fn a_front_end_that_was_stopped_in_mid_write_keeps_what_it_acknowledged_and_adds
         }
         stopped.is_some_and(|at: Instant| at.elapsed() > Duration::from_millis(300))
     });
-    assert!(outcome.acknowledged > 0 && outcome.in_flight > 0, "{outcome:?}");
+    assert!(outcome.acknowledged > 0 && !outcome.in_flight.is_empty(), "{outcome:?}");
 
     let endpoint = second_front_end(&mut cluster);
     let mut other = Ledger::new(45, 0, 8);
@@ -148,7 +149,24 @@ fn a_front_end_that_was_stopped_in_mid_write_keeps_what_it_acknowledged_and_adds
     assert!(findings.wrong.is_empty(), "{findings}");
     cluster.signal(&first, Signal::SIGCONT);
     let late = successes(&first_client, Duration::from_secs(8));
-    assert!(late.is_empty(), "{} writes of the first were acknowledged\n{}", late.len(), cluster.logs());
+    println!(
+        "takeover: of {} writes in flight {} were acknowledged late",
+        outcome.in_flight.len(),
+        late.len()
+    );
+    // The first may have been stopped between its decision to acknowledge, with a lease, and the answer's way out:
+    // the second one has found such a write when it took over. Anything else was decided without a lease.
+    for cookie in late {
+        let write = outcome.in_flight.get(&cookie).expect("an answer to what was in flight");
+        let found = ledger.sure(write.index);
+        assert!(
+            found == write.content,
+            "the first acknowledged {:?} of block {}, where the second one found {found:?}\n{}",
+            write.content,
+            write.index,
+            cluster.logs()
+        );
+    }
     // What was read once is what stays: no write of the first comes through later.
     let findings = writer::compare(&second_client, &mut ledger).expect("it reads");
     assert!(findings.wrong.is_empty(), "{findings}");

@@ -12,8 +12,8 @@ use crate::nbd_client::{CMD_FLUSH, CMD_WRITE, CMD_WRITE_ZEROES, Client, FLAG_FUA
 pub struct Outcome {
     /// Changes acknowledged in this run.
     pub acknowledged: u64,
-    /// Requests that were in flight at its end.
-    pub in_flight: usize,
+    /// Changes that were in flight at its end, by cookie.
+    pub in_flight: HashMap<u64, Flight>,
     /// The longest time between a change and its acknowledgement.
     pub longest: Duration,
     /// NBD errors answered, by number.
@@ -22,10 +22,15 @@ pub struct Outcome {
     pub end: Option<io::Error>,
 }
 
-struct Flight {
-    index: usize,
-    count: usize,
-    content: Content,
+/// A change that was sent.
+#[derive(Debug)]
+pub struct Flight {
+    /// The first block, in the ledger's region.
+    pub index: usize,
+    /// Blocks.
+    pub count: usize,
+    /// What they get.
+    pub content: Content,
     sent: Instant,
 }
 
@@ -79,8 +84,13 @@ fn run_to(
     mut stop: impl FnMut() -> bool,
     waits: bool,
 ) -> Outcome {
-    let mut outcome =
-        Outcome { acknowledged: 0, in_flight: 0, longest: Duration::ZERO, errors: HashMap::new(), end: None };
+    let mut outcome = Outcome {
+        acknowledged: 0,
+        in_flight: HashMap::new(),
+        longest: Duration::ZERO,
+        errors: HashMap::new(),
+        end: None,
+    };
     let mut flights: HashMap<u64, Flight> = HashMap::new();
     let mut stopping = false;
     loop {
@@ -131,10 +141,10 @@ fn run_to(
 const STALL_LIMIT: Duration = Duration::from_secs(60);
 
 fn give_up(ledger: &mut Ledger, flights: HashMap<u64, Flight>, mut outcome: Outcome) -> Outcome {
-    outcome.in_flight = flights.len();
     for flight in flights.values() {
         ledger.leave_open(flight.index, flight.count);
     }
+    outcome.in_flight = flights;
     outcome
 }
 

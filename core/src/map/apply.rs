@@ -112,10 +112,13 @@ impl ClusterMap {
                         up: true,
                         since: *now,
                         lost: false,
+                        out: None,
+                        flaps: 0,
                     }),
                 }
             }
             Command::SetNodesUp { nodes, now } => self.set_nodes_up(nodes, *now),
+            Command::SetNodesOut { nodes } => self.set_nodes_out(nodes),
             Command::SetNodeLost { node, lost } => {
                 if self.nodes.get(node).ok_or_else(|| missing("node", node))?.lost == *lost {
                     return done(Changed::Nothing);
@@ -228,7 +231,31 @@ impl ClusterMap {
             if self.nodes.get(id).is_some_and(|node| node.up != *up)
                 && let Some(node) = self.nodes.get_mut(id)
             {
+                if *up {
+                    // What was taken out for being down gets data again.
+                    node.out = node.out.filter(|out| *out != Out::Automatic);
+                } else {
+                    let steady = now.saturating_sub(node.since) >= STEADY_MS;
+                    node.flaps = if steady { 1 } else { node.flaps.saturating_add(1) };
+                }
                 (node.up, node.since) = (*up, now);
+                changed = Changed::Layout;
+            }
+        }
+        done(changed)
+    }
+
+    fn set_nodes_out(&mut self, nodes: &[(NodeId, Option<Out>)]) -> Applied {
+        check_batch(nodes.len())?;
+        if let Some((gone, _)) = nodes.iter().find(|(id, _)| !self.nodes.contains_key(id)) {
+            return Err(missing("node", gone));
+        }
+        let mut changed = Changed::Nothing;
+        for (id, out) in nodes {
+            if let Some(node) = self.nodes.get_mut(id)
+                && node.out != *out
+            {
+                node.out = *out;
                 changed = Changed::Layout;
             }
         }

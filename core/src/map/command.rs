@@ -132,6 +132,11 @@ pub enum Command {
         /// The new one.
         crush: Box<CrushMap>,
     },
+    /// Nodes whose data is to live elsewhere, or that get data again.
+    SetNodesOut {
+        /// Which ones; `None`: in.
+        nodes: Vec<(NodeId, Option<Out>)>,
+    },
     /// As SetCrush, if nobody has changed the CRUSH map since: it was made of one that was read.
     ReplaceCrush {
         /// [`ClusterMap::crush_version`](super::ClusterMap::crush_version) when it was read.

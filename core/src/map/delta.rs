@@ -8,7 +8,7 @@
 //! A delta comes from outside: one that does not fit is refused, and the map is as it was.
 
 use super::cow::Changes;
-use super::{ClusterMap, Node, Pool, Positions, Volume};
+use super::{ClusterMap, EventLog, Node, Pool, Positions, Volume};
 use crate::crush::{Bucket, ChooseArgs, CrushMap, Device, MapDef, Rule, Tunables, TypeName};
 use crate::ids::*;
 use crate::placement::{PgConfig, PgTable};
@@ -49,6 +49,7 @@ pub struct MapDelta {
     next_node: NodeId,
     next_pool: PoolId,
     positions: Option<Arc<Positions>>,
+    events: Option<Arc<EventLog>>,
 }
 
 /// What becomes of a pool's placement groups.
@@ -211,6 +212,8 @@ impl ClusterMap {
             next_node: self.next_node,
             next_pool: self.next_pool,
             positions: (!same_positions).then(|| self.positions.clone()),
+            // Maps that are sent have none.
+            events: (self.events != older.events).then(|| self.events.clone()),
         })
     }
 
@@ -256,6 +259,9 @@ impl ClusterMap {
         }
         if let Some(positions) = &delta.positions {
             self.positions = positions.clone();
+        }
+        if let Some(events) = &delta.events {
+            self.events = events.clone();
         }
         (self.version, self.layout) = (delta.version, delta.layout);
         self.crush_version = delta.crush_version;

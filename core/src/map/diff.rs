@@ -12,6 +12,7 @@
 //!
 //! It costs two placements for each group, which is some seconds for a million. Nothing is changed here.
 
+pub use super::outs::Room;
 use super::{Ack, ClusterMap, MapError, Pool};
 use crate::crush::CrushMap;
 use crate::ids::*;
@@ -23,15 +24,6 @@ use std::sync::Arc;
 pub const RULE_SAMPLES: u32 = 256;
 /// Copies that such a rule is asked for.
 pub const RULE_COPIES: u8 = super::POOL_SIZE_DEFAULT;
-
-/// Room on a node, as it has said.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// Bytes that can hold data.
-    pub total: u64,
-    /// Bytes of them in use.
-    pub used: u64,
-}
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

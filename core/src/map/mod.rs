@@ -15,6 +15,8 @@
 //! | `delta` | from one version to a later one |
 //! | [`diff`] | what another CRUSH map would move |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
+//! | [`events`] | what has happened, for people |
+//! | [`outs`] | which nodes that are down are given up: a rule without state |
 //! | [`liveness`] | which nodes have been heard of: the same |
 //! | `placer` | where CRUSH says that they should live |
 //!
@@ -36,8 +38,10 @@ mod command;
 mod cow;
 mod delta;
 pub mod diff;
+pub mod events;
 pub mod lease;
 pub mod liveness;
+pub mod outs;
 mod pgs;
 mod placer;
 mod types;
@@ -46,6 +50,7 @@ pub use crate::placement::Pg;
 pub use command::{Command, FailureDomain, Grant, MapError, Reply};
 pub use cow::CowMap;
 pub use delta::{DeltaError, MapDelta};
+pub use events::{Event, EventLog};
 pub use pgs::PgMap;
 pub use placer::Placer;
 pub use types::*;
@@ -84,6 +89,7 @@ pub struct ClusterMap {
     next_node: NodeId,
     next_pool: PoolId,
     positions: Arc<Positions>,
+    events: Arc<EventLog>,
 }
 
 impl Default for ClusterMap {
@@ -110,6 +116,7 @@ impl ClusterMap {
             next_node: NodeId(0),
             next_pool: PoolId(1),
             positions: Arc::default(),
+            events: Arc::default(),
         }
     }
 
@@ -185,9 +192,14 @@ impl ClusterMap {
     }
 
     /// The map without what only the monitors need of it: what daemons are sent. Log positions change
-    /// all the time, and those of ten thousand nodes would outweigh any other change.
+    /// all the time, and those of ten thousand nodes would outweigh any other change; events are for people.
     pub fn without_positions(&self) -> ClusterMap {
-        ClusterMap { positions: Arc::default(), ..self.clone() }
+        ClusterMap { positions: Arc::default(), events: Arc::default(), ..self.clone() }
+    }
+
+    /// What has happened.
+    pub fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// Shares with an older map what is the same: for a map that has come as a whole, so that it costs no

@@ -13,13 +13,13 @@ pub struct Placer<'a> {
 }
 
 impl ClusterMap {
-    /// See [`Placer`]. Devices that no node has registered, and nodes that have lost their state, get
-    /// nothing.
+    /// See [`Placer`]. Devices that no node has registered, and nodes that are out or have lost their state,
+    /// get nothing.
     pub fn placer(&self) -> Placer<'_> {
         let mut reweights = self.crush.full_reweights();
         for (device, reweight) in reweights.iter_mut().enumerate() {
             let node = u32::try_from(device).ok().and_then(|id| self.nodes.get(&NodeId(id)));
-            if node.is_none_or(|node| node.lost) {
+            if node.is_none_or(|node| node.lost || node.out.is_some()) {
                 *reweight = 0;
             }
         }

@@ -55,7 +55,24 @@ pub struct Node {
     pub since: u64,
     /// It has said that it lost acknowledged state (N8), and has not been healed since.
     pub lost: bool,
+    /// Its data is to live elsewhere: CRUSH gives it nothing.
+    pub out: Option<Out>,
+    /// How often it has gone down, each time less than [`STEADY_MS`] after it came up.
+    pub flaps: u16,
 }
+
+/// Who said that a node is out.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Out {
+    /// The monitors, because it was down for long. It is in again when it is up again.
+    Automatic,
+    /// An administrator. It is in again when an administrator says so.
+    Administrator,
+}
+
+/// A node that was up for so long (ms) before it goes down does not flap.
+pub const STEADY_MS: u64 = 600_000;
 
 /// When a write is acknowledged.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -47,6 +47,8 @@ struct EntryView {
     class: Option<String>,
     /// `up`, `down`, `lost`, `unknown`; none: no node has registered as this device.
     state: Option<&'static str>,
+    /// It is out: nothing is placed there, whatever its weight.
+    out: bool,
     /// The host that the node said it runs on.
     host: Option<String>,
     size_bytes: Option<u64>,
@@ -58,6 +60,7 @@ struct Walk<'a> {
     devices: BTreeMap<i32, &'a Device>,
     types: BTreeMap<i32, &'a str>,
     nodes: BTreeMap<i32, &'a NodeView>,
+    out: BTreeSet<i32>,
     shown: BTreeSet<i32>,
     found: Vec<EntryView>,
 }
@@ -77,6 +80,7 @@ impl Walk<'_> {
             children: bucket.map(|it| it.items.iter().map(|item| item.id).collect()),
             class: device.and_then(|it| it.class.clone()),
             state: node.map(|it| it.state),
+            out: self.out.contains(&id),
             host: node.map(|it| it.host.clone()),
             size_bytes: node.map(|it| it.size_bytes),
             used_bytes: node.and_then(|it| it.used_bytes),
@@ -117,13 +121,18 @@ pub fn run(args: &TreeArgs, global: &Global, out: &mut dyn Write) -> Outcome {
 fn row(entry: &EntryView) -> Vec<String> {
     let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let device = entry.children.is_none();
+    let state = match (entry.state, entry.out) {
+        (None, _) => "no node".to_owned(),
+        (Some(state), false) => state.to_owned(),
+        (Some(state), true) => format!("{state}, out"),
+    };
     let only = |value: String| if device { value } else { String::new() };
     vec![
         entry.id.to_string(),
         only(known(entry.class.clone())),
         weight_text(entry.weight_fixed),
         format!("{}{} {}", "    ".repeat(entry.depth), entry.type_name, entry.name),
-        only(entry.state.unwrap_or("no node").to_owned()),
+        only(state),
         only(known(entry.host.clone())),
         only(known(entry.size_bytes.map(|size| Size(size).to_string()))),
         only(known(entry.used_bytes.map(|size| Size(size).to_string()))),
@@ -139,6 +148,13 @@ fn view(snapshot: &Snapshot) -> TreeView {
         devices: def.devices.iter().map(|it| (it.id, it)).collect(),
         types: def.types.iter().map(|it| (it.id, it.name.as_str())).collect(),
         nodes: nodes.iter().filter_map(|it| Some((i32::try_from(it.id).ok()?, it))).collect(),
+        out: snapshot
+            .map
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.out.is_some())
+            .filter_map(|(id, _)| i32::try_from(id.0).ok())
+            .collect(),
         shown: BTreeSet::new(),
         found: Vec::new(),
     };

@@ -1,7 +1,7 @@
 //! What a new CRUSH map would move, against maps that were really changed.
 
 use super::super::tests::{cluster, create, pool, register};
-use super::super::{Command, FailureDomain};
+use super::super::{Command, FailureDomain, Out};
 use super::*;
 use crate::crush::edit::Edit;
 use crate::crush::{MapDef, WEIGHT_ONE};
@@ -128,6 +128,10 @@ fn lost_nodes_and_strange_devices_get_nothing() {
     let diff = crush_diff(&map, &map.crush, &rooms(&map, 0)).unwrap();
     assert_eq!((diff.nodes[&NodeId(3)].pgs_in, diff.nodes[&NodeId(3)].pgs_after()), (0, 0));
     assert_eq!(diff.pools[0].pending as usize, diff.moves.len());
+    let nodes = vec![(NodeId(2), Some(Out::Administrator))];
+    map.apply(&Command::SetNodesOut { nodes }).unwrap();
+    let diff = crush_diff(&map, &map.crush, &rooms(&map, 0)).unwrap();
+    assert_eq!((diff.nodes[&NodeId(2)].pgs_in, diff.nodes[&NodeId(2)].pgs_after()), (0, 0));
 }
 
 #[test]
@@ -161,11 +165,15 @@ fn nobodys_edit_is_lost() {
     map.apply(&Command::SetNodesUp { nodes: vec![(NodeId(0), false)], now: 9 }).unwrap();
     map.apply(&pool("other", 8, FailureDomain::Osd)).unwrap();
     assert_eq!(map.crush_version, seen);
-    map.apply(&replace(seen, &mine)).unwrap();
+    map.apply_at(&replace(seen, &mine), 7).unwrap();
+    assert_eq!(
+        map.events().after(0, 9).map(|it| it.what.to_string()).collect::<Vec<_>>(),
+        ["CRUSH map changed"]
+    );
     assert_eq!((map.crush_version, &*map.crush), (map.version, &mine));
     // An answer was lost, and it was asked again.
     let before = map.clone();
-    map.apply(&replace(seen, &mine)).unwrap();
+    map.apply_at(&replace(seen, &mine), 8).unwrap();
     assert_eq!(map, before);
     // Somebody else had read the map before.
     let other = edited(&cluster(4), &reweight(2, WEIGHT_ONE));
