@@ -11,8 +11,9 @@ use anyhow::{Context, anyhow};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
-use trefoil_core::ids::{NodeId, VolumeId};
-use trefoil_core::map::{ClusterMap, Event, Out};
+use trefoil_core::crush::CrushMap;
+use trefoil_core::ids::{NodeId, PoolId, VolumeId};
+use trefoil_core::map::{Ack, ClusterMap, Event, FailureDomain, MapError, Out};
 use trefoil_monitor::rpc::{MonitorsStatus, RpcError, VolumeKey};
 use trefoil_monitor::{CallError, MonitorClient};
 use trefoil_transport::{Hello, Role};
@@ -41,6 +42,29 @@ pub struct NewVolume {
 
 /// How long one monitor may take to say how it is.
 const EACH_TIMEOUT: Duration = Duration::from_secs(3);
+/// A pool to be made.
+#[derive(Clone, Debug)]
+pub struct NewPool {
+    /// Its name.
+    pub name: String,
+    /// Copies.
+    pub copies: u8,
+    /// Placement groups.
+    pub pg_num: u32,
+    /// What puts copies apart.
+    pub domain: FailureDomain,
+    /// When a write is acknowledged.
+    pub ack: Ack,
+}
+
+/// What came of replacing the CRUSH map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// It is the map now.
+    Done,
+    /// Somebody has changed it since it was read. Nothing was done.
+    Changed,
+}
 
 /// A connection to the monitors. Must be used within [`block_on`] or another `LocalSet`.
 pub struct Admin {
@@ -154,6 +178,34 @@ impl Admin {
         let made = self.client.create_volume(name, pool, size, object_size, io_timeout_ms).await;
         let name = wish.name.clone();
         made.map_err(|error| self.failed(error).context(format!("volume {name} was not made")))
+    }
+
+    /// Makes a pool.
+    pub async fn create_pool(&mut self, wish: &NewPool) -> Outcome<PoolId> {
+        let NewPool { name, copies, pg_num, domain, ack } = wish.clone();
+        let made = self.client.create_pool(name, copies, pg_num, domain, ack).await;
+        let name = wish.name.clone();
+        made.map_err(|error| self.failed(error).context(format!("pool {name} was not made")))
+    }
+
+    /// Replaces the CRUSH map of that version.
+    pub async fn replace_crush(&mut self, seen: u64, crush: &CrushMap) -> Outcome<Replaced> {
+        let error = match self.client.replace_crush(seen, crush.clone()).await {
+            Ok(()) => return Ok(Replaced::Done),
+            Err(error) => error,
+        };
+        match error {
+            CallError::Answered(RpcError::Refused(MapError::CrushChanged { .. })) => Ok(Replaced::Changed),
+            // The answer was lost: the map says whether it was done.
+            error @ (CallError::Unsure | CallError::Answered(RpcError::Unsure(_))) => {
+                let now = self.snapshot().await?.map;
+                match *now.crush == *crush {
+                    true => Ok(Replaced::Done),
+                    false => Err(self.failed(error)),
+                }
+            }
+            error => Err(self.failed(error).context("the CRUSH map was not changed")),
+        }
     }
 
     /// Removes a volume and its data.

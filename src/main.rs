@@ -72,32 +72,21 @@ enum Command {
     /// Show placement groups
     #[command(subcommand)]
     Pg(cmd::lists::PgCommand),
-    /// Show pools
+    /// Make and show pools
     #[command(subcommand)]
-    Pool(cmd::lists::PoolCommand),
+    Pool(cmd::pool::PoolCommand),
     Monitor(cmd::daemons::MonitorArgs),
     StorageNode(cmd::daemons::NodeArgs),
     Nbd(cmd::daemons::NbdArgs),
     /// Look at, check and export the stores of storage nodes that do not run
     #[command(subcommand, after_help = cmd::store::EXIT_CODES)]
     Store(cmd::store::StoreCommand),
-    /// Try CRUSH maps without a cluster
+    /// Show, compare and change the CRUSH map: where copies should live
     #[command(subcommand)]
-    Crush(CrushCommand),
+    Crush(cmd::crush::CrushCommand),
     /// Measure a running cluster, or this machine
     Bench(cmd::bench::BenchArgs),
     Completions(cmd::completions::CompletionsArgs),
-}
-
-#[derive(Subcommand, Debug)]
-enum CrushCommand {
-    /// Show where a rule of a CRUSH map places things, as `crushtool --test --show-mappings`
-    #[command(after_help = "\
-Examples:
-  crushtool -d map.bin -o map.txt
-  trefoil crush test --map map.txt --rule 0 --num-rep 3 --min-x 0 --max-x 9
-  trefoil crush test --map map.txt --rule 0 --num-rep 3 --weight 4=0 --weight 5=0.5")]
-    Test(cmd::crush::CrushTestArgs),
 }
 
 /// Starts logging at `quiet` where neither `--log` nor TREFOIL_LOG says otherwise.
@@ -124,12 +113,12 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Volume(command) => cmd::volume::run(command, global, out),
         Command::Node(command) => cmd::lists::node(command, global, out),
         Command::Pg(command) => cmd::lists::pg(command, global, out),
-        Command::Pool(command) => cmd::lists::pool(command, global, out),
+        Command::Pool(command) => cmd::pool::run(command, global, out),
         Command::Monitor(args) => cmd::daemons::monitor(args, global, out),
         Command::StorageNode(args) => cmd::daemons::storage_node(args, global, out),
         Command::Nbd(args) => cmd::daemons::nbd(args, global),
         Command::Store(command) => cmd::store::run(command, out),
-        Command::Crush(CrushCommand::Test(args)) => Ok(cmd::crush::run(args, out)?),
+        Command::Crush(command) => cmd::crush::run(command, global, out),
         Command::Bench(args) => cmd::bench::run(args, global, out),
         Command::Completions(args) => cmd::completions::run(args, Cli::command(), out),
     }

@@ -635,6 +635,19 @@ impl MonitorClient {
         let crush = Box::new(crush);
         done(self.ask(Request::SetCrush { crush }).await?)
     }
+
+    /// Replaces the CRUSH map that had version `seen` (`ClusterMap::crush_version`). Moves nothing by itself.
+    ///
+    /// Errors: it was changed since; it has no rule that a pool uses; or the answer was lost
+    /// ([`CallError::Unsure`]), and the map has to be looked at.
+    pub async fn replace_crush(
+        &self,
+        seen: u64,
+        crush: trefoil_core::crush::CrushMap,
+    ) -> Result<(), CallError> {
+        let crush = Box::new(crush);
+        done(self.ask(Request::ReplaceCrush { seen, crush }).await?)
+    }
 }
 
 /// The map that a difference makes of the last one.

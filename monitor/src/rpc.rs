@@ -254,6 +254,13 @@ pub enum Request {
         /// Which one.
         volume: VolumeKey,
     },
+    /// Another CRUSH map, if nobody has changed it since it was read.
+    ReplaceCrush {
+        /// [`trefoil_core::map::ClusterMap::crush_version`] of the map that it was made of.
+        seen: u64,
+        /// The new one.
+        crush: Box<CrushMap>,
+    },
     /// Are you there? Answered at once by a monitor that is not stopped, whether it leads or not.
     Ping,
     /// The monitors, as the one that is asked knows them. Answered by any.
@@ -330,6 +337,7 @@ impl Request {
                 | Request::RemoveVolume { .. }
                 | Request::AddMonitor { .. }
                 | Request::RemoveMonitor { .. }
+                | Request::ReplaceCrush { .. }
         )
     }
 }

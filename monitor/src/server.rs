@@ -424,7 +424,8 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::SetNodesOut { .. }
         | Request::Events { .. }
         | Request::AddMonitor { .. }
-        | Request::RemoveMonitor { .. } => role == Role::Client,
+        | Request::RemoveMonitor { .. }
+        | Request::ReplaceCrush { .. } => role == Role::Client,
         Request::GetMap { .. }
         | Request::WaitMap { .. }
         | Request::MapPart { .. }

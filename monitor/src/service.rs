@@ -243,6 +243,9 @@ impl Service {
             }
             Request::RemoveVolume { volume } => self.remove_volume(volume).await?,
             Request::SetCrush { crush } => self.propose(&*self.reign()?, Command::SetCrush { crush }).await?,
+            Request::ReplaceCrush { seen, crush } => {
+                self.propose(&*self.reign()?, Command::ReplaceCrush { seen, crush }).await?
+            }
         };
         let response = match reply {
             Reply::Node(id) => Response::Node(id),

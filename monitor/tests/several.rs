@@ -263,8 +263,9 @@ fn without_a_majority_nothing_is_changed_and_maps_are_still_followed() {
         let only = vec![cluster.addresses[leader]];
         let last = MonitorClient::new(only.clone(), Hello::new(Role::FrontEnd, [0; 16]));
         let node = MonitorClient::new(only, Hello::new(Role::StorageNode, [0; 16]));
-        let asked =
-            last.renew(holder("a", 1), vec![(VolumeId(1), Generation(1))], Duration::from_secs(3)).await;
+        let asked = last
+            .renew(holder("a", 1), vec![(VolumeId(1), Generation(1))], vec![], Duration::from_secs(3))
+            .await;
         assert!(
             matches!(asked, Err(CallError::Answered(RpcError::NotLeading { .. }))),
             "a lease is not its own to renew: {asked:?}"

@@ -1,242 +1,135 @@
-//! `trefoil crush test`: what a CRUSH map would place where, without a cluster.
+//! `trefoil crush ...`: the CRUSH map, which says where copies should live.
 //!
-//! For the administrator who wants to see what a map or a rule does before a cluster follows it,
-//! and for comparing with Ceph: the output is that of `crushtool --test --show-mappings`. Reads
-//! one file, writes to the given output, touches nothing else.
+//! | module | what |
+//! |---|---|
+//! | [`test`] | where a map in a file places things, without a cluster |
+//! | [`file`] | maps in files, and what they were read from |
+//! | [`show`], [`tree`], [`rule`] | the cluster's map as it is |
+//! | [`edit`] | the words of an edit |
+//! | [`change`] | how any change is made: foretold, checked, confirmed, compared and set |
+//! | [`diff`] | what a change would move, for people and scripts |
+//!
+//! What an edit means and what it would move is worked out in `trefoil_core` (`crush::edit`, `map::diff`).
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
-use std::path::PathBuf;
-use std::str::FromStr;
+mod change;
+mod diff;
+mod edit;
+mod file;
+mod rule;
+mod show;
+mod test;
+mod tree;
 
-use anyhow::{Context, bail, ensure};
-use clap::Args;
-use trefoil_core::crush::{CrushMap, MAP_TEXT_BYTES_MAX, Placement, REPLICAS_MAX, Scratch, WEIGHT_ONE};
+use super::Global;
+use crate::failure::Outcome;
+use clap::Subcommand;
+use std::io::Write;
 
-/// Places a range of inputs by a rule of a CRUSH map and prints where they go.
-#[derive(Args, Debug)]
-pub struct CrushTestArgs {
-    /// The map, in the text format of `crushtool -d`.
-    #[arg(long, value_name = "FILE.txt")]
-    pub map: PathBuf,
-    /// The id of the rule.
-    #[arg(long, value_name = "ID")]
-    pub rule: u32,
-    /// How many replicas to place.
-    #[arg(long, value_name = "N")]
-    pub num_rep: usize,
-    /// The first input.
-    #[arg(long, value_name = "X", default_value_t = 0)]
-    pub min_x: u32,
-    /// The last input.
-    #[arg(long, value_name = "X", default_value_t = 1023)]
-    pub max_x: u32,
-    /// The share of inputs that a device keeps: 0 is out, 1 is in. Devices not named are in.
-    #[arg(long = "weight", value_name = "OSD=W")]
-    pub weights: Vec<Reweight>,
+/// `trefoil crush ...`.
+#[derive(Subcommand, Debug)]
+pub enum CrushCommand {
+    /// Write the cluster's map as text, as `crushtool -d` does, or as JSON
+    #[command(after_help = "\
+Examples:
+  trefoil crush get -o map.txt
+  trefoil crush get --json | jq '.devices'")]
+    Get(show::GetArgs),
+    /// Make a map in a file the cluster's, if nobody has changed the cluster's since the file was got
+    #[command(after_help = "\
+Examples:
+  trefoil crush get -o map.txt
+  editor map.txt
+  trefoil crush diff map.txt
+  trefoil crush set map.txt
+  trefoil crush set map.txt --yes --json")]
+    Set(edit::SetArgs),
+    /// Say what a map in a file would move, how much and how long, and what it would break
+    #[command(after_help = "\
+Nothing is changed. Bytes are an estimate: what the nodes have in use, spread over their placement
+groups by the sizes of the volumes.
+
+Examples:
+  trefoil crush diff map.txt
+  trefoil crush diff map.txt --rate 200MiB/s --all
+  trefoil crush diff map.txt --json | jq -r '.moves[] | \"\\(.pg) \\(.acting) -> \\(.target)\"'")]
+    Diff(diff::DiffArgs),
+    /// Show the hierarchy with weights, classes, and which nodes are up
+    #[command(after_help = "\
+Examples:
+  trefoil crush tree
+  trefoil crush tree --json | jq '.stray'")]
+    Tree(tree::TreeArgs),
+    /// Give a device (osd.N is node N) a weight and a place; buckets that do not exist are made
+    #[command(after_help = "\
+Examples:
+  trefoil crush add osd.7 1.75 root=default rack=r2 host=h4
+  trefoil crush add osd.7 1.75 host=h4 --dry-run")]
+    Add(edit::AddArgs),
+    /// Add an empty bucket: a host, a rack, a root
+    #[command(after_help = "\
+Examples:
+  trefoil crush add-bucket r2 rack root=default
+  trefoil crush add-bucket archive root")]
+    AddBucket(edit::AddBucketArgs),
+    /// Move a device or a bucket, with what is in it, to another place
+    #[command(after_help = "\
+Examples:
+  trefoil crush move h4 root=default rack=r2
+  trefoil crush move osd.7 host=h5 --dry-run")]
+    Move(edit::MoveArgs),
+    /// Give a device another weight (by custom its size in TiB; 0: nothing should live there)
+    #[command(after_help = "\
+Examples:
+  trefoil crush reweight osd.7 0.9
+  trefoil crush reweight osd.7 0 --dry-run")]
+    Reweight(edit::ReweightArgs),
+    /// Give every device below a bucket a weight
+    #[command(after_help = "\
+Examples:
+  trefoil crush reweight-subtree h4 1.75")]
+    ReweightSubtree(edit::ReweightArgs),
+    /// Take a device or an empty bucket out of the map
+    #[command(after_help = "\
+Examples:
+  trefoil crush remove osd.7 --dry-run
+  trefoil crush remove h4")]
+    Remove(edit::RemoveArgs),
+    /// Give a bucket another name
+    #[command(after_help = "\
+Examples:
+  trefoil crush rename r2 rack-b")]
+    Rename(edit::RenameArgs),
+    /// Give devices a class, or take it away
+    #[command(subcommand)]
+    Class(edit::ClassCommand),
+    /// List, show, make and remove rules
+    #[command(subcommand)]
+    Rule(rule::RuleCommand),
+    /// Show where a rule of a CRUSH map places things, as `crushtool --test --show-mappings`
+    #[command(after_help = "\
+Examples:
+  crushtool -d map.bin -o map.txt
+  trefoil crush test --map map.txt --rule 0 --num-rep 3 --min-x 0 --max-x 9
+  trefoil crush test --map map.txt --rule 0 --num-rep 3 --weight 4=0 --weight 5=0.5")]
+    Test(test::CrushTestArgs),
 }
 
-/// A `--weight OSD=W`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Reweight {
-    osd: u32,
-    /// 16.16, at most 1.0.
-    weight: u32,
-}
-
-impl FromStr for Reweight {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let usage = "give OSD=W, such as 3=0.5, with the id of a device and a weight from 0 to 1";
-        let (osd, weight) = text.split_once('=').ok_or(usage)?;
-        let osd = osd.parse().map_err(|_| usage)?;
-        let weight: f32 = weight.parse().map_err(|_| usage)?;
-        if !(0.0..=1.0).contains(&weight) {
-            return Err(usage.to_owned());
-        }
-        // Single precision and cut off, as crushtool computes it.
-        Ok(Self { osd, weight: (weight * WEIGHT_ONE as f32) as u32 })
-    }
-}
-
-/// Runs the command: one line `CRUSH rule R x X [a,b,c]` per input, 2147483647 for a hole.
-///
-/// # Errors
-///
-/// The map cannot be read or is not valid, or has no such rule or device; the range of inputs is
-/// empty; the output cannot be written. A reader that has gone away is not an error.
-pub fn run(args: &CrushTestArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    match print_mappings(args, out) {
-        Err(error) if is_closed_pipe(&error) => Ok(()),
-        result => result,
-    }
-}
-
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let cause = error.downcast_ref::<std::io::Error>();
-    cause.is_some_and(|cause| cause.kind() == ErrorKind::BrokenPipe)
-}
-
-fn print_mappings(args: &CrushTestArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    ensure!(
-        args.min_x <= args.max_x,
-        "--min-x {} is greater than --max-x {}: swap them",
-        args.min_x,
-        args.max_x
-    );
-    ensure!(
-        (1..=REPLICAS_MAX).contains(&args.num_rep),
-        "--num-rep {} is outside 1 to {REPLICAS_MAX}",
-        args.num_rep
-    );
-    let map = read_map(args)?;
-    if !map.has_rule(args.rule) {
-        let rules = map.def().rules.iter();
-        let rules: Vec<String> = rules.map(|rule| format!("{} ({})", rule.id, rule.name)).collect();
-        bail!(
-            "{} has no rule {}; its rules are: {}",
-            args.map.display(),
-            args.rule,
-            if rules.is_empty() { "none".to_owned() } else { rules.join(", ") }
-        );
-    }
-    let reweights = reweights(args, &map)?;
-    let mut scratch = Scratch::default();
-    let mut osds = Vec::new();
-    // Lines are gathered, so that a plain file or terminal is not written to for each.
-    let mut lines = Vec::with_capacity(FLUSH_BYTES + 1024);
-    for x in args.min_x..=args.max_x {
-        let placement = Placement {
-            rule_id: args.rule,
-            x,
-            num_rep: args.num_rep,
-            reweights: &reweights,
-            choose_args_id: 0,
-        };
-        map.do_rule_into(&placement, &mut scratch, &mut osds)?;
-        write!(lines, "CRUSH rule {} x {x} [", args.rule)?;
-        for (i, osd) in osds.iter().enumerate() {
-            write!(lines, "{}{osd}", if i == 0 { "" } else { "," })?;
-        }
-        lines.extend_from_slice(b"]\n");
-        if lines.len() >= FLUSH_BYTES {
-            out.write_all(&lines)?;
-            lines.clear();
-        }
-    }
-    out.write_all(&lines)?;
-    out.flush()?;
-    Ok(())
-}
-
-/// How much output is gathered before it is written.
-const FLUSH_BYTES: usize = 64 * 1024;
-
-fn read_map(args: &CrushTestArgs) -> anyhow::Result<CrushMap> {
-    let name = args.map.display();
-    let file = File::open(&args.map).with_context(|| format!("cannot open the map {name}"))?;
-    // One byte more than allowed tells a file that is too long from one that just fits.
-    let mut bytes = Vec::new();
-    let limit = MAP_TEXT_BYTES_MAX as u64 + 1;
-    file.take(limit).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
-    ensure!(
-        bytes.len() <= MAP_TEXT_BYTES_MAX,
-        "{name} is longer than {MAP_TEXT_BYTES_MAX} bytes: it is not a CRUSH map"
-    );
-    let Ok(text) = String::from_utf8(bytes) else {
-        bail!("{name} is not text; turn a compiled map into text with `crushtool -d {name}`");
-    };
-    CrushMap::parse(&text).with_context(|| format!("{name} is not a valid CRUSH map"))
-}
-
-fn reweights(args: &CrushTestArgs, map: &CrushMap) -> anyhow::Result<Vec<u32>> {
-    let mut reweights = map.full_reweights();
-    let devices: BTreeMap<i64, &str> =
-        map.def().devices.iter().map(|device| (device.id.into(), device.name.as_str())).collect();
-    for entry in &args.weights {
-        let slot = reweights.get_mut(entry.osd as usize);
-        let known = devices.contains_key(&entry.osd.into());
-        let Some(slot) = slot.filter(|_| known) else {
-            bail!("--weight {}=...: {} has no such device", entry.osd, args.map.display());
-        };
-        *slot = entry.weight;
-    }
-    Ok(reweights)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MAP: &str = "
-        device 0 osd.0
-        device 1 osd.1
-        device 4 osd.4
-        type 0 osd
-        type 1 root
-        root default { id -1 alg straw2 item osd.0 item osd.1 item osd.4 }
-        rule all { id 0 type replicated step take default step choose firstn 0 type osd step emit }
-        rule ec { id 3 type erasure step take default step choose indep 0 type osd step emit }
-    ";
-
-    fn test(map: &str, edit: impl FnOnce(&mut CrushTestArgs)) -> anyhow::Result<String> {
-        let directory = tempfile::tempdir()?;
-        let path = directory.path().join("map.txt");
-        std::fs::write(&path, map)?;
-        let mut args = CrushTestArgs { map: path, rule: 0, num_rep: 3, min_x: 0, max_x: 1, weights: vec![] };
-        edit(&mut args);
-        let mut out = Vec::new();
-        run(&args, &mut out)?;
-        Ok(String::from_utf8(out)?)
-    }
-
-    fn failure(map: &str, edit: impl FnOnce(&mut CrushTestArgs)) -> String {
-        format!("{:#}", test(map, edit).expect_err("bad input"))
-    }
-
-    #[test]
-    fn prints_what_crushtool_prints() {
-        let out = test(MAP, |_| ()).unwrap();
-        assert_eq!(out, EXPECTED_FIRSTN);
-        let all_out = |args: &mut CrushTestArgs| {
-            args.rule = 3;
-            args.max_x = 0;
-            args.weights = ["1=0", "4=0.0"].map(|weight| weight.parse().unwrap()).to_vec();
-        };
-        let hole = "2147483647";
-        let out = test(MAP, all_out).unwrap();
-        assert_eq!(out.matches(hole).count(), 2, "{out}");
-        assert!(out.starts_with("CRUSH rule 3 x 0 [") && out.ends_with("]\n"), "{out}");
-    }
-
-    /// crushtool 16.2.15's own output for this map.
-    const EXPECTED_FIRSTN: &str = "CRUSH rule 0 x 0 [0,4,1]\nCRUSH rule 0 x 1 [4,0,1]\n";
-
-    #[test]
-    fn reweights_are_cut_off_as_in_crushtool() {
-        let weight = |text: &str| text.parse::<Reweight>().map(|reweight| reweight.weight);
-        assert_eq!(weight("7=0.3"), Ok(19660));
-        assert_eq!(weight("7=1"), Ok(65536));
-        for bad in ["", "7", "=", "7=", "-1=1", "a=1", "7=1.01", "7=-0.5", "7=nan", "7=inf"] {
-            assert!(weight(bad).unwrap_err().contains("OSD=W"), "{bad}");
-        }
-    }
-
-    #[test]
-    fn bad_input_is_told() {
-        let told = failure(MAP, |args| args.rule = 2);
-        assert!(told.contains("no rule 2; its rules are: 0 (all), 3 (ec)"), "{told}");
-        let told = failure(MAP, |args| args.weights = vec!["2=0.5".parse().unwrap()]);
-        assert!(told.contains("--weight 2=") && told.contains("no such device"), "{told}");
-        let told = failure(MAP, |args| (args.min_x, args.max_x) = (2, 1));
-        assert!(told.contains("--min-x 2 is greater than --max-x 1"), "{told}");
-        let told = failure(MAP, |args| args.num_rep = 0);
-        assert!(told.contains("--num-rep 0 is outside 1 to"), "{told}");
-        let told = failure(MAP, |args| args.map.push("missing"));
-        assert!(told.contains("cannot open the map"), "{told}");
-        let told = failure(&MAP.replace("straw2", "straw3"), |_| ());
-        assert!(told.contains("line 7, column 34: unknown bucket algorithm `straw3`"), "{told}");
+/// Runs the command.
+pub fn run(command: &CrushCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+    match command {
+        CrushCommand::Get(args) => show::get(args, global, out),
+        CrushCommand::Set(args) => edit::set(args, global, out),
+        CrushCommand::Diff(args) => diff::run(args, global, out),
+        CrushCommand::Tree(args) => tree::run(args, global, out),
+        CrushCommand::Add(args) => change::edit(&args.edit(), &args.options, global, out),
+        CrushCommand::AddBucket(args) => change::edit(&args.edit(), &args.options, global, out),
+        CrushCommand::Move(args) => change::edit(&args.edit(), &args.options, global, out),
+        CrushCommand::Reweight(args) => change::edit(&args.edit(), &args.options, global, out),
+        CrushCommand::ReweightSubtree(args) => change::edit(&args.subtree(), &args.options, global, out),
+        CrushCommand::Remove(args) => change::edit(&args.edit(), &args.options, global, out),
+        CrushCommand::Rename(args) => change::edit(&args.edit(), &args.options, global, out),
+        CrushCommand::Class(command) => change::edit(&command.edit(), command.options(), global, out),
+        CrushCommand::Rule(command) => rule::run(command, global, out),
+        CrushCommand::Test(args) => Ok(test::run(args, out)?),
     }
 }

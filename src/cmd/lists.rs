@@ -1,24 +1,24 @@
-//! `trefoil node list`, `pg list` and `pool list`.
+//! `trefoil node list` and `pg list`, and what lists share.
 
 use super::Global;
 use crate::admin;
 use crate::failure::Outcome;
 use crate::output::{self, ago};
 use crate::size::Size;
-use crate::view::{NodeView, PgView, PoolView};
+use crate::view::{NodeView, PgView};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::Write;
 use std::time::SystemTime;
 use trefoil_core::ids::NodeId;
-use trefoil_core::map::{Ack, Out};
+use trefoil_core::map::Out;
 
 /// The option that all lists share.
 #[derive(Args, Debug)]
 pub struct ListArgs {
     /// Write JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// `trefoil node ...`.
@@ -59,18 +59,8 @@ Examples:
     List(ListArgs),
 }
 
-/// `trefoil pool ...`.
-#[derive(Subcommand, Debug)]
-pub enum PoolCommand {
-    /// List pools: copies, placement groups, rule
-    #[command(after_help = "\
-Examples:
-  trefoil pool list
-  trefoil pool list --json")]
-    List(ListArgs),
-}
-
-fn list<T: Serialize>(
+/// Writes a list as a table, or as JSON.
+pub fn list<T: Serialize>(
     args: &ListArgs,
     out: &mut dyn Write,
     views: Vec<T>,
@@ -154,25 +144,4 @@ pub fn pg(PgCommand::List(args): &PgCommand, global: &Global, out: &mut dyn Writ
         vec![pg.pg.clone(), pg.pool.clone(), pg.epoch.to_string(), acting, pg.state.to_owned()]
     };
     list(args, out, admin::snapshot(global)?.pgs(), &["PG", "POOL", ">EPOCH", "ACTING", "STATE"], row)
-}
-
-/// Runs `trefoil pool ...`.
-pub fn pool(PoolCommand::List(args): &PoolCommand, global: &Global, out: &mut dyn Write) -> Outcome {
-    let row = |pool: &PoolView| {
-        let ack = match pool.ack {
-            Ack::Majority => "majority",
-            Ack::AllInSync => "all-in-sync",
-        };
-        vec![
-            pool.id.to_string(),
-            pool.name.clone(),
-            pool.copies.to_string(),
-            pool.pg_num.to_string(),
-            pool.rule.to_string(),
-            ack.to_owned(),
-            pool.volumes.to_string(),
-        ]
-    };
-    let headers = [">ID", "NAME", ">COPIES", ">PGS", ">RULE", "ACK", ">VOLUMES"];
-    list(args, out, admin::snapshot(global)?.pools(), &headers, row)
 }

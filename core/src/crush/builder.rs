@@ -278,14 +278,14 @@ impl CrushMap {
 }
 
 /// The greatest weight not above the sum that the text format can hold (24 significant bits).
-fn round(sum: u64) -> u32 {
+pub(super) fn round(sum: u64) -> u32 {
     let sum = u32::try_from(sum).unwrap_or(u32::MAX);
     let surplus = 8u32.saturating_sub(sum.leading_zeros());
     sum >> surplus << surplus
 }
 
 /// Weights above the limit pass unchanged, for the check that names the limit.
-fn device_weight(weight: u32) -> u32 {
+pub(super) fn device_weight(weight: u32) -> u32 {
     if weight <= DEVICE_WEIGHT_MAX { round(u64::from(weight)) } else { weight }
 }
 

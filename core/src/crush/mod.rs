@@ -13,6 +13,7 @@
 //! - `bucket`, `mapper`: the choice within a bucket, and the walk of a rule ([`CrushMap::do_rule`]).
 //! - `text`: Ceph's text format, in and out.
 //! - `builder`: the edits that the monitor makes to its own map.
+//! - [`edit`]: those that an administrator makes; `editor` is its workbench.
 //! - `hash`, `ln`, `ln_table`, `pg`: the arithmetic.
 //!
 //! # Invariants
@@ -28,6 +29,8 @@
 mod bucket;
 mod builder;
 mod compile;
+pub mod edit;
+mod editor;
 mod error;
 mod hash;
 mod ln;

@@ -3,7 +3,7 @@
 
 use super::command::{Command, FailureDomain, Grant, MapError, Reply};
 use super::{ClusterMap, types::*};
-use crate::crush::{CrushMap, Placement, Scratch, ceph_pg_to_x};
+use crate::crush::CrushMap;
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_SIZE_MAX, OBJECT_SIZE_MIN};
 use crate::placement::{PgConfig, PgTable, SLOTS_MAX};
@@ -71,11 +71,15 @@ impl ClusterMap {
     ///
     /// Errors: it is refused, and the map is as it was.
     pub fn apply(&mut self, command: &Command) -> Result<Reply, MapError> {
+        let crush = self.crush.clone();
         let (reply, changed) = self.dispatch(command)?;
         match changed {
             Changed::Layout => {
                 self.version += 1;
                 self.layout = self.version;
+                if !Arc::ptr_eq(&crush, &self.crush) {
+                    self.crush_version = self.version;
+                }
             }
             Changed::Inside => self.version += 1,
             Changed::Nothing => {}
@@ -135,6 +139,7 @@ impl ClusterMap {
             Command::GrantGenerations { grants, holder } => self.grant(grants, holder),
             Command::Release { volumes } => self.release(volumes),
             Command::SetCrush { crush } => self.set_crush(crush),
+            Command::ReplaceCrush { seen, crush } => self.replace_crush(*seen, crush),
         }
     }
 
@@ -317,38 +322,10 @@ impl ClusterMap {
     /// Where CRUSH puts the groups of a new pool. Nodes that are down count: they come back, and if they
     /// do not, their places are taken one at a time. Devices that no node has registered do not.
     fn place(&self, id: PoolId, pool: &Pool) -> Result<PgTable, MapError> {
-        let mut reweights = self.crush.full_reweights();
-        for (device, reweight) in reweights.iter_mut().enumerate() {
-            let node = u32::try_from(device).ok().and_then(|id| self.nodes.get(&NodeId(id)));
-            if node.is_none_or(|node| node.lost || node.out.is_some()) {
-                *reweight = 0;
-            }
-        }
-        let wanted = usize::from(pool.size);
-        let (mut scratch, mut result) = (Scratch::default(), Vec::new());
+        let mut placer = self.placer();
         let mut pgs = PgTable::default();
         for pg in 0..pool.pg_num {
-            let placement = Placement {
-                rule_id: pool.rule,
-                x: ceph_pg_to_x(id.0, pg, pool.pg_num),
-                num_rep: wanted,
-                reweights: &reweights,
-                choose_args_id: i64::from(id.0),
-            };
-            self.crush.do_rule_into(&placement, &mut scratch, &mut result).map_err(crush_error)?;
-            let mut set: Vec<NodeId> = Vec::with_capacity(wanted);
-            for item in &result {
-                // Holes of `indep` rules and buckets are no nodes; a rule may give an item twice.
-                let node = u32::try_from(*item).map(NodeId).ok();
-                if let Some(node) = node.filter(|n| self.nodes.contains_key(n) && !set.contains(n)) {
-                    set.push(node);
-                }
-            }
-            if set.len() != wanted {
-                let found = set.len();
-                return Err(MapError::TooFewNodes { pg, found, wanted });
-            }
-            pgs.push(&PgConfig::simple(Epoch(1), set));
+            pgs.push(&PgConfig::simple(Epoch(1), placer.place(id, pool, pg)?));
         }
         Ok(pgs)
     }
@@ -475,16 +452,30 @@ impl ClusterMap {
         done(changed)
     }
 
+    /// A CRUSH map without the rule of that pool.
+    pub(super) fn rule_is_missing(&self, pool: &Pool) -> MapError {
+        MapError::Crush(format!(
+            "pool {:?} needs rule {}, which the new map does not have",
+            pool.name, pool.rule
+        ))
+    }
+
     fn set_crush(&mut self, crush: &CrushMap) -> Applied {
-        for pool in self.pools.values() {
-            if !crush.has_rule(pool.rule) {
-                return Err(MapError::Crush(format!(
-                    "pool {:?} needs rule {}, which the new map does not have",
-                    pool.name, pool.rule
-                )));
-            }
+        if let Some(pool) = self.pools.values().find(|pool| !crush.has_rule(pool.rule)) {
+            return Err(self.rule_is_missing(pool));
         }
         self.crush = Arc::new(crush.clone());
         done(Changed::Layout)
+    }
+
+    fn replace_crush(&mut self, seen: u64, crush: &CrushMap) -> Applied {
+        // Asked twice, or two had the same thought: there is nothing to lose.
+        if *crush == *self.crush {
+            return done(Changed::Nothing);
+        }
+        if seen != self.crush_version {
+            return Err(MapError::CrushChanged { seen, current: self.crush_version });
+        }
+        self.set_crush(crush)
     }
 }

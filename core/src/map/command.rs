@@ -137,6 +137,13 @@ pub enum Command {
         /// Which ones; `None`: in.
         nodes: Vec<(NodeId, Option<Out>)>,
     },
+    /// As SetCrush, if nobody has changed the CRUSH map since: it was made of one that was read.
+    ReplaceCrush {
+        /// [`ClusterMap::crush_version`](super::ClusterMap::crush_version) when it was read.
+        seen: u64,
+        /// The new one.
+        crush: Box<CrushMap>,
+    },
 }
 
 /// What came of a command.
@@ -256,5 +263,16 @@ pub enum MapError {
         given: Generation,
         /// The last that was granted.
         current: Generation,
+    },
+    /// The CRUSH map is another one than that which was edited.
+    #[error(
+        "the CRUSH map was changed since it was read: version {current} now, {seen} then; read it again, and make the \
+         change on that"
+    )]
+    CrushChanged {
+        /// What was given.
+        seen: u64,
+        /// What it is.
+        current: u64,
     },
 }

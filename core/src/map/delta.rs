@@ -40,6 +40,7 @@ pub struct MapDelta {
     version: u64,
     layout: u64,
     crush: CrushChange,
+    crush_version: u64,
     nodes: Changes<NodeId, Node>,
     pools: BTreeMap<PoolId, Option<Pool>>,
     pgs: BTreeMap<PoolId, PgsChange>,
@@ -203,6 +204,7 @@ impl ClusterMap {
             version: self.version,
             layout: self.layout,
             crush: CrushChange::between(&older.crush, &self.crush),
+            crush_version: self.crush_version,
             nodes: self.nodes.changes(&older.nodes),
             pools,
             pgs,
@@ -267,6 +269,7 @@ impl ClusterMap {
             self.forgotten.clone_from(forgotten);
         }
         (self.version, self.layout) = (delta.version, delta.layout);
+        self.crush_version = delta.crush_version;
         (self.next_volume, self.next_node, self.next_pool) =
             (delta.next_volume, delta.next_node, delta.next_pool);
         Ok(())

@@ -250,7 +250,7 @@ impl Before {
             Command::RemoveVolume { .. } => {
                 events.extend(self.volume.map(|name| Happened::VolumeRemoved { name }));
             }
-            Command::SetCrush { .. } => events.push(Happened::CrushChanged),
+            Command::SetCrush { .. } | Command::ReplaceCrush { .. } => events.push(Happened::CrushChanged),
             _ => {}
         }
         events

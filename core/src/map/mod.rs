@@ -14,10 +14,12 @@
 //! | `pgs`, `cow` | its large parts, which versions share |
 //! | `delta` | from one version to a later one |
 //! | [`restore`] | the map of a backup, made fit to be used again |
+//! | [`diff`] | what another CRUSH map would move |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
 //! | [`events`] | what has happened, for people |
 //! | [`outs`] | which nodes that are down are given up: a rule without state |
 //! | [`liveness`] | which nodes have been heard of: the same |
+//! | `placer` | where CRUSH says that they should live |
 //!
 //! # Versions
 //!
@@ -36,11 +38,13 @@ mod apply;
 mod command;
 mod cow;
 mod delta;
+pub mod diff;
 pub mod events;
 pub mod lease;
 pub mod liveness;
 pub mod outs;
 mod pgs;
+mod placer;
 pub mod restore;
 mod types;
 
@@ -50,6 +54,7 @@ pub use cow::CowMap;
 pub use delta::{DeltaError, MapDelta};
 pub use events::{Event, EventLog};
 pub use pgs::PgMap;
+pub use placer::Placer;
 pub use types::*;
 
 use crate::crush::{CrushMap, object_pg};
@@ -71,6 +76,8 @@ pub struct ClusterMap {
     pub name: String,
     /// Where placement groups should live. Where they do is in `pgs`.
     pub crush: Arc<CrushMap>,
+    /// `version` when the CRUSH map last changed: whoever edits it says which one they saw.
+    pub crush_version: u64,
     /// The nodes.
     pub nodes: CowMap<NodeId, Node>,
     /// The pools.
@@ -105,6 +112,7 @@ impl ClusterMap {
             cluster_id: [0; 16],
             name: String::new(),
             crush: Arc::new(CrushMap::with_root()),
+            crush_version: 0,
             nodes: CowMap::default(),
             pools: BTreeMap::new(),
             pgs: PgMap::default(),

@@ -17,11 +17,11 @@ pub(super) fn register(n: u64) -> Command {
     }
 }
 
-fn pool(name: &str, pg_num: u32, domain: FailureDomain) -> Command {
+pub(super) fn pool(name: &str, pg_num: u32, domain: FailureDomain) -> Command {
     Command::CreatePool { name: name.to_owned(), size: 3, pg_num, domain, ack: Ack::Majority }
 }
 
-fn create(name: &str, size: u64) -> Command {
+pub(super) fn create(name: &str, size: u64) -> Command {
     Command::CreateVolume {
         name: name.to_owned(),
         pool: "default".to_owned(),

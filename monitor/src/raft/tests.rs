@@ -125,7 +125,7 @@ fn what_was_decided_in_another_reign_changes_nothing() {
         let reign = raft.metrics().borrow().vote.leader_id;
         // An earlier reign of the same monitor, and one of another in the same term.
         for reign in [LeaderId::new(reign.term - 1, VOTER), LeaderId::new(reign.term, VOTER + 1)] {
-            let written = raft.client_write(Proposal { reign, command: register(1) }).await.unwrap();
+            let written = raft.client_write(Proposal { reign, at: 1, command: register(1) }).await.unwrap();
             assert!(matches!(written.data, Outcome::Superseded), "{:?}", written.data);
         }
         write(&raft, register(2)).await;

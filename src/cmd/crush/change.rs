@@ -1,0 +1,233 @@
+//! How any change of the CRUSH map is made.
+//!
+//! Read the map, work the change out on it, foretell what it moves, refuse what makes things worse, ask if
+//! anything would move, and set it **if nobody has changed it meanwhile**. Whoever was slower works an edit
+//! out again on what is there now, so that no one's edit is lost; a whole map from a file is refused instead.
+//!
+//! Nothing moves while this runs, and nothing here moves anything.
+
+use super::diff::{self, DiffView, Shown};
+use crate::admin::{self, Admin, Replaced};
+use crate::cmd::Global;
+use crate::failure::Outcome;
+use crate::output::{self, count};
+use crate::size::Size;
+use crate::view::Snapshot;
+use anyhow::{anyhow, bail, ensure};
+use clap::Args;
+use serde::Serialize;
+use std::io::{BufRead, IsTerminal, Write};
+use std::str::FromStr;
+use trefoil_core::crush::CrushMap;
+use trefoil_core::crush::edit::Edit;
+use trefoil_core::ids::NodeId;
+use trefoil_core::limits::FRAME_MAX;
+use trefoil_core::map::ClusterMap;
+
+/// How often an edit is worked out again because somebody else was faster.
+const TRIES_MAX: usize = 5;
+/// Bytes of a map on its way to the monitors; a frame has a little more than the map in it.
+const MAP_WIRE_BYTES_MAX: usize = FRAME_MAX - (64 << 10);
+/// Bytes per second that the cluster is taken to copy where nobody says.
+const RATE_TEXT: &str = "100MiB/s";
+
+/// Bytes per second: `100MiB/s`, or without `/s`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate(pub u64);
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size: Size = text.trim().strip_suffix("/s").unwrap_or(text).parse()?;
+        if size.0 == 0 {
+            return Err("at a rate of 0 nothing would ever be done".to_owned());
+        }
+        Ok(Self(size.0))
+    }
+}
+
+/// At what limits the time is worked out.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Rates {
+    /// Say how long it takes if the cluster copies so much in all
+    #[arg(long, value_name = "BYTES/s", default_value = RATE_TEXT)]
+    pub rate: Rate,
+    /// And if one node takes in or gives out no more than this
+    #[arg(long, value_name = "BYTES/s")]
+    pub node_rate: Option<Rate>,
+}
+
+/// The options of every change.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Make it although rules would no longer find enough places, or nodes would be too small
+    #[arg(long)]
+    force: bool,
+    /// Do not ask, although data would move
+    #[arg(long)]
+    yes: bool,
+    /// Say what would happen, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    rates: Rates,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was done, for scripts.
+#[derive(Serialize)]
+struct ChangeView<'a> {
+    changed: bool,
+    done: &'a [String],
+    warnings: &'a [String],
+    /// Of the CRUSH map that is there now.
+    crush_version: u64,
+    diff: &'a DiffView,
+}
+
+/// Makes an edit.
+pub fn edit(edit: &Edit, options: &Options, global: &Global, out: &mut dyn Write) -> Outcome {
+    make(|snapshot| Ok(snapshot.map.crush.edited(edit)?), options, global, out)
+}
+
+/// Makes the change that `work_out` makes of the map: the new one, and in words what was done.
+pub fn make(
+    work_out: impl Fn(&Snapshot) -> anyhow::Result<(CrushMap, Vec<String>)>,
+    options: &Options,
+    global: &Global,
+    out: &mut dyn Write,
+) -> Outcome {
+    for _ in 0..TRIES_MAX {
+        let snapshot = admin::snapshot(global)?;
+        let (new, done) = work_out(&snapshot)?;
+        let map = &snapshot.map;
+        check_size(&new)?;
+        let view = diff::view(&snapshot, &new, options.rates)?;
+        let warnings = strange_devices(map, &new);
+        let mut report = ChangeView {
+            changed: false,
+            done: &done,
+            warnings: &warnings,
+            crush_version: map.crush_version,
+            diff: &view,
+        };
+        if new == *map.crush {
+            return match options.json {
+                true => output::json(out, &ChangeView { done: &[], ..report }),
+                false => Ok(writeln!(out, "nothing to do: it is so already")?),
+            };
+        }
+        if !options.json {
+            for line in &done {
+                writeln!(out, "{}", output::printable(line))?;
+            }
+            let shown = if options.dry_run { Shown::All } else { Shown::Summary };
+            diff::print(&view, shown, out)?;
+            for line in &warnings {
+                writeln!(out, "note: {line}")?;
+            }
+        }
+        if options.dry_run {
+            return match options.json {
+                true => output::json(out, &report),
+                false => Ok(writeln!(out, "nothing was changed (--dry-run)")?),
+            };
+        }
+        refuse(&view, options)?;
+        if view.moved_pgs > 0 && !options.yes {
+            out.flush()?;
+            confirm(&view)?;
+        }
+        let seen = map.crush_version;
+        let (replaced, version) = admin::block_on(async {
+            let mut admin = Admin::connect(global)?;
+            let replaced = admin.replace_crush(seen, &new).await?;
+            Ok((replaced, admin.snapshot().await?.map.crush_version))
+        })?;
+        if replaced == Replaced::Changed {
+            writeln!(std::io::stderr(), "the CRUSH map was changed by somebody else meanwhile: once more")?;
+            continue;
+        }
+        (report.changed, report.crush_version) = (true, version);
+        return match options.json {
+            true => output::json(out, &report),
+            false => Ok(writeln!(out, "done: the CRUSH map has version {version}")?),
+        };
+    }
+    Err(anyhow!(
+        "the CRUSH map was changed by somebody else {TRIES_MAX} times while this was worked out: nothing was changed; \
+         try again when they are done"
+    )
+    .into())
+}
+
+fn check_size(new: &CrushMap) -> anyhow::Result<()> {
+    let bytes = postcard::to_stdvec(new)?.len();
+    ensure!(
+        bytes <= MAP_WIRE_BYTES_MAX,
+        "the map has {bytes} bytes, and a cluster's may have {MAP_WIRE_BYTES_MAX}: take out what is not used"
+    );
+    Ok(())
+}
+
+/// Devices that come into the map and that no node has registered as.
+fn strange_devices(map: &ClusterMap, new: &CrushMap) -> Vec<String> {
+    let known = |id: i32| map.crush.def().devices.iter().any(|device| device.id == id);
+    let strange = new.def().devices.iter().filter(|device| {
+        let node = u32::try_from(device.id).map(NodeId);
+        !known(device.id) && node.is_ok_and(|node| !map.nodes.contains_key(&node))
+    });
+    let text = |it: &trefoil_core::crush::Device| {
+        format!("no node has registered as {}: nothing is placed there until one does", it.name)
+    };
+    strange.map(text).collect()
+}
+
+fn refuse(view: &DiffView, options: &Options) -> anyhow::Result<()> {
+    if view.problems.is_empty() || options.force {
+        return Ok(());
+    }
+    bail!("nothing was changed: {}; say --force if that is what you want", view.problems.join("; "))
+}
+
+/// Asks a person; a script has to say `--yes`.
+fn confirm(view: &DiffView) -> anyhow::Result<()> {
+    let pgs = count(view.moved_pgs, "placement group");
+    ensure!(
+        std::io::stdin().is_terminal(),
+        "nothing was changed: {pgs} would move, and nobody is there to be asked: say --yes"
+    );
+    write!(std::io::stderr(), "{pgs} would move. Go on? Type yes: ")?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    ensure!(answer.trim() == "yes", "not confirmed: nothing was changed");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_sizes_per_second() {
+        assert_eq!("100MiB/s".parse(), Ok(Rate(100 << 20)));
+        assert_eq!("1G".parse(), Ok(Rate(1 << 30)));
+        for bad in ["", "/s", "0", "fast", "1M/h"] {
+            assert!(bad.parse::<Rate>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_map_that_no_frame_can_hold_is_refused_here() {
+        let mut def = CrushMap::with_root().def().clone();
+        assert!(check_size(&CrushMap::with_root()).is_ok());
+        let name = "d".repeat(1 << 20);
+        let device = |id| trefoil_core::crush::Device { id, name: format!("{name}{id}"), class: None };
+        def.devices = (0..17).map(device).collect();
+        let told = check_size(&CrushMap::new(def).unwrap()).unwrap_err().to_string();
+        assert!(told.contains("a cluster's may have"), "{told}");
+    }
+}
