@@ -3,7 +3,7 @@
 
 use super::command::{Command, FailureDomain, Grant, MapError, Reply};
 use super::{ClusterMap, types::*};
-use crate::crush::{CrushMap, Placement, Scratch, ceph_pg_to_x};
+use crate::crush::CrushMap;
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_SIZE_MAX, OBJECT_SIZE_MIN};
 use crate::placement::{PgConfig, PgTable, SLOTS_MAX};
@@ -16,7 +16,7 @@ const RULE_HOST: &str = "replicated_host";
 const RULE_OSD: &str = "replicated_osd";
 
 /// Who needs to know of a change.
-enum Changed {
+pub(super) enum Changed {
     /// Everybody.
     Layout,
     /// Only the monitors.
@@ -25,13 +25,13 @@ enum Changed {
     Nothing,
 }
 
-type Applied = Result<(Reply, Changed), MapError>;
+pub(super) type Applied = Result<(Reply, Changed), MapError>;
 
-fn done(changed: Changed) -> Applied {
+pub(super) fn done(changed: Changed) -> Applied {
     Ok((Reply::Done, changed))
 }
 
-fn missing(what: &str, name: impl ToString) -> MapError {
+pub(super) fn missing(what: &str, name: impl ToString) -> MapError {
     MapError::Missing { what: what.to_owned(), name: name.to_string() }
 }
 
@@ -132,6 +132,10 @@ impl ClusterMap {
             Command::GrantGenerations { grants, holder } => self.grant(grants, holder),
             Command::Release { volumes } => self.release(volumes),
             Command::SetCrush { crush } => self.set_crush(crush),
+            Command::StartMove { pg, epoch, from, to } => self.start_move(*pg, *epoch, *from, *to),
+            Command::AdvanceMove { pg, epoch } => self.advance_move(*pg, *epoch),
+            Command::UndoMove { pg, epoch } => self.undo_move(*pg, *epoch),
+            Command::PauseMoves { paused } => self.pause_moves(*paused),
         }
     }
 
@@ -290,38 +294,10 @@ impl ClusterMap {
     /// Where CRUSH puts the groups of a new pool. Nodes that are down count: they come back, and if they
     /// do not, their places are taken one at a time. Devices that no node has registered do not.
     fn place(&self, id: PoolId, pool: &Pool) -> Result<PgTable, MapError> {
-        let mut reweights = self.crush.full_reweights();
-        for (device, reweight) in reweights.iter_mut().enumerate() {
-            let node = u32::try_from(device).ok().and_then(|id| self.nodes.get(&NodeId(id)));
-            if node.is_none_or(|node| node.lost) {
-                *reweight = 0;
-            }
-        }
-        let wanted = usize::from(pool.size);
-        let (mut scratch, mut result) = (Scratch::default(), Vec::new());
+        let mut placer = self.placer();
         let mut pgs = PgTable::default();
         for pg in 0..pool.pg_num {
-            let placement = Placement {
-                rule_id: pool.rule,
-                x: ceph_pg_to_x(id.0, pg, pool.pg_num),
-                num_rep: wanted,
-                reweights: &reweights,
-                choose_args_id: i64::from(id.0),
-            };
-            self.crush.do_rule_into(&placement, &mut scratch, &mut result).map_err(crush_error)?;
-            let mut set: Vec<NodeId> = Vec::with_capacity(wanted);
-            for item in &result {
-                // Holes of `indep` rules and buckets are no nodes; a rule may give an item twice.
-                let node = u32::try_from(*item).map(NodeId).ok();
-                if let Some(node) = node.filter(|n| self.nodes.contains_key(n) && !set.contains(n)) {
-                    set.push(node);
-                }
-            }
-            if set.len() != wanted {
-                let found = set.len();
-                return Err(MapError::TooFewNodes { pg, found, wanted });
-            }
-            pgs.push(&PgConfig::simple(Epoch(1), set));
+            pgs.push(&PgConfig::simple(Epoch(1), placer.place(id, pool, pg)?));
         }
         Ok(pgs)
     }

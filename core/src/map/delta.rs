@@ -8,7 +8,7 @@
 //! A delta comes from outside: one that does not fit is refused, and the map is as it was.
 
 use super::cow::Changes;
-use super::{ClusterMap, Node, Pool, Positions, Volume};
+use super::{ClusterMap, Moves, Node, Pool, Positions, Volume};
 use crate::crush::{Bucket, ChooseArgs, CrushMap, Device, MapDef, Rule, Tunables, TypeName};
 use crate::ids::*;
 use crate::placement::{PgConfig, PgTable};
@@ -48,6 +48,7 @@ pub struct MapDelta {
     next_node: NodeId,
     next_pool: PoolId,
     positions: Option<Arc<Positions>>,
+    moves: Option<Moves>,
 }
 
 /// What becomes of a pool's placement groups.
@@ -209,6 +210,7 @@ impl ClusterMap {
             next_node: self.next_node,
             next_pool: self.next_pool,
             positions: (!same_positions).then(|| self.positions.clone()),
+            moves: (self.moves != older.moves).then(|| self.moves.clone()),
         })
     }
 
@@ -254,6 +256,9 @@ impl ClusterMap {
         }
         if let Some(positions) = &delta.positions {
             self.positions = positions.clone();
+        }
+        if let Some(moves) = &delta.moves {
+            self.moves = moves.clone();
         }
         (self.version, self.layout) = (delta.version, delta.layout);
         (self.next_volume, self.next_node, self.next_pool) =

@@ -15,6 +15,9 @@
 //! | `delta` | from one version to a later one |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
 //! | [`liveness`] | which nodes have been heard of: the same |
+//! | `moves` | steps of placement groups from one set of nodes to another |
+//! | [`mover`] | which step comes next: the leader's soft state beside the map |
+//! | `placer` | where CRUSH says that they should live |
 //!
 //! # Versions
 //!
@@ -35,14 +38,19 @@ mod cow;
 mod delta;
 pub mod lease;
 pub mod liveness;
+pub mod mover;
+mod moves;
 mod pgs;
+mod placer;
 mod types;
 
 pub use crate::placement::Pg;
 pub use command::{Command, FailureDomain, Grant, MapError, Reply};
 pub use cow::CowMap;
 pub use delta::{DeltaError, MapDelta};
+pub use moves::{MOVES_MAX, Move, MoveStage, Moves};
 pub use pgs::PgMap;
+pub use placer::Placer;
 pub use types::*;
 
 use crate::crush::{CrushMap, object_pg};
@@ -77,6 +85,8 @@ pub struct ClusterMap {
     next_node: NodeId,
     next_pool: PoolId,
     positions: Arc<Positions>,
+    /// Placement groups on the move.
+    pub moves: Moves,
 }
 
 impl Default for ClusterMap {
@@ -102,6 +112,7 @@ impl ClusterMap {
             next_node: NodeId(0),
             next_pool: PoolId(1),
             positions: Arc::default(),
+            moves: Moves::default(),
         }
     }
 
