@@ -27,6 +27,7 @@ impl<P: Clone + Default> Group<P> {
         if let Some(read) = self.reads.iter().find(|(_, read)| read.op.id == id).map(|(read, _)| *read) {
             if let Some(read) = self.reads.remove(&read) {
                 self.unsend(shared, &read);
+                self.probing.retain(|(_, probe), _| self.reads.contains_key(probe));
             }
             return true;
         }

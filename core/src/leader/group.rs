@@ -93,6 +93,8 @@ pub(super) struct Group<P> {
     /// Queues of objects that have no writes under way, for the next that has some.
     pub spare: Spare<P>,
     pub reads: FxHashMap<u64, Read<P>>,
+    /// Of these, those that look at the blocks of a write first (see `full`): overlapping writes wait for them.
+    pub probing: BTreeMap<(ObjectIndex, u64), BlockRange>,
     /// Of these, those that nobody is asked for now: all copies have bad blocks, which are being mended.
     pub mending: Vec<u64>,
     pub confirming: Option<Confirming>,
@@ -124,6 +126,7 @@ impl<P: Clone + Default> Group<P> {
             waiting: VecDeque::new(),
             spare: Vec::new(),
             reads: FxHashMap::default(),
+            probing: BTreeMap::new(),
             mending: Vec::new(),
             confirming: None,
             confirm_next: Vec::new(),
@@ -230,6 +233,7 @@ impl<P: Clone + Default> Group<P> {
             again.extend(object.waiting.drain(..));
         }
         let mut reads: Vec<(u64, Read<P>)> = self.reads.drain().collect();
+        self.probing.clear();
         reads.sort_unstable_by_key(|(id, _)| *id);
         for (_, read) in reads {
             self.unsend(shared, &read);
