@@ -16,7 +16,7 @@ pub enum Bug {
     DeleteWithoutCompare,
     /// A move is made final without a look at the new member (M3).
     FinalWithoutCheck,
-    /// A leader goes on in its ballot under a new epoch (M1).
+    /// A leader goes on in its ballot under a new epoch, and a line of such a ballot counts (M1, M3).
     NoReopen,
     /// A node answers List and forgets the epoch (N1).
     ListWithoutEpoch,

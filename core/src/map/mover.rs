@@ -119,6 +119,11 @@ pub fn progress<'a>(
     found.behind = there.values().map(|group| u64::from(group.behind)).sum();
     // Settled in a ballot that was opened in this epoch: a ballot of before proves nothing.
     let level = |group: &&ListedGroup| !group.lost && group.behind == 0 && group.opened >= config.epoch;
+    #[cfg(feature = "deliberate-bugs")]
+    let level = |group: &&ListedGroup| {
+        level(group)
+            || (crate::bugs::no_reopen() && !group.lost && group.behind == 0 && group.opened > Epoch(0))
+    };
     let lacks = |volume: &VolumeId| there.get(volume).is_none_or(|group| !level(group));
     found.lacking = named.into_iter().filter(lacks).collect();
     let majority = found.answered * 2 > config.old.len();

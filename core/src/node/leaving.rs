@@ -164,9 +164,10 @@ impl<P: Clone> Node<P> {
     fn leave_more(&mut self, out: &mut Vec<Output<P>>) {
         let Some(leaving) = &mut self.leaving else { return };
         let (pg, epoch) = (leaving.pg, leaving.epoch);
-        // What changes drops `leaving`; asked all the same, this is the line before a deletion.
-        let Some(config) = self.configs.get(&pg).filter(|c| c.epoch == epoch && !c.takes_part(self.id))
-        else {
+        // The map, or a List, may have taken the node back meanwhile: this is the line before a deletion.
+        let outside = |config: &&PgConfig| config.epoch == epoch && !config.takes_part(self.id);
+        let late = epoch < self.state.pgs.get(&pg).map_or(Epoch(0), |pg| pg.epoch);
+        let Some(config) = self.configs.get(&pg).filter(outside).filter(|_| !late) else {
             self.leaving = None;
             return;
         };
@@ -373,6 +374,21 @@ mod tests {
                 .iter()
                 .all(|o| !matches!(o, Output::ToPeer { msg: PeerMsg::Compare { .. }, .. }))
         );
+    }
+
+    /// Found by the simulator: a node that had answered List as a learner to be left by its older map.
+    #[test]
+    fn a_list_of_a_later_epoch_ends_it() {
+        let mut host = Host::with_data();
+        host.config(2, &[0, 1, 3]);
+        let asked = host.tell(Input::Tick)[0].clone();
+        host.answer(0, &asked, true);
+        let request = ListRequest { pg: GROUP.pg, epoch: Epoch(3), fences: vec![] };
+        let listed = host.tell(Input::List { id: 1, request });
+        assert!(matches!(listed.last(), Some(Output::Listed { .. })), "{listed:?}");
+        assert!(host.answer(1, &asked, true).is_empty());
+        host.tell(Input::Tick);
+        assert!(host.tell(Input::Tick).is_empty(), "nor does it begin again with the older map");
     }
 
     #[test]
