@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trefoil_core::checksum::UNKNOWN;
 use trefoil_core::limits::{OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
-use trefoil_core::message::{FromNode, GroupList, PeerMsg, ToNode};
+use trefoil_core::message::{FromNode, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, Input, Node, Output, Ticket};
 use trefoil_core::wire::messages::Message;
 use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, NodeId, ObjectId, Time};
@@ -27,9 +27,6 @@ use trefoil_transport::{Frame, Sender};
 /// Groups that differ from a peer's and wait for the next heartbeat. Beyond it they are left to the
 /// next comparison, which finds them again.
 pub const DIFFERING_MAX: usize = 1024;
-
-/// Answers to List that wait for the next heartbeat. Beyond it they are dropped: the monitors ask again.
-pub const LISTED_MAX: usize = 64;
 
 /// Answers that wait for the store; at the limit no connection is read from. Each record has one, but a
 /// Confirm costs the store nothing, so the store's limits do not count them. Half of what a connection's
@@ -102,8 +99,6 @@ pub struct Engine<S> {
     gone: Vec<NodeId>,
     /// Groups that differ from a peer's, and when that was seen last.
     differing: BTreeMap<GroupId, Instant>,
-    /// Answers to List, for the monitors: at most [`LISTED_MAX`].
-    listed: Vec<GroupList>,
     failed: Option<String>,
     /// The last ticket that the store was given, and the last that is durable.
     given: Ticket,
@@ -130,7 +125,6 @@ impl<S: Storage> Engine<S> {
             fetches: Fetches::default(),
             gone: Vec::new(),
             differing: BTreeMap::new(),
-            listed: Vec::new(),
             failed: None,
             given: 0,
             durable: 0,
@@ -143,11 +137,6 @@ impl<S: Storage> Engine<S> {
     fn now(&self) -> Time {
         // 2^64 µs are 584,000 years.
         Time(self.started.elapsed().as_micros() as u64)
-    }
-
-    /// Answers to List that have become durable since this was asked last.
-    pub fn take_listed(&mut self) -> Vec<GroupList> {
-        std::mem::take(&mut self.listed)
     }
 
     /// The machine.
@@ -329,7 +318,7 @@ impl<S: Storage> Engine<S> {
                         self.differing.insert(group, Instant::now());
                     }
                 }
-                Output::Listed { list, .. } if self.listed.len() < LISTED_MAX => self.listed.push(list),
+                // The monitors do not ask yet: no List is fed here.
                 Output::Listed { .. } => {}
             }
         }
