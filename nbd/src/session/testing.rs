@@ -106,7 +106,9 @@ impl Running {
                             sender.close(why);
                         }
                     }
-                    node::Output::ToPeer { .. } | node::Output::Differs { .. } => {}
+                    node::Output::ToPeer { .. }
+                    | node::Output::Differs { .. }
+                    | node::Output::Listed { .. } => {}
                 }
             }
         }
