@@ -70,7 +70,7 @@ fn joint<'a>(
         let Some(chosen) = quorum().max_by_key(|node| vote(*node)) else { continue };
         if !looked_at.contains(&chosen) {
             looked_at.push(chosen);
-            let ends = (quorum().next().unwrap_or(chosen), quorum().last().unwrap_or(chosen));
+            let ends = (quorum().next().unwrap_or(chosen), quorum().next_back().unwrap_or(chosen));
             look(plan, linear, slot, object, ends, chosen, now, &store)?;
         }
     }

@@ -134,9 +134,7 @@ impl World {
 
     /// Nodes that still have something of a placement group in which they take no part.
     pub(super) fn not_empty(&self) -> Option<String> {
-        if self.moves.is_none() {
-            return None;
-        }
+        self.moves.as_ref()?;
         self.nodes.iter().enumerate().find_map(|(ni, node)| {
             let node_id = NodeId(ni as u32);
             let outside = |pg: PgId| !self.plan.pgs[pg.pg as usize].takes_part(node_id);
