@@ -102,7 +102,6 @@ fn broken_moves_are_caught() {
         assert_eq!(caught(Bug::DeleteWithoutCompare, 50, false), "I5");
         caught(Bug::FinalWithoutCheck, 500, false);
         caught(Bug::NoReopen, 500, false);
-        caught(Bug::ListWithoutEpoch, 3_000, false);
     }
 }
 

@@ -142,7 +142,8 @@ impl Mover {
         let Some(pg) = map.members(list.pg).filter(|pg| pg.epoch == list.epoch && pg.takes_part(node)) else {
             return;
         };
-        if !map.moves.active.contains_key(&list.pg) {
+        // More groups than there may be volumes are no answer.
+        if !map.moves.active.contains_key(&list.pg) || list.groups.len() > super::VOLUMES_MAX {
             return;
         }
         let reports = self.reports.entry(list.pg).or_default();

@@ -9,6 +9,7 @@
 use super::{Node, Output};
 use crate::ids::*;
 use crate::limits::{LEAVE_PGS_PER_TICK, LEAVE_WAIT_TICKS_MAX};
+use crate::map::VOLUMES_MAX;
 use crate::message::{GroupList, Line, ListRequest, ListedGroup, ObjectVote, PeerMsg, Refusal};
 use crate::placement::PgConfig;
 use crate::record::{GroupState, Record};
@@ -68,8 +69,8 @@ impl<P: Clone> Node<P> {
     /// The monitors want the groups of a placement group named, and none born under an older epoch.
     pub(super) fn list(&mut self, id: u64, request: ListRequest, out: &mut Vec<Output<P>>) {
         let ListRequest { pg, epoch, mut fences } = request;
-        if epoch < self.epoch_of(pg) {
-            return; // they have moved on: this List is late
+        if epoch < self.epoch_of(pg) || fences.len() > VOLUMES_MAX {
+            return; // they have moved on, and this List is late; or there are no so many volumes
         }
         fences.retain(|(volume, generation)| *generation > self.fence(*volume));
         let raised = epoch > self.epoch_of(pg);
@@ -470,6 +471,16 @@ mod tests {
         assert_eq!(ask(&mut host, 2, line, head(1)), Some(false), "behind");
         host.tell(Input::StateLost { fences: vec![] });
         assert_eq!(ask(&mut host, 2, Ballot::ZERO, Head::ZERO), Some(false), "lost");
+    }
+
+    #[test]
+    fn a_list_of_too_many_fences_is_none() {
+        let mut host = Host::new();
+        let fences = vec![(VolumeId(1), Generation(7)); VOLUMES_MAX + 1];
+        let request = |n: usize| ListRequest { pg: GROUP.pg, epoch: Epoch(2), fences: fences[..n].to_vec() };
+        assert!(host.tell(Input::List { id: 1, request: request(VOLUMES_MAX + 1) }).is_empty());
+        assert!(!host.tell(Input::List { id: 1, request: request(VOLUMES_MAX) }).is_empty());
+        assert_eq!(host.node.state().fences[&VolumeId(1)], Generation(7));
     }
 
     #[test]

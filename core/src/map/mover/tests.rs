@@ -101,6 +101,31 @@ fn answers_of_another_epoch_say_nothing() {
 }
 
 #[test]
+fn an_answer_of_too_many_groups_is_none_and_groups_are_opened_in_turns() {
+    let (mut map, _) = moving();
+    let mut mover = mover();
+    let group_of = |n: usize| group(VolumeId(1000 + n as u64), 2, 0);
+    let many: Vec<ListedGroup> = (0..=super::super::VOLUMES_MAX).map(group_of).collect();
+    answer(&mut mover, &map, 0, 2, &many);
+    assert_eq!(mover.progress(&map, PG).unwrap().answered, 0);
+    // Volumes that this map does not know yet are none that were deleted.
+    map.next_volume = VolumeId(1);
+    for node in [0, 1] {
+        answer(&mut mover, &map, node, 2, &many[..2 * OPENS_PER_STEP + 3]);
+    }
+    let mut opened = BTreeSet::new();
+    for turn in [OPENS_PER_STEP, OPENS_PER_STEP, 3, OPENS_PER_STEP] {
+        let actions = step(&mut mover, &map);
+        let opens =
+            actions.iter().filter_map(|a| if let Action::Open(group) = a { Some(*group) } else { None });
+        let before = opened.len();
+        opened.extend(opens.clone());
+        assert_eq!(opens.count(), turn);
+        assert!(opened.len() == before + turn || opened.len() == 2 * OPENS_PER_STEP + 3);
+    }
+}
+
+#[test]
 fn groups_of_deleted_volumes_hold_nothing_up() {
     let (mut map, disk) = moving();
     let mut mover = mover();
