@@ -12,6 +12,14 @@ pub enum Bug {
     StaleCopyWithoutVote,
     /// A late read is sent to another node over a write in flight (6.1).
     HedgeOvertakesWrite,
+    /// A node that is no member any more deletes at once (N7).
+    DeleteWithoutCompare,
+    /// A move is made final without a look at the new member (M3).
+    FinalWithoutCheck,
+    /// A leader goes on in its ballot under a new epoch, and a line of such a ballot counts (M1, M3).
+    NoReopen,
+    /// A node answers List and forgets the epoch (N1).
+    ListWithoutEpoch,
 }
 
 thread_local! {
@@ -33,4 +41,20 @@ pub(crate) fn stale_copy_without_vote() -> bool {
 
 pub(crate) fn hedge_overtakes_write() -> bool {
     BUG.get() == Some(Bug::HedgeOvertakesWrite)
+}
+
+pub(crate) fn delete_without_compare() -> bool {
+    BUG.get() == Some(Bug::DeleteWithoutCompare)
+}
+
+pub(crate) fn final_without_check() -> bool {
+    BUG.get() == Some(Bug::FinalWithoutCheck)
+}
+
+pub(crate) fn no_reopen() -> bool {
+    BUG.get() == Some(Bug::NoReopen)
+}
+
+pub(crate) fn list_without_epoch() -> bool {
+    BUG.get() == Some(Bug::ListWithoutEpoch)
 }

@@ -60,3 +60,8 @@ pub const NODE_DAMAGED_MAX: usize = 4096;
 pub const DIGESTS_PER_TICK: usize = 8;
 /// Blocks in an object of the largest size.
 pub const OBJECT_BLOCKS_MAX: u32 = (OBJECT_SIZE_MAX / crate::ids::BLOCK_SIZE as u64) as u32;
+/// Placement groups that a node looks at in a tick for whether it has to leave them.
+pub const LEAVE_PGS_PER_TICK: usize = 256;
+/// Ticks that a node which leaves a placement group waits for the answers to one Compare, before it asks for
+/// the group to be opened and goes on with another one.
+pub const LEAVE_WAIT_TICKS_MAX: u32 = 10;

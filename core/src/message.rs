@@ -5,6 +5,7 @@
 //! on the wire is [`crate::wire`]'s business.
 
 use crate::ids::*;
+use serde::{Deserialize, Serialize};
 
 /// The change that a write makes to an object's blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -365,4 +366,71 @@ pub enum PeerMsg<P> {
         /// The group.
         group: GroupId,
     },
+    /// The sender is no member any more and would delete its copy of the group (N7): does the receiver hold
+    /// at least as much?
+    Compare {
+        /// The group.
+        group: GroupId,
+        /// The epoch under which the sender is no member.
+        epoch: Epoch,
+        /// Names the answer.
+        request: u64,
+        /// The ballot in whose line the sender last was brought.
+        settled: Ballot,
+        /// Its votes.
+        objects: Vec<ObjectVote>,
+    },
+    /// The answer to a Compare. The epoch is durable at the one who answers.
+    AtLeast {
+        /// The group.
+        group: GroupId,
+        /// The Compare's.
+        epoch: Epoch,
+        /// The Compare's.
+        request: u64,
+        /// Every vote of the sender is no greater than this node's, whose copies of these objects are not
+        /// behind.
+        yes: bool,
+    },
+}
+
+/// Monitors to node (M3): name every group of a placement group, and open none under an older epoch from
+/// now on. Answered with a [`GroupList`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRequest {
+    /// The placement group.
+    pub pg: PgId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The last generation that was granted, for each volume of the pool. The node fences the volumes, so
+    /// that whoever attached with the fence of nodes that leave is not followed by an older front end (6.4).
+    pub fences: Vec<(VolumeId, Generation)>,
+}
+
+/// A node's answer to a [`ListRequest`]. The epoch and the fences are durable there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupList {
+    /// The placement group.
+    pub pg: PgId,
+    /// The request's.
+    pub epoch: Epoch,
+    /// Every group with a promise, by volume.
+    pub groups: Vec<ListedGroup>,
+}
+
+/// One group of a [`GroupList`].
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedGroup {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The promise.
+    pub promised: Ballot,
+    /// The line.
+    pub settled: Ballot,
+    /// The epoch in which the line's ballot was opened.
+    pub opened: Epoch,
+    /// Objects that are behind.
+    pub behind: u32,
+    /// The node has lost its votes on the group (N8).
+    pub lost: bool,
 }

@@ -8,8 +8,9 @@ use crate::ids::*;
 use crate::limits::SET_MEMBERS_MAX;
 use serde::{Deserialize, Serialize};
 
-/// Nodes that one configuration may name in all: both sets and the learners.
-pub const SLOTS_MAX: usize = 5;
+/// Nodes that one configuration may name in all, both sets and the learners: five copies, of which one is
+/// being moved.
+pub const SLOTS_MAX: usize = 6;
 
 /// Where a placement group lives: one committed configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -107,6 +107,23 @@ pub enum Record<P> {
         /// The generation that the monitors have granted last, for each volume.
         fences: Vec<(VolumeId, Generation)>,
     },
+    /// The node has answered List or Compare under this epoch (answer: Groups, AtLeast): from now on it
+    /// opens no group of the PG under an older one, and refuses leaders below these generations.
+    Epoch {
+        /// The placement group.
+        pg: PgId,
+        /// The epoch.
+        epoch: Epoch,
+        /// Fences that rise, by volume.
+        fences: Vec<(VolumeId, Generation)>,
+    },
+    /// The node has left the PG (N7): its objects there go, and it takes nothing for it but an Open as in N1.
+    Leave {
+        /// The placement group.
+        pg: PgId,
+        /// The epoch under which the node is no member.
+        epoch: Epoch,
+    },
 }
 
 impl<P> Record<P> {
@@ -120,6 +137,20 @@ impl<P> Record<P> {
             }
             Record::Heal { .. } => 1,
             _ => 0,
+        }
+    }
+
+    /// The placement group whose promises, lines or heads it changes.
+    pub fn changes_pg(&self) -> Option<PgId> {
+        match self {
+            Record::Open { group, .. } | Record::Settle { group, .. } => Some(group.pg),
+            Record::Write { object, .. } | Record::Install { object, .. } => Some(object.group.pg),
+            Record::Leave { pg, .. } => Some(*pg),
+            Record::Fence { .. }
+            | Record::Heal { .. }
+            | Record::DeleteVolume { .. }
+            | Record::LostState { .. }
+            | Record::Epoch { .. } => None,
         }
     }
 }
@@ -237,11 +268,33 @@ impl Durable {
                 for group in self.groups.values_mut() {
                     group.lost = true;
                 }
-                for (volume, generation) in fences {
-                    let fence = self.fences.entry(*volume).or_default();
-                    *fence = (*fence).max(*generation);
+                self.raise(fences);
+            }
+            Record::Epoch { pg, epoch, fences } => {
+                let pg = self.pgs.entry(*pg).or_default();
+                pg.epoch = pg.epoch.max(*epoch);
+                self.raise(fences);
+            }
+            Record::Leave { pg, epoch } => {
+                let state = self.pgs.entry(*pg).or_default();
+                state.epoch = state.epoch.max(*epoch);
+                state.left = Some(*epoch);
+                // Promises stay: a late message of a ballot that was promised must not find the group as if
+                // nobody had ever led it. The line goes: an empty copy must outvote nobody when this node
+                // comes back. What was lost (N8) stays lost.
+                for (_, group) in self.groups.iter_mut().filter(|(group, _)| group.pg == *pg) {
+                    group.settled = Promise::default();
+                    group.objects = FxHashMap::default();
+                    group.behind = FxHashMap::default();
                 }
             }
+        }
+    }
+
+    fn raise(&mut self, fences: &[(VolumeId, Generation)]) {
+        for (volume, generation) in fences {
+            let fence = self.fences.entry(*volume).or_default();
+            *fence = (*fence).max(*generation);
         }
     }
 }

@@ -25,7 +25,7 @@ const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
 pub struct Monitors {
     client: MonitorClient,
     me: Holder,
-    map: RefCell<Arc<ClusterMap>>,
+    map: Rc<RefCell<Arc<ClusterMap>>>,
     changed: Rc<Notify>,
     refresh: Notify,
 }
@@ -34,7 +34,8 @@ impl Monitors {
     /// Knows a map already.
     pub fn new(client: MonitorClient, me: Holder, map: Arc<ClusterMap>) -> Rc<Monitors> {
         let (changed, refresh) = (Rc::new(Notify::new()), Notify::new());
-        Rc::new(Monitors { client, me, map: RefCell::new(map), changed, refresh })
+        let map = Rc::new(RefCell::new(map));
+        Rc::new(Monitors { client, me, map, changed, refresh })
     }
 
     /// Follows the map, for ever.
@@ -114,9 +115,22 @@ impl Cluster for Monitors {
     ) -> LocalFuture<Result<Granted, AttachError>> {
         let client = self.client.clone();
         let holder = Holder { kind, ..self.me.clone() };
+        let (kept, changed) = (self.map.clone(), self.changed.clone());
         Box::pin(async move {
             match client.attach(VolumeKey::Id(volume), holder, above).await {
-                Ok((Attached::Granted(it), sent)) => Ok(granted(&it, sent)),
+                Ok((Attached::Granted(it), sent)) => {
+                    // Who leads must not fence and open by a map from before its grant: where a placement
+                    // group moves, the fences of List are those of the generations granted until then
+                    // (`docs/protocol.md`, section 12, 13).
+                    let have = kept.borrow().layout;
+                    let newer = client.get_map(have).await.map_err(unreachable)?;
+                    // Unless a later one has come meanwhile.
+                    if let Some(map) = newer.filter(|map| map.layout > kept.borrow().layout) {
+                        *kept.borrow_mut() = map;
+                        changed.notify_waiters();
+                    }
+                    Ok(granted(&it, sent))
+                }
                 Ok((Attached::Busy { holder, retry_after }, _)) => {
                     Err(AttachError::Busy { holder, retry_after })
                 }

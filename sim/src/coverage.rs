@@ -126,6 +126,28 @@ cover! {
     LostState = "lost state",
     /// Leaders that noticed it.
     LostData = "lost data noticed",
+    /// Moves that were begun.
+    MovesStarted = "moves started",
+    /// Moves that became joint.
+    MovesJoint = "moves joint",
+    /// Moves that became final.
+    MovesFinal = "moves final",
+    /// Moves that were undone as learners.
+    MovesUndone = "moves undone in learn",
+    /// Moves that were undone in a joint epoch.
+    JointUndone = "moves undone in joint",
+    /// Commands of movers that had seen an older epoch.
+    StaleMoves = "moves refused",
+    /// Lists that were answered.
+    Lists = "lists answered",
+    /// Placement groups that a node left with something in them.
+    Left = "nodes left",
+    /// Compares that were answered with no.
+    HoldsLess = "compares answered no",
+    /// Nodes that came back to a placement group that they had left.
+    CameBack = "nodes that left came back",
+    /// Crashes right behind a step of a move or an answer to List.
+    MoveCrashes = "crashes right behind a step",
 }
 
 /// The counters.

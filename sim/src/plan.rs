@@ -16,6 +16,9 @@ pub const VOLUMES_MAX: usize = 2;
 pub const OBJECTS_MAX: usize = 6;
 /// Most blocks of an object that clients use.
 pub const BLOCKS_MAX: usize = 8;
+/// Which runs have moves in them. Such that those of `tests/seeds.txt` from before there were moves have
+/// none.
+const MOVES_SALT: u64 = 0x006d_6f76_657d;
 /// The pool of every volume.
 pub const POOL: PoolId = PoolId(1);
 
@@ -89,6 +92,35 @@ pub enum Bug {
     HedgeOvertakesWrite,
     /// No read is hedged: not wrong, but slow. For runs of [`Plan::brisk`].
     NoHedges,
+    /// A node that is no member any more deletes what it has at once.
+    DeleteWithoutCompare,
+    /// A move is made final without a look at the new member.
+    FinalWithoutCheck,
+    /// A leader goes on in its ballot under a new epoch, and such ballots count for M3.
+    NoReopen,
+    /// A node answers List and forgets the epoch.
+    ListWithoutEpoch,
+}
+
+/// How placement groups move in a run. Times in µs.
+#[derive(Clone, Debug)]
+pub struct MovesPlan {
+    /// Between two steps of the mover.
+    pub step: u64,
+    /// Between two wishes for a move, or for its end.
+    pub wish_every: Span,
+    /// How long it takes until a node or front end hears of a new epoch, at first.
+    pub news_take: Span,
+    /// Who has not heard by then is told at one step of the mover in so many.
+    pub news_one_in: u64,
+    /// Of a hundred wishes, how many are to undo a move.
+    pub undo_percent: u64,
+    /// Of a hundred steps that are taken, how many are followed by a crash at once.
+    pub crash_percent: u64,
+    /// Moves go to where CRUSH wants the placement groups, too.
+    pub crush: bool,
+    /// Between ticks of a node.
+    pub node_tick: u64,
 }
 
 /// Everything that a seed decides beforehand.
@@ -102,8 +134,10 @@ pub struct Plan {
     pub bug: Option<Bug>,
     /// Storage nodes.
     pub nodes: usize,
-    /// The pool's placement groups.
+    /// The pool's placement groups: their newest configurations.
     pub pgs: Vec<PgConfig>,
+    /// They move, in some runs.
+    pub moves: Option<MovesPlan>,
     /// Volumes.
     pub volumes: usize,
     /// Objects of each volume.
@@ -200,6 +234,7 @@ impl Plan {
             bug,
             nodes,
             pgs,
+            moves: None,
             volumes: r.between(1, VOLUMES_MAX as u64) as usize,
             objects: r.between(1, OBJECTS_MAX as u64) as usize,
             blocks: r.between(2, BLOCKS_MAX as u64) as usize,
@@ -238,6 +273,20 @@ impl Plan {
                 plan.make_brisk(late);
             }
         }
+        // Numbers of their own again: runs in which nothing moves are what they were.
+        let m = &mut Rng::new(seed ^ MOVES_SALT);
+        if nodes > 3 && plan.stall_limit.is_none() && m.one_in(3) {
+            plan.moves = Some(MovesPlan {
+                step: m.magnitude(500, 50_000),
+                wish_every: (1_000, m.magnitude(5_000, 200_000)),
+                news_take: (0, m.magnitude(1_000, 500_000)),
+                news_one_in: m.magnitude(2, 200),
+                undo_percent: if m.one_in(2) { m.below(60) } else { 0 },
+                crash_percent: if m.one_in(2) { m.below(60) } else { 0 },
+                crush: m.one_in(3),
+                node_tick: m.magnitude(2_000, 100_000),
+            });
+        }
         plan
     }
 
@@ -271,6 +320,7 @@ impl Plan {
     /// with leaders as the daemons have them. Whatever becomes of one node at a time, no operation may take
     /// longer than [`BRISK_STALL_MAX`].
     pub fn brisk(mut self) -> Plan {
+        self.moves = None;
         if self.stall_limit != Some(BRISK_STALL_MAX) {
             let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);
             self.one_node_at_a_time();
@@ -305,6 +355,9 @@ impl Plan {
         self.renewals_lost_percent = 0;
         self.io_timeout = None;
         self.stall_limit = None;
+        if let Some(moves) = &mut self.moves {
+            moves.crash_percent = 0;
+        }
         self
     }
 

@@ -72,6 +72,10 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::AckAtOneCopy) => Some(trefoil_core::bugs::Bug::AckAtOneCopy),
         Some(Bug::StaleCopyWithoutVote) => Some(trefoil_core::bugs::Bug::StaleCopyWithoutVote),
         Some(Bug::HedgeOvertakesWrite) => Some(trefoil_core::bugs::Bug::HedgeOvertakesWrite),
+        Some(Bug::DeleteWithoutCompare) => Some(trefoil_core::bugs::Bug::DeleteWithoutCompare),
+        Some(Bug::FinalWithoutCheck) => Some(trefoil_core::bugs::Bug::FinalWithoutCheck),
+        Some(Bug::NoReopen) => Some(trefoil_core::bugs::Bug::NoReopen),
+        Some(Bug::ListWithoutEpoch) => Some(trefoil_core::bugs::Bug::ListWithoutEpoch),
         Some(Bug::SkipFlush | Bug::NoHedges) | None => None,
     });
     let _ = bug;
@@ -89,7 +93,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
     let plan = plan_of(seed, settings);
     let summary = format!(
         "{} nodes, {} PGs, {} volumes of {} objects of {} blocks (from {}), {} clients, lease {} µs, drift {} \
-         ppm; faults: {}",
+         ppm; {}; faults: {}",
         plan.nodes,
         plan.pgs.len(),
         plan.volumes,
@@ -99,6 +103,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         plan.clients,
         plan.lease,
         plan.drift_ppm,
+        if plan.moves.is_some() { "PGs move" } else { "nothing moves" },
         plan.fault_names()
     );
     let mut world = World::new(plan, words > 0);
@@ -136,6 +141,10 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::StaleCopyWithoutVote) => Some("stale-copy-without-vote"),
         Some(Bug::HedgeOvertakesWrite) => Some("hedge-overtakes-write"),
         Some(Bug::NoHedges) => Some("no-hedges"),
+        Some(Bug::DeleteWithoutCompare) => Some("delete-without-compare"),
+        Some(Bug::FinalWithoutCheck) => Some("final-without-check"),
+        Some(Bug::NoReopen) => Some("no-reopen"),
+        Some(Bug::ListWithoutEpoch) => Some("list-without-epoch"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

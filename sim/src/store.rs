@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use trefoil_core::message::WriteOp;
 use trefoil_core::node::{ReadMode, ReadResult, Ticket};
 use trefoil_core::record::{Durable, Patch, Record};
-use trefoil_core::{BlockRange, ObjectId, VolumeId};
+use trefoil_core::{BlockRange, GroupId, ObjectId};
 
 /// The checksums of an object's blocks; [`trefoil_core::checksum::HOLE`] for a hole.
 pub type Table = Vec<u64>;
@@ -81,14 +81,15 @@ impl Image {
             Record::Heal { object, block, checksum, .. } if self.sum(*object, *block) == *checksum => {
                 self.bad.remove(&(*object, *block));
             }
-            Record::DeleteVolume { volume } => self.forget(*volume),
+            Record::DeleteVolume { volume } => self.forget(|object| object.group.volume == *volume),
+            Record::Leave { pg, .. } => self.forget(|object| object.group.pg == *pg),
             _ => {}
         }
     }
 
-    fn forget(&mut self, volume: VolumeId) {
-        self.tables.retain(|o, _| o.group.volume != volume);
-        self.bad.retain(|(o, _)| o.group.volume != volume);
+    fn forget(&mut self, gone: impl Fn(&ObjectId) -> bool) {
+        self.tables.retain(|o, _| !gone(o));
+        self.bad.retain(|(o, _)| !gone(o));
         self.live = self.tables.values().flatten().filter(|sum| **sum != 0).count() as u64;
     }
 
@@ -113,6 +114,9 @@ pub struct Store {
     flushing: usize,
     /// Deliberate bug: a flush is answered when it starts.
     pub skip_flush: bool,
+    /// Groups whose placement group the node has left, durably, and which no leader has settled since: what
+    /// it said of them before is over.
+    pub emptied: FxHashSet<GroupId>,
     /// It has lost records that it had reported, and the node's word on that is not durable yet.
     pub lost: bool,
 }
@@ -185,6 +189,15 @@ impl Store {
     fn make_durable(&mut self, record: &Record<Blocks>) {
         if matches!(record, Record::LostState { .. }) {
             self.lost = false;
+        }
+        match record {
+            Record::Leave { pg, .. } => {
+                self.emptied.extend(self.state.groups.keys().filter(|group| group.pg == *pg));
+            }
+            Record::Settle { group, .. } => {
+                self.emptied.remove(group);
+            }
+            _ => {}
         }
         self.state.apply(record);
         self.durable.apply(record);

@@ -95,6 +95,26 @@ fn a_stale_copy_without_a_vote_is_caught() {
     }
 }
 
+/// Rules of moving data (section 7), each taken away.
+#[test]
+fn broken_moves_are_caught() {
+    if runner::has_bug(Bug::DeleteWithoutCompare) {
+        assert_eq!(caught(Bug::DeleteWithoutCompare, 50, false), "I5");
+        caught(Bug::FinalWithoutCheck, 500, false);
+        caught(Bug::NoReopen, 500, false);
+    }
+}
+
+#[test]
+fn placement_groups_move_on_a_quiet_day() {
+    use trefoil_sim::coverage::Cover;
+    let settings = Settings { steps: 6_000, calm: true, ..Settings::default() };
+    let totals = run_many(0, Some(60), None, 2, &settings, 1);
+    assert_passes(&totals, &settings);
+    let count = |what| totals.coverage.get(what);
+    assert!(count(Cover::MovesFinal) > 20 && count(Cover::Left) > 5, "{}", totals.coverage);
+}
+
 #[test]
 fn one_slow_or_stopped_node_makes_no_operation_long() {
     let settings = Settings { brisk: true, ..Settings::default() };

@@ -120,18 +120,32 @@ impl<P: Clone + Default> Group<P> {
         }
         let Some(i) = self.pick(shared, now, op.object, 0) else { return Some(op) };
         self.counters.probes += 1;
-        self.new_read(shared, now, op, i, out);
+        let (index, blocks) = (op.object, op.kind.blocks());
+        let id = self.new_read(shared, now, op, i, out);
+        self.probing.insert((index, id), blocks);
         None
+    }
+
+    /// The blocks of a write that overlaps are being looked at. A write that was issued in an older ballot
+    /// and is issued again may be in the object already: one that came behind it and went before it now
+    /// would be undone.
+    pub fn waits_for_probe(&self, index: ObjectIndex, blocks: BlockRange) -> bool {
+        !self.probing.is_empty()
+            && self.probing.range((index, 0)..=(index, u64::MAX)).any(|(_, it)| it.overlaps(blocks))
     }
 
     /// What a probe has found: holes, or that everything is there, or that it is not known.
     pub fn probed(&mut self, shared: &mut Shared, now: Time, id: u64, holes: bool, out: &mut Vec<Output<P>>) {
         let Some(read) = self.reads.remove(&id) else { return };
+        let index = read.op.object;
+        self.probing.remove(&(index, id));
         self.unsend(shared, &read);
         if holes {
-            return shared.done(read.op.id, Err(OpError::NoSpace), out);
+            shared.done(read.op.id, Err(OpError::NoSpace), out);
+        } else {
+            self.issue_write(shared, now, read.op, out);
         }
-        self.issue_write(shared, now, read.op, out);
+        self.run_if_waiting(shared, now, index, out);
     }
 
     /// The node has no room for the blocks that a write, or the repair of its copy, would add.

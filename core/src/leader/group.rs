@@ -93,6 +93,8 @@ pub(super) struct Group<P> {
     /// Queues of objects that have no writes under way, for the next that has some.
     pub spare: Spare<P>,
     pub reads: FxHashMap<u64, Read<P>>,
+    /// Of these, those that look at the blocks of a write first (see `full`): overlapping writes wait for them.
+    pub probing: BTreeMap<(ObjectIndex, u64), BlockRange>,
     /// Of these, those that nobody is asked for now: all copies have bad blocks, which are being mended.
     pub mending: Vec<u64>,
     pub confirming: Option<Confirming>,
@@ -124,6 +126,7 @@ impl<P: Clone + Default> Group<P> {
             waiting: VecDeque::new(),
             spare: Vec::new(),
             reads: FxHashMap::default(),
+            probing: BTreeMap::new(),
             mending: Vec::new(),
             confirming: None,
             confirm_next: Vec::new(),
@@ -230,6 +233,7 @@ impl<P: Clone + Default> Group<P> {
             again.extend(object.waiting.drain(..));
         }
         let mut reads: Vec<(u64, Read<P>)> = self.reads.drain().collect();
+        self.probing.clear();
         reads.sort_unstable_by_key(|(id, _)| *id);
         for (_, read) in reads {
             self.unsend(shared, &read);
@@ -322,6 +326,10 @@ impl<P: Clone + Default> Group<P> {
 
     /// 5.8 for a new epoch.
     pub fn configure(&mut self, shared: &mut Shared, now: Time, config: PgConfig, out: &mut Vec<Output<P>>) {
+        #[cfg(feature = "deliberate-bugs")]
+        if crate::bugs::no_reopen() && self.go_on_under(shared, now, &config, out) {
+            return;
+        }
         self.take_back(shared, now);
         self.no_room.clear(); // slots are others now
         self.config = config;
@@ -329,6 +337,31 @@ impl<P: Clone + Default> Group<P> {
         if self.phase != Phase::Closed {
             self.next_round(shared, now, out);
         }
+    }
+
+    /// A deliberate bug: the ballot goes on, and only nodes that are new are asked.
+    #[cfg(feature = "deliberate-bugs")]
+    fn go_on_under(
+        &mut self,
+        shared: &mut Shared,
+        now: Time,
+        config: &PgConfig,
+        out: &mut Vec<Output<P>>,
+    ) -> bool {
+        let before: Vec<NodeId> = self.slots.iter().map(|slot| slot.node).collect();
+        if !config.everyone().starts_with(&before) || self.phase != Phase::Decided {
+            return false;
+        }
+        let known = std::mem::take(&mut self.slots);
+        self.config = config.clone();
+        self.make_slots();
+        for (slot, old) in self.slots.iter_mut().zip(known) {
+            *slot = Slot { member: slot.member, ..old };
+        }
+        for i in before.len()..self.slots.len() {
+            self.open_slot(shared, now, i, out);
+        }
+        true
     }
 
     pub fn message(
@@ -350,6 +383,11 @@ impl<P: Clone + Default> Group<P> {
                 let by = promised.generation().max(fence);
                 if by > shared.spec.generation {
                     shared.deposed = Some(by);
+                } else if ballot == self.ballot && why == Refusal::NotMember && self.slots[i].live() {
+                    // It has left the group (N7) that this leader had opened there: there is a later epoch.
+                    self.slot_down(shared, now, i, out);
+                    self.slots[i].link = Link::Refused(now.after(OPEN_RETRY));
+                    out.push(Output::MapStale);
                 } else if ballot == self.ballot && self.slots[i].link == Link::Opening {
                     match why {
                         Refusal::Promised if promised > self.ballot => {
@@ -604,67 +642,5 @@ impl<P: Clone + Default> Group<P> {
             self.slot_down(shared, now, i, out);
             self.open_slot(shared, now, i, out);
         }
-    }
-
-    /// Takes an operation out, wherever it is. A write that was issued goes on without its client.
-    pub fn forget_op(&mut self, shared: &mut Shared, id: OpId, index: ObjectIndex) -> bool {
-        let take = |queue: &mut VecDeque<ClientOp<P>>| {
-            queue.iter().position(|op| op.id == id).and_then(|at| queue.remove(at)).is_some()
-        };
-        if take(&mut self.waiting) {
-            return true;
-        }
-        let acks = self.confirming.iter_mut().map(|c| &mut c.acks).chain([&mut self.acks_next]);
-        for acks in acks {
-            if let Some(at) = acks.iter().position(|ack| *ack == id) {
-                acks.remove(at);
-                return true;
-            }
-        }
-        if let Some(read) = self.reads.iter().find(|(_, read)| read.op.id == id).map(|(read, _)| *read) {
-            if let Some(read) = self.reads.remove(&read) {
-                self.unsend(shared, &read);
-            }
-            return true;
-        }
-        let Some(object) = self.objects.get_mut(&index) else { return false };
-        if take(&mut object.waiting) {
-            self.tidy_busy();
-            return true;
-        }
-        match object.entries.iter_mut().find(|entry| entry.id == Some(id)) {
-            Some(entry) => entry.id.take().is_some(),
-            None => false,
-        }
-    }
-
-    /// Writes whose clients have been told that they timed out are kept while they can still be
-    /// completed. Without a majority that may be never, while clients try again and again: then the next
-    /// round (5.8) decides whether the objects have them.
-    pub fn drop_abandoned(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
-        if self.phase != Phase::Decided || self.quorum(|_, slot| slot.live()) {
-            return;
-        }
-        let abandoned = |object: &Object<P>| object.entries.iter().any(|e| !e.acked && e.id.is_none());
-        if self.busy.iter().filter_map(|index| self.objects.get(index)).any(abandoned) {
-            self.next_round(shared, now, out);
-        }
-    }
-
-    /// The ids of all operations, which are taken out.
-    pub fn take_all_ops(&mut self, ids: &mut Vec<OpId>) {
-        ids.extend(self.waiting.drain(..).map(|op| op.id));
-        ids.append(&mut self.acks_next);
-        ids.extend(self.confirming.take().into_iter().flat_map(|confirming| confirming.acks));
-        ids.extend(self.reads.drain().map(|(_, read)| read.op.id));
-        for object in self.objects.values_mut() {
-            ids.extend(object.waiting.drain(..).map(|op| op.id));
-            ids.extend(object.entries.drain(..).filter_map(|entry| entry.id));
-        }
-    }
-
-    pub fn tidy_busy(&mut self) {
-        let objects = &self.objects;
-        self.busy.retain(|index| objects.get(index).is_some_and(|object| !object.at_rest()));
     }
 }

@@ -144,10 +144,19 @@ impl<P: Clone + Default> Group<P> {
 
     /// Puts a read back: sent again it is a new read, and waits again.
     pub fn restart(&mut self, shared: &mut Shared, now: Time, id: u64, out: &mut Vec<Output<P>>) {
-        if let Some(read) = self.reads.remove(&id) {
-            self.unsend(shared, &read);
-            self.submit(shared, now, read.op, out);
+        let Some(read) = self.reads.remove(&id) else { return };
+        self.unsend(shared, &read);
+        let index = read.op.object;
+        if self.probing.remove(&(index, id)).is_none() {
+            return self.submit(shared, now, read.op, out);
         }
+        // A write: those that wait for it must not go before it now.
+        let Some(object) = self.objects.get_mut(&index) else {
+            return self.submit(shared, now, read.op, out);
+        };
+        object.waiting.push_front(read.op);
+        self.busy.insert(index);
+        self.run_if_waiting(shared, now, index, out);
     }
 
     /// A node has answered: the read, if it is still wanted. How long it took is noted in any case.

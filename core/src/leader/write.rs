@@ -71,6 +71,9 @@ impl<P: Clone + Default> Group<P> {
         op: ClientOp<P>,
         out: &mut Vec<Output<P>>,
     ) -> Option<ClientOp<P>> {
+        if self.waits_for_probe(op.object, op.kind.blocks()) {
+            return Some(op);
+        }
         let object = self.objects.get(&op.object)?;
         if matches!(op.kind, OpKind::Zero { .. }) && object.untouched() && shared.lease_holds(now) {
             // Nothing was ever written, as a quorum has said, and under the lease nobody else can have

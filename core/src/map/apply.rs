@@ -16,7 +16,7 @@ const RULE_HOST: &str = "replicated_host";
 const RULE_OSD: &str = "replicated_osd";
 
 /// Who needs to know of a change.
-enum Changed {
+pub(super) enum Changed {
     /// Everybody.
     Layout,
     /// Only the monitors.
@@ -25,13 +25,13 @@ enum Changed {
     Nothing,
 }
 
-type Applied = Result<(Reply, Changed), MapError>;
+pub(super) type Applied = Result<(Reply, Changed), MapError>;
 
-fn done(changed: Changed) -> Applied {
+pub(super) fn done(changed: Changed) -> Applied {
     Ok((Reply::Done, changed))
 }
 
-fn missing(what: &str, name: impl ToString) -> MapError {
+pub(super) fn missing(what: &str, name: impl ToString) -> MapError {
     MapError::Missing { what: what.to_owned(), name: name.to_string() }
 }
 
@@ -140,6 +140,10 @@ impl ClusterMap {
             Command::Release { volumes } => self.release(volumes),
             Command::SetCrush { crush } => self.set_crush(crush),
             Command::ReplaceCrush { seen, crush } => self.replace_crush(*seen, crush),
+            Command::StartMove { pg, epoch, from, to } => self.start_move(*pg, *epoch, *from, *to),
+            Command::AdvanceMove { pg, epoch } => self.advance_move(*pg, *epoch),
+            Command::UndoMove { pg, epoch } => self.undo_move(*pg, *epoch),
+            Command::PauseMoves { paused } => self.pause_moves(*paused),
         }
     }
 

@@ -144,6 +144,37 @@ pub enum Command {
         /// The new one.
         crush: Box<CrushMap>,
     },
+    /// A member of a placement group is to be replaced: `to` begins to learn.
+    StartMove {
+        /// The placement group.
+        pg: PgId,
+        /// The epoch that the proposer saw.
+        epoch: Epoch,
+        /// Who leaves.
+        from: NodeId,
+        /// Who comes.
+        to: NodeId,
+    },
+    /// A move goes from learn to joint, or from joint to its end. Whether it may is the proposer's to know
+    /// ([`super::mover`]).
+    AdvanceMove {
+        /// The placement group.
+        pg: PgId,
+        /// The epoch that the proposer saw, and has found to be ready.
+        epoch: Epoch,
+    },
+    /// A move that is not final is undone.
+    UndoMove {
+        /// The placement group.
+        pg: PgId,
+        /// The epoch that the proposer saw.
+        epoch: Epoch,
+    },
+    /// Moves stop where they are, or go on.
+    PauseMoves {
+        /// Stop.
+        paused: bool,
+    },
 }
 
 /// What came of a command.
@@ -274,5 +305,15 @@ pub enum MapError {
         seen: u64,
         /// What it is.
         current: u64,
+    },
+    /// The epoch was not the current one.
+    #[error("placement group {pg} is in epoch {current}, not {given}: it was changed since; look again")]
+    OtherEpoch {
+        /// The placement group.
+        pg: PgId,
+        /// What was given.
+        given: Epoch,
+        /// What it is.
+        current: Epoch,
     },
 }

@@ -8,7 +8,7 @@
 //! A delta comes from outside: one that does not fit is refused, and the map is as it was.
 
 use super::cow::Changes;
-use super::{ClusterMap, EventLog, Node, Pool, Positions, Volume};
+use super::{ClusterMap, EventLog, Moves, Node, Pool, Positions, Volume};
 use crate::crush::{Bucket, ChooseArgs, CrushMap, Device, MapDef, Rule, Tunables, TypeName};
 use crate::ids::*;
 use crate::placement::{PgConfig, PgTable};
@@ -51,6 +51,7 @@ pub struct MapDelta {
     positions: Option<Arc<Positions>>,
     events: Option<Arc<EventLog>>,
     forgotten: Option<Vec<(VolumeId, VolumeId)>>,
+    moves: Option<Moves>,
 }
 
 /// What becomes of a pool's placement groups.
@@ -216,6 +217,7 @@ impl ClusterMap {
             positions: (!same_positions).then(|| self.positions.clone()),
             // Maps that are sent have none.
             events: (self.events != older.events).then(|| self.events.clone()),
+            moves: (self.moves != older.moves).then(|| self.moves.clone()),
         })
     }
 
@@ -267,6 +269,9 @@ impl ClusterMap {
         }
         if let Some(forgotten) = &delta.forgotten {
             self.forgotten.clone_from(forgotten);
+        }
+        if let Some(moves) = &delta.moves {
+            self.moves = moves.clone();
         }
         (self.version, self.layout) = (delta.version, delta.layout);
         self.crush_version = delta.crush_version;

@@ -19,6 +19,8 @@
 //! | [`events`] | what has happened, for people |
 //! | [`outs`] | which nodes that are down are given up: a rule without state |
 //! | [`liveness`] | which nodes have been heard of: the same |
+//! | `moves` | steps of placement groups from one set of nodes to another |
+//! | [`mover`] | which step comes next: the leader's soft state beside the map |
 //! | `placer` | where CRUSH says that they should live |
 //!
 //! # Versions
@@ -42,6 +44,8 @@ pub mod diff;
 pub mod events;
 pub mod lease;
 pub mod liveness;
+pub mod mover;
+mod moves;
 pub mod outs;
 mod pgs;
 mod placer;
@@ -53,6 +57,7 @@ pub use command::{Command, FailureDomain, Grant, MapError, Reply};
 pub use cow::CowMap;
 pub use delta::{DeltaError, MapDelta};
 pub use events::{Event, EventLog};
+pub use moves::{MOVES_MAX, Move, MoveStage, Moves};
 pub use pgs::PgMap;
 pub use placer::Placer;
 pub use types::*;
@@ -95,6 +100,8 @@ pub struct ClusterMap {
     /// Ranges of volume ids, from and to before, of which this map knows nothing: it was restored from a backup
     /// that was taken before they were issued. Volumes of such ids are not deleted.
     forgotten: Vec<(VolumeId, VolumeId)>,
+    /// Placement groups on the move.
+    pub moves: Moves,
 }
 
 impl Default for ClusterMap {
@@ -123,6 +130,7 @@ impl ClusterMap {
             positions: Arc::default(),
             events: Arc::default(),
             forgotten: Vec::new(),
+            moves: Moves::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What goes into the node's machine and what comes out.
 
 use crate::ids::*;
-use crate::message::{FromNode, PeerMsg, ToNode};
+use crate::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
 use crate::placement::PgConfig;
 use crate::record::Record;
 
@@ -70,6 +70,14 @@ pub enum Input<P> {
     Config(Vec<(PgId, PgConfig)>),
     /// The committed map shows these volumes as deleted, or as issued and gone.
     VolumesDeleted(Vec<VolumeId>),
+    /// The monitors want to know what groups a placement group has here (M3). Answered with
+    /// [`Output::Listed`], or not at all if the node has answered under a later epoch.
+    List {
+        /// Names the answer.
+        id: u64,
+        /// What they ask.
+        request: ListRequest,
+    },
     /// Time has passed. Wanted about ten times in a second.
     Tick,
 }
@@ -145,5 +153,12 @@ pub enum Output<P> {
     Differs {
         /// The group.
         group: GroupId,
+    },
+    /// The answer to an [`Input::List`]. What it claims is durable already.
+    Listed {
+        /// The List's.
+        id: u64,
+        /// The groups.
+        list: GroupList,
     },
 }

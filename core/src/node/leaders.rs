@@ -30,6 +30,7 @@ impl<P: Clone> Node<P> {
             }
             ToNode::Confirm { group, ballot, id } => {
                 let promised = self.group(group).is_some_and(|state| state.promised.ballot == ballot);
+                let promised = promised && !self.has_left(group.pg);
                 let msg = if promised && ballot.generation() >= self.fence(group.volume) {
                     FromNode::Confirmed { group, id }
                 } else {
@@ -48,6 +49,10 @@ impl<P: Clone> Node<P> {
         if promised.generation() > ballot.generation() || self.fence(group.volume) > ballot.generation() {
             self.counters.refused += 1;
             let msg = self.refusal(group, ballot, Refusal::Promised);
+            self.hold_leader(conn, msg, out);
+        } else if promised == ballot && self.has_left(group.pg) {
+            // It has an older map.
+            let msg = self.refusal(group, ballot, Refusal::NotMember);
             self.hold_leader(conn, msg, out);
         }
     }
@@ -129,13 +134,13 @@ impl<P: Clone> Node<P> {
         }
     }
 
-    fn refusal(&self, group: GroupId, ballot: Ballot, why: Refusal) -> FromNode<P> {
+    pub(super) fn refusal(&self, group: GroupId, ballot: Ballot, why: Refusal) -> FromNode<P> {
         FromNode::OpenRefused {
             group,
             ballot,
             promised: self.group(group).map_or(Ballot::ZERO, |state| state.promised.ballot),
             fence: self.fence(group.volume),
-            epoch: self.configs.get(&group.pg).map_or(Epoch(0), |config| config.epoch),
+            epoch: self.configs.get(&group.pg).map_or(Epoch(0), |c| c.epoch).max(self.epoch_of(group.pg)),
             why,
         }
     }
@@ -149,7 +154,7 @@ impl<P: Clone> Node<P> {
         mut except: Vec<ObjectIndex>,
         out: &mut Vec<Output<P>>,
     ) {
-        if self.group(group).is_none_or(|state| state.promised.ballot != ballot) {
+        if self.has_left(group.pg) || self.group(group).is_none_or(|state| state.promised.ballot != ballot) {
             return self.tell_replaced(conn, group, ballot, out);
         }
         if !self.listens(conn, group) {

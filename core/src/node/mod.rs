@@ -17,6 +17,7 @@
 
 mod api;
 mod leaders;
+mod leaving;
 mod peers;
 mod repair;
 
@@ -27,6 +28,7 @@ use crate::ids::*;
 use crate::message::{FromNode, ToNode, WriteOp};
 use crate::placement::PgConfig;
 use crate::record::{Durable, GroupState, Record};
+use leaving::Leaving;
 use peers::Heal;
 use repair::Repair;
 use rustc_hash::FxHashMap;
@@ -77,6 +79,8 @@ pub struct NodeCounters {
     pub no_space: u64,
     /// Opens and writes of leaders that a newer one has replaced.
     pub refused: u64,
+    /// Placement groups that the node has left (N7).
+    pub left: u64,
 }
 
 /// The machine.
@@ -99,6 +103,10 @@ pub struct Node<P> {
     heals: BTreeMap<(ObjectId, u32), Heal>,
     /// Objects of whose table a part is damaged: their copy is to be repaired, and is no source.
     damaged: BTreeSet<ObjectId>,
+    /// The placement group that the node is leaving.
+    leaving: Option<Leaving>,
+    /// The placement group that was looked at last for whether it is to be left.
+    leave_cursor: Option<PgId>,
     /// The group that was compared with the peers last.
     digest_cursor: Option<GroupId>,
     room: u64,
@@ -126,6 +134,8 @@ impl<P: Clone> Node<P> {
             overlay_bytes: 0,
             heals: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            leaving: None,
+            leave_cursor: None,
             digest_cursor: None,
             room: u64::MAX,
             full: false,
@@ -146,12 +156,20 @@ impl<P: Clone> Node<P> {
             Input::BadBlock { object, block, checksum } => self.bad_block(object, block, checksum, out),
             Input::StateLost { fences } => {
                 self.persist(Record::LostState { fences }, out);
+                let mut known: Vec<(PgId, Epoch)> =
+                    self.configs.iter().map(|(pg, c)| (*pg, c.epoch)).collect();
+                known.sort_unstable();
+                for (pg, epoch) in known {
+                    self.learn_epoch(pg, epoch, out);
+                }
             }
             Input::Config(configs) => {
                 for (pg, config) in configs {
                     let newer = self.configs.get(&pg).is_none_or(|old| old.epoch <= config.epoch);
                     if newer && config.problem().is_none() {
+                        let epoch = config.epoch;
                         self.configs.insert(pg, config);
+                        self.learn_epoch(pg, epoch, out);
                     }
                 }
             }
@@ -160,9 +178,11 @@ impl<P: Clone> Node<P> {
                     self.delete_volume(volume, out);
                 }
             }
+            Input::List { id, request } => self.list(id, request, out),
             Input::Tick => {
                 self.tick_repairs(out);
                 self.tick_heals(out);
+                self.tick_leaving(out);
                 self.tick_digests(out);
             }
         }
@@ -234,6 +254,10 @@ impl<P: Clone> Node<P> {
     /// The same for a record that adds so many blocks.
     fn persist_adding(&mut self, record: Record<P>, adds: u32, out: &mut Vec<Output<P>>) -> Ticket {
         self.state.apply(&record);
+        // What was compared before is not what the node has now.
+        if self.leaving.as_ref().is_some_and(|leaving| record.changes_pg() == Some(leaving.pg())) {
+            self.leaving = None;
+        }
         self.room = self.room.saturating_sub(u64::from(adds));
         self.given += 1;
         out.push(Output::Persist { ticket: self.given, record });

@@ -57,16 +57,26 @@ impl<P: Clone> Node<P> {
                     self.group(group).map_or((Ballot::ZERO, digest_of(&GroupState::default())), |state| {
                         (state.settled.ballot, digest_of(state))
                     });
-                // A group that is being led here changes all the time; its leader knows this copy.
-                if !self.conns.contains_key(&group) && mine != (settled, digest) {
+                // A group that is being led here changes all the time; its leader knows this copy. A node
+                // that is leaving, or has left, has nothing to compare.
+                let compares = !self.conns.contains_key(&group) && !self.is_outside(group.pg);
+                if compares && mine != (settled, digest) {
                     out.push(Output::ToPeer { node, msg: PeerMsg::DigestDiffers { group } });
                 }
             }
             PeerMsg::DigestDiffers { group } => match self.conns.get(&group) {
                 Some(conn) => out.push(Output::ToLeader { conn: *conn, msg: FromNode::Differs { group } }),
-                None if self.state.groups.contains_key(&group) => out.push(Output::Differs { group }),
+                None if self.state.groups.contains_key(&group) && !self.is_outside(group.pg) => {
+                    out.push(Output::Differs { group })
+                }
                 None => {}
             },
+            PeerMsg::Compare { group, epoch, request, settled, objects } => {
+                self.compare(node, group, (epoch, request), settled, &objects, out);
+            }
+            PeerMsg::AtLeast { group, epoch, request, yes } => {
+                self.at_least(node, group, (epoch, request), yes, out);
+            }
         }
     }
 
@@ -251,7 +261,7 @@ impl<P: Clone> Node<P> {
         let mut last = None;
         for (group, state) in self.state.groups.range((from, Bound::Unbounded)).take(DIGESTS_PER_TICK) {
             last = Some(*group);
-            if self.conns.contains_key(group) {
+            if self.conns.contains_key(group) || self.is_outside(group.pg) {
                 continue;
             }
             let Some(config) = self.configs.get(&group.pg) else { continue };

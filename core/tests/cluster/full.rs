@@ -289,3 +289,33 @@ fn a_warning_is_enough() {
     w.tell_leader(f, leader::Input::Differs { group: object });
     assert_eq!((object.volume, w.value(f, 0, 1)), (VOLUME, 4));
 }
+
+/// Found by the simulator. A write that is issued again may be in the object already, as far as a read has
+/// shown; a write that came behind it must not be undone by it.
+#[test]
+fn writes_are_issued_again_in_their_order_at_full() {
+    let mut w = World::new();
+    let f = w.front(1, Options::default());
+    assert_eq!(w.written(f, 0, 0, 1), DONE);
+    w.all_full();
+    assert_eq!(w.written(f, 0, 5, 9), NO_SPACE);
+    for node in 1..3 {
+        w.hosts.get_mut(&NodeId(node)).unwrap().disk.hold = true;
+    }
+    let write = w.write(f, 0, 0, 2);
+    w.drop_to = crate::world::ids(&[0, 1, 2]);
+    let zero = w.op(f, 0, OpKind::Zero { blocks: BlockRange::new(0, 1) });
+    w.pass(20_000);
+    assert_eq!((w.result(f, write), w.result(f, zero)), (None, None));
+    w.drop_to.clear();
+    // A new epoch: the next round.
+    let config = trefoil_core::placement::PgConfig { epoch: Epoch(2), ..w.config.clone() };
+    w.configure(config, &[0, 1, 2]);
+    w.tell_config(f);
+    for node in 1..3 {
+        w.flush(NodeId(node));
+    }
+    assert_eq!((w.ended(f, write), w.ended(f, zero)), (DONE, DONE));
+    assert_eq!(w.value(f, 0, 0), 0);
+    assert_eq!(w.fronts[f].machine.under_way(), Default::default());
+}

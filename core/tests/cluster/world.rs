@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, VecDeque};
 use trefoil_core::checksum::HOLE;
 use trefoil_core::client::{ClientOp, OpDone, OpError, OpId, OpKind, OpOutput};
-use trefoil_core::message::{FromNode, PeerMsg, ToNode, WriteOp};
+use trefoil_core::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode, WriteOp};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::record::{Durable, Record};
 use trefoil_core::*;
@@ -89,6 +89,7 @@ impl Disk {
             Record::DeleteVolume { volume } => {
                 self.blocks.retain(|(object, _), _| object.group.volume != *volume);
             }
+            Record::Leave { pg, .. } => self.blocks.retain(|(object, _), _| object.group.pg != *pg),
             _ => {}
         }
     }
@@ -137,6 +138,8 @@ pub struct World {
     pub ticks: usize,
     /// Reads that leaders have sent, by node.
     pub reads_sent: BTreeMap<NodeId, usize>,
+    /// Answers to List.
+    pub listed: Vec<(NodeId, GroupList)>,
 }
 
 /// See [`World::answers_after`].
@@ -168,6 +171,7 @@ impl World {
             stuck: Vec::new(),
             ticks: 0,
             reads_sent: BTreeMap::new(),
+            listed: Vec::new(),
         };
         for id in ids(&[0, 1, 2]) {
             world.boot(id, Disk::default());
@@ -534,6 +538,7 @@ impl World {
                 }
                 node::Output::CloseLeader { why, .. } => panic!("a node calls a leader malformed: {why}"),
                 node::Output::Differs { .. } => {}
+                node::Output::Listed { list, .. } => self.listed.push((id, list)),
             }
         }
     }
@@ -541,6 +546,33 @@ impl World {
     pub fn object(index: u32) -> ObjectId {
         let group = GroupId { volume: VOLUME, pg: PgId { pool: PoolId(1), pg: 0 } };
         ObjectId { group, index }
+    }
+
+    /// The placement group has another configuration, which these nodes hear of.
+    pub fn configure(&mut self, config: PgConfig, nodes: &[u32]) {
+        self.config = config.clone();
+        for node in ids(nodes) {
+            let input = node::Input::Config(vec![(World::object(0).group.pg, config.clone())]);
+            self.tell_node(node, input);
+        }
+        self.run();
+    }
+
+    /// A leader hears of the present configuration.
+    pub fn tell_config(&mut self, f: usize) {
+        let config = self.config.clone();
+        self.tell_leader(f, leader::Input::Config { pg: 0, config });
+        self.run();
+    }
+
+    /// What a node answers to List now; none if it does not answer.
+    pub fn list(&mut self, node: u32, epoch: u64, fence: u64) -> Option<GroupList> {
+        self.listed.clear();
+        let fences = vec![(VOLUME, Generation(fence))];
+        let request = ListRequest { pg: World::object(0).group.pg, epoch: Epoch(epoch), fences };
+        self.tell_node(NodeId(node), node::Input::List { id: 1, request });
+        self.run();
+        self.listed.pop().map(|(_, list)| list)
     }
 
     /// From now on the node's disk holds so many blocks more than it does.

@@ -107,7 +107,9 @@ impl Running {
                             sender.close(why);
                         }
                     }
-                    node::Output::ToPeer { .. } | node::Output::Differs { .. } => {}
+                    node::Output::ToPeer { .. }
+                    | node::Output::Differs { .. }
+                    | node::Output::Listed { .. } => {}
                 }
             }
         }

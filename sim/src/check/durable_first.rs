@@ -10,6 +10,15 @@ use trefoil_core::{Head, NodeId, Vote};
 /// Is what this message claims durable?
 pub fn check(node: NodeId, store: &Store, msg: &FromNode<Blocks>) -> Checked {
     let durable = &store.state;
+    let about = match msg {
+        FromNode::Opened { group, .. } | FromNode::Settled { group, .. } => Some(*group),
+        FromNode::Have { object, .. } => Some(object.group),
+        _ => None,
+    };
+    // The node has left since (N7); those who have the group now hold at least as much.
+    if about.is_some_and(|group| store.emptied.contains(&group)) {
+        return Ok(());
+    }
     match msg {
         FromNode::Fenced { volume, generation } => {
             let fence = durable.fences.get(volume).copied().unwrap_or_default();

@@ -7,6 +7,7 @@
 //! | [`i2_linearizable`] | per block, reads and writes of all sessions are linearizable |
 //! | [`i3_one_content`] | one (object, ballot, seq) has one content; numbers are not skipped |
 //! | [`i4_equal_heads`] | equal heads mean equal content, whatever the lines |
+//! | [`i5_deletion`] | what a node deletes when it leaves, a majority of the others holds |
 //! | [`i6_calm`] | when faults stop, every copy becomes equal |
 //! | [`p1_majority`] | what is acknowledged, a majority has claimed durable |
 //! | [`p4_one_writer`] | no write that began after a newer leader attached is acknowledged to an older one |
@@ -19,6 +20,7 @@ pub mod i1_acknowledged;
 pub mod i2_linearizable;
 pub mod i3_one_content;
 pub mod i4_equal_heads;
+pub mod i5_deletion;
 pub mod i6_calm;
 pub mod never_back;
 pub mod p1_majority;

@@ -79,6 +79,24 @@ pub fn check(node: NodeId, before: &Durable, record: &Record<Blocks>) -> Checked
                 ));
             }
         }
+        Record::Epoch { pg, epoch, fences } => {
+            let known = before.pgs.get(pg).copied().unwrap_or_default();
+            if *epoch < known.epoch {
+                return back(format!("the epoch of {pg} goes from {} to {epoch}", known.epoch));
+            }
+            for (volume, generation) in fences {
+                let fence = before.fences.get(volume).copied().unwrap_or_default();
+                if *generation < fence {
+                    return back(format!("the fence of {volume} goes from {fence} to {generation}"));
+                }
+            }
+        }
+        Record::Leave { pg, epoch } => {
+            let known = before.pgs.get(pg).copied().unwrap_or_default();
+            if *epoch < known.epoch {
+                return back(format!("{pg} is left under {epoch}; it was opened under {}", known.epoch));
+            }
+        }
         _ => {}
     }
     Ok(())
@@ -140,5 +158,12 @@ mod tests {
         assert!(goes_back(&[fence(3), fence(2)]));
         assert!(goes_back(&[fence(3), open(5)]));
         assert!(goes_back(&[open(5), settle(5, &[]), fence(3), write(5, 1)]));
+        let (pg, fences) = (GroupId::default().pg, vec![]);
+        let list = |epoch| Record::Epoch { pg, epoch: Epoch(epoch), fences: fences.clone() };
+        let leave = |epoch| Record::Leave { pg, epoch: Epoch(epoch) };
+        assert!(!goes_back(&[open(5), settle(5, &[]), list(2), leave(2), leave(3)]));
+        assert!(goes_back(&[list(2), list(1)]));
+        assert!(goes_back(&[list(2), leave(1)]));
+        assert!(goes_back(&[leave(2), open(5)]));
     }
 }

@@ -24,6 +24,9 @@ pub fn check<'a>(
     let group = GroupId { volume, pg };
     let object = ObjectId { group, index };
     let Some(slot) = slot_of(object) else { return Ok(()) };
+    if config.old != config.new {
+        return joint(plan, linear, (slot, object), now, store);
+    }
     let members = &config.new;
     let mut votes: [Option<Vote>; 8] = [None; 8];
     for (n, node) in members.iter().enumerate() {
@@ -41,6 +44,34 @@ pub fn check<'a>(
             }
             checked = Some(chosen);
             look(plan, linear, slot, object, (members[a], members[b]), members[chosen], now, &store)?;
+        }
+    }
+    Ok(())
+}
+
+/// In a joint epoch: every quorum of both sets.
+fn joint<'a>(
+    plan: &Plan,
+    linear: &Linearizable,
+    (slot, object): (usize, ObjectId),
+    now: Moment,
+    store: impl Fn(usize) -> &'a Store,
+) -> Checked {
+    let config = plan.pg(object.group.volume, object.index).1;
+    let members: Vec<NodeId> = config.everyone().into_iter().filter(|node| config.is_member(*node)).collect();
+    let vote = |node: NodeId| vote_of(store(node.0 as usize), object.group, object.index);
+    let mut looked_at = Vec::new();
+    for some in 1u32..1 << members.len() {
+        let quorum = || members.iter().enumerate().filter(|(n, _)| some >> n & 1 == 1).map(|(_, node)| *node);
+        if !config.is_quorum(|node| quorum().any(|n| n == node)) || quorum().any(|node| vote(node).is_none())
+        {
+            continue;
+        }
+        let Some(chosen) = quorum().max_by_key(|node| vote(*node)) else { continue };
+        if !looked_at.contains(&chosen) {
+            looked_at.push(chosen);
+            let ends = (quorum().next().unwrap_or(chosen), quorum().next_back().unwrap_or(chosen));
+            look(plan, linear, slot, object, ends, chosen, now, &store)?;
         }
     }
     Ok(())

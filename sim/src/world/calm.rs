@@ -48,6 +48,7 @@ impl World {
         }
         self.net.shut = Default::default();
         self.monitor.down_until = 0;
+        self.finish_moves();
         let kill = self.rng.one_in(2);
         for li in 0..self.leaders.len() {
             let host = &mut self.leaders[li];
@@ -61,7 +62,8 @@ impl World {
             }
         }
         let lost = self.lost_state.contains(&true);
-        self.calm.full = self.rooms_shut > 0 && !lost && self.rng.one_in(2);
+        // A learner needs room: nothing that moves gets on at full.
+        self.calm.full = self.rooms_shut > 0 && !lost && self.moves.is_none() && self.rng.one_in(2);
         for ni in 0..self.plan.nodes {
             (self.nodes[ni].slow, self.nodes[ni].slow_net) = (1, 1);
             if !self.calm.full {
@@ -130,7 +132,9 @@ impl World {
         self.linear.opened_all(volume.0, generation, now);
         let v = volume.0 as usize - 1;
         let newest = self.monitor.volume(volume).generation;
-        if !self.faulty && self.calm.stages[v] == Stage::Healer && generation == newest {
+        // While something moves there is more to heal.
+        let still = self.nothing_moves();
+        if !self.faulty && self.calm.stages[v] == Stage::Healer && generation == newest && still {
             let nodes = &self.nodes;
             let checked = check::i6_calm::check(&self.plan, volume, |ni| &nodes[ni].store);
             self.note(checked);
@@ -149,7 +153,7 @@ impl World {
 
     /// All volumes are well.
     pub(super) fn is_calm(&self) -> bool {
-        self.plan.volume_ids().all(|volume| self.calm_done(volume))
+        self.plan.volume_ids().all(|volume| self.calm_done(volume)) && self.not_empty().is_none()
     }
 
     /// Everything is well, and has been for a while: no client of a leader that was replaced still waits,
@@ -175,6 +179,12 @@ impl World {
     /// It took too long: says what is missing.
     pub(super) fn not_calm(&mut self) {
         let mut what = String::from("faults have stopped, but");
+        if let Some(left) = self.not_empty() {
+            what += &format!(" {left};");
+        }
+        if !self.nothing_moves() {
+            what += &format!(" on the move: {};", self.moves_now());
+        }
         for volume in self.plan.volume_ids() {
             let stage = self.calm.stages[volume.0 as usize - 1];
             if stage != Stage::Done {

@@ -12,7 +12,8 @@ use trefoil_core::client::{ClientOp, OpDone, OpError, OpId, OpKind, OpOutput};
 use trefoil_core::leader::{Input, Leader, Options, Output, VolumeSpec};
 use trefoil_core::message::ToNode;
 use trefoil_core::node::ConnId;
-use trefoil_core::{BlockRange, Generation, NodeId, ObjectIndex, Time, VolumeId};
+use trefoil_core::placement::PgConfig;
+use trefoil_core::{BlockRange, Generation, GroupId, NodeId, ObjectIndex, Time, VolumeId};
 
 /// What a client waits for.
 #[derive(Clone, Debug)]
@@ -76,11 +77,11 @@ impl World {
     /// A process starts to lead a volume.
     pub(super) fn start_leader(
         &mut self,
-        volume: VolumeId,
-        generation: u64,
+        (volume, generation): (VolumeId, u64),
         healer: bool,
         host: usize,
         asked: u64,
+        pgs: &[PgConfig],
     ) {
         let clock = self.host_clocks[host];
         let spec = VolumeSpec {
@@ -89,7 +90,7 @@ impl World {
             object_blocks: self.plan.object_blocks(),
             objects: self.plan.objects as u32,
             pool: plan::POOL,
-            pgs: self.plan.pgs.iter().collect(),
+            pgs: pgs.iter().collect(),
             pg_of: plan::pg_of,
             snap: 0,
         };
@@ -314,6 +315,7 @@ impl World {
                     self.note(Err(check::Violation::plain("5.9", what)));
                 }
             }
+            Output::MapStale if self.moves.is_some() => self.tell_leader_map(li),
             Output::MapStale => {
                 for (pg, config) in self.plan.pgs.clone().into_iter().enumerate() {
                     self.queue.push(self.now + 1, Event::Config { li, pg: pg as u32, config });
@@ -324,6 +326,9 @@ impl World {
     }
 
     fn leader_says(&mut self, msg: &ToNode<Blocks>) {
+        if let (ToNode::Open { group, ballot, epoch }, Some(moves)) = (msg, &mut self.moves) {
+            moves.ballot_opened(*group, *ballot, *epoch);
+        }
         match msg {
             ToNode::Open { ballot, .. } if ballot.round() > 0 => self.coverage.count(Cover::Rounds),
             ToNode::Repair { .. } => self.coverage.count(Cover::RepairsOrdered),
@@ -498,8 +503,9 @@ impl World {
             self.acknowledged.acknowledged(slot, block, op.began);
         }
         if let Some(issue) = self.content.issue(op.value).filter(|_| op.value != 0) {
-            let config = self.plan.pg(volume, index).1;
-            let checked = self.majority.acknowledged(slot, config, issue);
+            let (pg, newest) = self.plan.pg(volume, index);
+            let opened = self.moves.as_ref().and_then(|m| m.config_of(GroupId { volume, pg }, issue.0));
+            let checked = self.majority.acknowledged(slot, opened.unwrap_or(newest), issue);
             self.note(checked);
             let checked =
                 self.writer.acknowledged(slot, generation, self.content.first_persisted(slot, issue));

@@ -10,6 +10,7 @@
 //! | `nodes` | storage nodes and their stores |
 //! | `leaders` | front ends, healers, clients |
 //! | `monitor` | generations and leases |
+//! | `moves` | placement groups that move |
 //! | `faults` | what goes wrong |
 //! | `calm` | the second phase |
 
@@ -17,6 +18,7 @@ mod calm;
 mod faults;
 mod leaders;
 mod monitor;
+mod moves;
 pub mod net;
 mod nodes;
 mod words;
@@ -40,7 +42,8 @@ use crate::rng::Rng;
 use crate::store::Image;
 use crate::trace::{About, Trace};
 use net::{Network, TO_LEADER, TO_NODE};
-use trefoil_core::message::{FromNode, PeerMsg, ToNode};
+use std::rc::Rc;
+use trefoil_core::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, ReadResult, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::record::Durable;
@@ -48,6 +51,9 @@ use trefoil_core::{GroupId, NodeId, ObjectId, VolumeId, leader, node};
 
 /// Steps that the second phase may take at most, whatever the virtual time.
 const CALM_STEPS_MAX: u64 = 3_000_000;
+
+/// Time between ticks of a node (µs).
+const NODE_TICK: u64 = 100_000;
 
 /// Virtual time after everything is well in which a leader that was replaced must have been told (µs).
 const AFTER_CALM: u64 = 10_000_000;
@@ -113,7 +119,12 @@ pub enum Event {
     Release { volume: VolumeId, generation: u64, clean: bool },
     VolumeTimer { volume: VolumeId },
     Ask { volume: VolumeId, healer: bool, host: usize, asked: u64 },
-    Granted { volume: VolumeId, generation: u64, healer: bool, host: usize, asked: u64 },
+    Granted { volume: VolumeId, generation: u64, healer: bool, host: usize, asked: u64, pgs: Rc<[PgConfig]> },
+    MoverStep,
+    MoveWish,
+    NodeMap { ni: usize, life: u32, configs: Vec<PgConfig> },
+    List { ni: usize, life: u32, request: ListRequest },
+    Listed { ni: usize, list: GroupList },
     Fault,
 }
 
@@ -147,6 +158,7 @@ pub struct World {
     host_clocks: Vec<Clock>,
     monitor: monitor::Monitor,
     calm: calm::Calm,
+    moves: Option<Box<moves::Moves>>,
     moments: Moment,
     next_value: u64,
     next_op: u64,
@@ -195,6 +207,7 @@ impl World {
             host_clocks,
             monitor,
             calm: calm::Calm::default(),
+            moves: None,
             moments: 0,
             next_value: 1,
             next_op: 1,
@@ -211,6 +224,7 @@ impl World {
             node_out: Vec::new(),
             leader_out: Vec::new(),
         };
+        world.start_moves();
         for ni in 0..world.plan.nodes {
             world.start_node(ni);
         }
@@ -311,6 +325,8 @@ impl World {
             | Event::ReadDone { ni, .. }
             | Event::GrowthKnown { ni, .. }
             | Event::LeaderGone { ni, .. }
+            | Event::NodeMap { ni, .. }
+            | Event::List { ni, .. }
             | Event::NodeTick { ni, .. } => (Some(*ni), None),
             Event::LeaderTick { li }
             | Event::Client { li, .. }
@@ -415,7 +431,8 @@ impl World {
             }
             Event::NodeTick { ni, life } => {
                 if self.node_lives(ni, life) {
-                    self.queue.push(self.now + 100_000, Event::NodeTick { ni, life });
+                    let tick = self.plan.moves.as_ref().map_or(NODE_TICK, |plan| plan.node_tick);
+                    self.queue.push(self.now + tick, Event::NodeTick { ni, life });
                     self.node_input(ni, node::Input::Tick);
                 }
             }
@@ -472,9 +489,22 @@ impl World {
             Event::Release { volume, generation, clean } => self.released(volume, generation, clean),
             Event::VolumeTimer { volume } => self.volume_timer(volume),
             Event::Ask { volume, healer, host, asked } => self.ask(volume, healer, host, asked),
-            Event::Granted { volume, generation, healer, host, asked } => {
-                self.start_leader(volume, generation, healer, host, asked);
+            Event::Granted { volume, generation, healer, host, asked, pgs } => {
+                self.start_leader((volume, generation), healer, host, asked, &pgs);
             }
+            Event::MoverStep => self.mover_step(),
+            Event::MoveWish => self.move_wish(),
+            Event::NodeMap { ni, life, configs } => {
+                if self.node_lives(ni, life) {
+                    self.node_map(ni, configs);
+                }
+            }
+            Event::List { ni, life, request } => {
+                if self.node_lives(ni, life) {
+                    self.list(ni, request);
+                }
+            }
+            Event::Listed { ni, list } => self.listed(ni, list),
             Event::Fault => self.fault(),
         }
     }

@@ -6,6 +6,7 @@
 
 use super::net::{MONITOR, host_end};
 use super::{Clock, Event, World};
+use crate::check::Violation;
 use crate::coverage::Cover;
 use crate::plan::VOLUMES_MAX;
 use trefoil_core::leader::Input;
@@ -106,6 +107,12 @@ impl World {
         // Unless its holder says otherwise.
         state.needs_healing = true;
         let generation = state.generation;
+        if let Some(moves) = &mut self.moves
+            && !moves.granted(volume, generation)
+        {
+            let what = format!("the map does not grant generation {generation} of {volume}");
+            self.note(Err(Violation::plain("map", what)));
+        }
         if by_expiry {
             self.coverage.count(Cover::LeasesExpired);
         }
@@ -119,7 +126,9 @@ impl World {
             return;
         }
         let at = self.arrival(MONITOR, host_end(host));
-        self.queue.push(at, Event::Granted { volume, generation, healer, host, asked });
+        // With the grant comes the map as it is now.
+        let pgs = self.plan.pgs.as_slice().into();
+        self.queue.push(at, Event::Granted { volume, generation, healer, host, asked, pgs });
     }
 
     /// A leader renews its lease.

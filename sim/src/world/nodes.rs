@@ -114,6 +114,14 @@ impl Became {
                     }
                 }
             }
+            Record::Leave { pg, .. } => {
+                for slot in 0..check::SLOTS {
+                    let (volume, index) = check::object_of(slot);
+                    if plan.pg(volume, index).0 == *pg {
+                        self.touched |= 1 << slot;
+                    }
+                }
+            }
             Record::Heal { .. } => coverage.count(Cover::Healed),
             _ => {}
         }
@@ -142,7 +150,17 @@ impl World {
                 .collect();
             self.node_input(ni, Input::StateLost { fences });
         }
-        let configs = self.plan.pgs.iter().enumerate();
+        // It starts with the last map that it has seen; one that has lost state asks the monitors first.
+        let lost = self.nodes[ni].store.lost;
+        let newest = self.moves.is_none() || lost || self.rng.one_in(2);
+        let known = match &self.moves {
+            Some(moves) if !newest => moves.heard(ni),
+            _ => {
+                self.node_has_newest(ni);
+                self.plan.pgs.clone()
+            }
+        };
+        let configs = known.iter().enumerate();
         let configs = configs.map(|(pg, c)| (PgId { pool: crate::plan::POOL, pg: pg as u32 }, c.clone()));
         self.node_input(ni, Input::Config(configs.collect()));
         let first = self.now + self.rng.below(100_000);
@@ -329,6 +347,9 @@ impl World {
                 self.send_to_leader(conn, msg);
             }
             Output::ToPeer { node, msg } => {
+                if matches!(msg, PeerMsg::AtLeast { yes: false, .. }) {
+                    self.coverage.count(Cover::HoldsLess);
+                }
                 if self.trace.wanted() {
                     let about = super::words::about_peer(&msg);
                     self.say(about, format!("node.{ni} → {node}: {msg:?}"));
@@ -348,6 +369,13 @@ impl World {
                 let life = self.nodes[ni].life;
                 self.node_end_gone(conn);
                 self.queue.push(self.now, Event::LeaderGone { ni, life, conn });
+            }
+            Output::Listed { list, .. } => {
+                if self.trace.wanted() {
+                    self.say(None, format!("node.{ni} answers {list:?}"));
+                }
+                let at = self.arrival(ni, super::net::MONITOR);
+                self.queue.push(at, Event::Listed { ni, list });
             }
             Output::Differs { group } => {
                 self.coverage.count(Cover::Differs);
@@ -382,6 +410,12 @@ impl World {
                 }
             }
             Record::Settle { add, .. } if !add.is_empty() => self.coverage.count(Cover::Behind),
+            Record::Leave { pg, .. } => self.node_leaves(ni, *pg),
+            Record::Open { group, .. }
+                if self.given[ni].pgs.get(&group.pg).is_some_and(|pg| pg.left.is_some()) =>
+            {
+                self.coverage.count(Cover::CameBack);
+            }
             _ => {}
         }
         // Against the state before it: what was given out last and not this.

@@ -44,7 +44,10 @@ pub fn about_peer(msg: &PeerMsg<Blocks>) -> About {
         | PeerMsg::NotYet { object, .. }
         | PeerMsg::FetchBlock { object, .. }
         | PeerMsg::Block { object, .. } => Some((object.group.volume, Some(object.index))),
-        PeerMsg::Digest { group, .. } | PeerMsg::DigestDiffers { group } => Some((group.volume, None)),
+        PeerMsg::Digest { group, .. }
+        | PeerMsg::DigestDiffers { group }
+        | PeerMsg::Compare { group, .. }
+        | PeerMsg::AtLeast { group, .. } => Some((group.volume, None)),
     }
 }
 
@@ -56,6 +59,6 @@ pub fn about_record(record: &Record<Blocks>) -> About {
         Record::Write { object, .. } | Record::Install { object, .. } | Record::Heal { object, .. } => {
             Some((object.group.volume, Some(object.index)))
         }
-        Record::LostState { .. } => None,
+        Record::LostState { .. } | Record::Epoch { .. } | Record::Leave { .. } => None,
     }
 }

@@ -249,6 +249,8 @@ impl Membership {
                     if self.start_position.get().is_some() {
                         // This node has started without monitors; now they can be asked.
                         if let Ok(Some(map)) = self.client.get_map(0).await {
+                            // First: with lost state goes what the node knew of epochs.
+                            self.adopt(&daemon, None, &map);
                             self.check_position(&daemon, floor, &map);
                         }
                     }

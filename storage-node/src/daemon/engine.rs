@@ -318,6 +318,8 @@ impl<S: Storage> Engine<S> {
                         self.differing.insert(group, Instant::now());
                     }
                 }
+                // The monitors do not ask yet: no List is fed here.
+                Output::Listed { .. } => {}
             }
         }
         // Carrying out puts nothing into the queue; its memory is used again.

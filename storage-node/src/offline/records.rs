@@ -63,11 +63,21 @@ fn node(record: &Record<()>) -> Value {
             "checksum": format!("{checksum:016x}"),
         }),
         Record::DeleteVolume { volume } => json!({ "record": "delete-volume", "volume": volume.0 }),
-        Record::LostState { fences } => {
-            let fence = |(volume, generation): &(trefoil_core::VolumeId, trefoil_core::Generation)| json!({ "volume": volume.0, "generation": generation.0 });
-            json!({ "record": "lost-state", "fences": fences.iter().map(fence).collect::<Vec<_>>() })
+        Record::LostState { fences } => json!({ "record": "lost-state", "fences": fences_json(fences) }),
+        Record::Epoch { pg, epoch, fences } => json!({
+            "record": "epoch", "pg": pg.to_string(), "epoch": epoch.0, "fences": fences_json(fences),
+        }),
+        Record::Leave { pg, epoch } => {
+            json!({ "record": "leave", "pg": pg.to_string(), "epoch": epoch.0 })
         }
     }
+}
+
+fn fences_json(fences: &[(trefoil_core::VolumeId, trefoil_core::Generation)]) -> Value {
+    fences
+        .iter()
+        .map(|(volume, generation)| json!({ "volume": volume.0, "generation": generation.0 }))
+        .collect()
 }
 
 fn deltas(deltas: &[CountDelta]) -> Value {

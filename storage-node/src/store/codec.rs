@@ -88,6 +88,8 @@ enum DiskRecord<S> {
     Free { segments: Vec<u32> },
     Entry { key: Bytes, value: Bytes },
     SnapshotEnd { covers: BatchRef, meta: Meta },
+    Epoch { pg: PgId, epoch: Epoch, fences: Vec<(VolumeId, Generation)> },
+    Leave { pg: PgId, epoch: Epoch },
 }
 
 /// Bytes that are written as such and not as a list of numbers.
@@ -310,6 +312,10 @@ pub fn put_record<P>(record: &Record<P>, out: &mut Vec<u8>) -> Result<(), postca
         }
         Record::DeleteVolume { volume } => DiskRecord::DeleteVolume { volume: *volume },
         Record::LostState { fences } => DiskRecord::LostState { fences: fences.clone() },
+        Record::Epoch { pg, epoch, fences } => {
+            DiskRecord::Epoch { pg: *pg, epoch: *epoch, fences: fences.clone() }
+        }
+        Record::Leave { pg, epoch } => DiskRecord::Leave { pg: *pg, epoch: *epoch },
     };
     put(&disk, out)
 }
@@ -384,6 +390,8 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
         }
         DiskRecord::DeleteVolume { volume } => Record::DeleteVolume { volume },
         DiskRecord::LostState { fences } => Record::LostState { fences },
+        DiskRecord::Epoch { pg, epoch, fences } => Record::Epoch { pg, epoch, fences },
+        DiskRecord::Leave { pg, epoch } => Record::Leave { pg, epoch },
     };
     Ok((Entry::Node(record), rest))
 }
@@ -483,6 +491,8 @@ mod tests {
             Record::Heal { object: object(), block: 3, checksum: 8, data: () },
             Record::DeleteVolume { volume: VolumeId(2) },
             Record::LostState { fences: vec![(VolumeId(1), Generation(2))] },
+            Record::Epoch { pg: group.pg, epoch: Epoch(5), fences: vec![(VolumeId(1), Generation(2))] },
+            Record::Leave { pg: group.pg, epoch: Epoch(6) },
         ];
         let mut out = Vec::new();
         for record in &all {

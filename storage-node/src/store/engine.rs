@@ -348,6 +348,7 @@ impl<D: Device, I: Index> Store<D, I> {
             // What is still bad will be found again.
             Record::Install { object, .. } => self.bad.retain(|(o, _)| o != object),
             Record::DeleteVolume { volume } => self.bad.retain(|(o, _)| o.group.volume != *volume),
+            Record::Leave { pg, .. } => self.bad.retain(|(o, _)| o.group.pg != *pg),
             _ => {}
         }
     }

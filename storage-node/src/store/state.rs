@@ -136,6 +136,12 @@ impl State {
                     self.remove(object);
                 }
             }
+            Record::Leave { pg, .. } => {
+                for object in self.tables.of_pg(*pg) {
+                    self.dirty.insert(Key::Object(object));
+                    self.remove(object);
+                }
+            }
             Record::LostState { .. } => self.lost = false,
             _ => {}
         }
@@ -247,19 +253,29 @@ impl State {
             }
             Record::DeleteVolume { volume } => {
                 self.dirty.insert(Key::Fence(*volume));
-                for (g, state) in &self.durable.groups {
-                    if g.volume != *volume {
-                        continue;
-                    }
-                    self.dirty.insert(Key::Group(*g));
-                    for index in state.objects.keys().chain(state.behind.keys()) {
-                        self.dirty.insert(Key::Object(ObjectId { group: *g, index: *index }));
-                    }
-                }
+                self.mark_groups(|group| group.volume == *volume);
+            }
+            Record::Epoch { pg, fences, .. } => {
+                self.dirty.insert(Key::Pg(*pg));
+                self.dirty.extend(fences.iter().map(|f| Key::Fence(f.0)));
+            }
+            Record::Leave { pg, .. } => {
+                self.dirty.insert(Key::Pg(*pg));
+                self.mark_groups(|group| group.pg == *pg);
             }
             Record::LostState { fences } => {
                 self.dirty.extend(self.durable.groups.keys().map(|g| Key::Group(*g)));
                 self.dirty.extend(fences.iter().map(|f| Key::Fence(f.0)));
+            }
+        }
+    }
+
+    /// Groups and all that the state knows of their objects.
+    fn mark_groups(&mut self, which: impl Fn(&GroupId) -> bool) {
+        for (g, state) in self.durable.groups.iter().filter(|(g, _)| which(g)) {
+            self.dirty.insert(Key::Group(*g));
+            for index in state.objects.keys().chain(state.behind.keys()) {
+                self.dirty.insert(Key::Object(ObjectId { group: *g, index: *index }));
             }
         }
     }

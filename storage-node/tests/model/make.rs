@@ -27,7 +27,7 @@ pub struct Mix {
     pub installs: u64,
     /// Out of 100: heals.
     pub heals: u64,
-    /// Out of 100: deletes of a volume.
+    /// Out of 100: deletes of a volume, or of a placement group that the node leaves.
     pub deletes: u64,
 }
 
@@ -104,6 +104,11 @@ impl Maker {
         } else if falls(mix.heals) {
             self.heal(now)
         } else if falls(mix.deletes) {
+            if self.rng.one_in(2) {
+                // Unlike a volume it may come back, with the same objects.
+                let pg = PgId { pool: PoolId(1), pg: self.rng.below(3) as u32 };
+                return Record::Leave { pg, epoch: Epoch(self.rng.below(9)) };
+            }
             let volume = VolumeId(self.volume);
             self.volume += 1;
             Record::DeleteVolume { volume }
@@ -128,10 +133,15 @@ impl Maker {
         let group = self.object().group;
         let rng = &mut self.rng;
         let promise = Promise { ballot: Ballot(self.seq << 20), epoch: Epoch(rng.below(9)) };
-        match rng.below(8) {
+        match rng.below(9) {
             0 | 1 => Record::Fence { volume: group.volume, generation: Generation(rng.below(50)) },
             2..=4 => Record::Open { group, promised: promise, epoch: promise.epoch },
             5 if rng.one_in(3) => Record::LostState { fences: vec![(group.volume, Generation(60))] },
+            8 => Record::Epoch {
+                pg: group.pg,
+                epoch: promise.epoch,
+                fences: vec![(group.volume, Generation(rng.below(50)))],
+            },
             _ => Record::Settle {
                 group,
                 settled: promise,

@@ -176,6 +176,10 @@ impl Model {
                 self.blocks.retain(|(o, _), _| o.group.volume != *volume);
                 self.bad.retain(|(o, _), _| o.group.volume != *volume);
             }
+            Record::Leave { pg, .. } => {
+                self.blocks.retain(|(o, _), _| o.group.pg != *pg);
+                self.bad.retain(|(o, _), _| o.group.pg != *pg);
+            }
             _ => {}
         }
     }

@@ -1,47 +1,13 @@
 //! Node to leader, on the wire.
 
 use super::get::*;
+use super::votes::{get_votes, put_votes};
 use super::{DecodeError, Message, kind, payload_is, some_bytes};
 use crate::ids::*;
-use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
-use crate::message::{FromNode, Line, ObjectVote, Refusal};
+use crate::limits::{OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
+use crate::message::{FromNode, Refusal};
 use crate::wire::fixed::Fixed;
 use bytes::{BufMut, Bytes, BytesMut};
-
-/// Bytes of one vote in an `Opened`: keeps the answer of a full group below the frame's limit.
-const VOTE_LEN: usize = 32;
-
-/// How a vote's line is told: it is the group's.
-const LINE_OF_GROUP: u32 = 0;
-/// How a vote's line is told: the ballot follows.
-const LINE_AT: u32 = 1;
-/// How a vote's line is told: there is none.
-const LINE_LOST: u32 = 2;
-
-fn put_vote(out: &mut BytesMut, vote: &ObjectVote) {
-    let (tag, line) = match vote.behind {
-        None => (LINE_OF_GROUP, Ballot::ZERO),
-        Some(Line::At(ballot)) => (LINE_AT, ballot),
-        Some(Line::Lost) => (LINE_LOST, Ballot::ZERO),
-    };
-    out.put_u32_le(vote.index);
-    out.put_u32_le(tag);
-    put_head(out, &vote.head);
-    out.put_u64_le(line.0);
-}
-
-fn get_vote(get: &mut Get<'_>) -> Result<ObjectVote, DecodeError> {
-    let (index, tag) = (get.u32("object")?, get.u32("line kind")?);
-    let (head, line) = (get.head()?, get.ballot()?);
-    let behind = match tag {
-        LINE_AT => Some(Line::At(line)),
-        LINE_OF_GROUP if line == Ballot::ZERO => None,
-        LINE_LOST if line == Ballot::ZERO => Some(Line::Lost),
-        LINE_OF_GROUP | LINE_LOST => return Err(get.range("line", line.0)),
-        tag => return Err(get.range("line kind", u64::from(tag))),
-    };
-    Ok(ObjectVote { index, head, behind })
-}
 
 fn refusal_code(why: Refusal) -> u32 {
     match why {
@@ -97,12 +63,7 @@ impl Message for FromNode<Bytes> {
                 out.put_u64_le(ballot.0);
                 out.put_u64_le(settled.0);
                 out.put_u32_le(u32::from(*lost));
-                out.reserve(4 + objects.len() * VOTE_LEN);
-                // At most GROUP_OBJECTS_MAX.
-                out.put_u32_le(objects.len() as u32);
-                for vote in objects {
-                    put_vote(out, vote);
-                }
+                put_votes(out, objects);
             }
             FromNode::OpenRefused { group, ballot, promised, fence, epoch, why } => {
                 put_group(out, group);
@@ -198,15 +159,7 @@ impl Message for FromNode<Bytes> {
             kind::OPENED => {
                 let (group, ballot, settled) = (get.group()?, get.ballot()?, get.ballot()?);
                 let lost = get.bool("lost")?;
-                let count = get.count("object count", GROUP_OBJECTS_MAX)?;
-                if count * VOTE_LEN > get.left() {
-                    return Err(DecodeError::Short { kind, field: "objects" });
-                }
-                let mut objects = Vec::with_capacity(count);
-                for _ in 0..count {
-                    objects.push(get_vote(&mut get)?);
-                }
-                FromNode::Opened { group, ballot, settled, lost, objects }
+                FromNode::Opened { group, ballot, settled, lost, objects: get_votes(&mut get)? }
             }
             kind::OPEN_REFUSED => FromNode::OpenRefused {
                 group: get.group()?,

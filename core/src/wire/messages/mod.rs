@@ -24,6 +24,7 @@ mod peer;
 #[cfg(test)]
 mod tests;
 mod to_node;
+mod votes;
 
 use crate::ids::BLOCK_SIZE;
 use bytes::{Bytes, BytesMut};
@@ -152,6 +153,10 @@ pub mod kind {
     pub const DIGEST: u16 = 0x0305;
     /// Node to node: `DigestDiffers`.
     pub const DIGEST_DIFFERS: u16 = 0x0306;
+    /// Node to node: `Compare`.
+    pub const COMPARE: u16 = 0x0307;
+    /// Node to node: `AtLeast`.
+    pub const AT_LEAST: u16 = 0x0308;
 }
 
 /// The payload of a message, if it has any.

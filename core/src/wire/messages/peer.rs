@@ -1,9 +1,10 @@
 //! Node to node, on the wire.
 
 use super::get::*;
+use super::votes::{get_votes, put_votes};
 use super::{DecodeError, Message, kind, payload_is, some_bytes};
 use crate::checksum::HOLE;
-use crate::ids::BLOCK_SIZE;
+use crate::ids::{BLOCK_SIZE, Epoch};
 use crate::limits::PIECE_BLOCKS_MAX;
 use crate::message::PeerMsg;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -18,6 +19,8 @@ impl Message for PeerMsg<Bytes> {
             PeerMsg::Block { .. } => kind::BLOCK,
             PeerMsg::Digest { .. } => kind::DIGEST,
             PeerMsg::DigestDiffers { .. } => kind::DIGEST_DIFFERS,
+            PeerMsg::Compare { .. } => kind::COMPARE,
+            PeerMsg::AtLeast { .. } => kind::AT_LEAST,
         }
     }
 
@@ -64,6 +67,19 @@ impl Message for PeerMsg<Bytes> {
                 out.put_u64_le(*digest);
             }
             PeerMsg::DigestDiffers { group } => put_group(out, group),
+            PeerMsg::Compare { group, epoch, request, settled, objects } => {
+                put_group(out, group);
+                out.put_u64_le(epoch.0);
+                out.put_u64_le(*request);
+                out.put_u64_le(settled.0);
+                put_votes(out, objects);
+            }
+            PeerMsg::AtLeast { group, epoch, request, yes } => {
+                put_group(out, group);
+                out.put_u64_le(epoch.0);
+                out.put_u64_le(*request);
+                out.put_u32_le(u32::from(*yes));
+            }
         }
     }
 
@@ -132,6 +148,19 @@ impl Message for PeerMsg<Bytes> {
                 PeerMsg::Digest { group: get.group()?, settled: get.ballot()?, digest: get.u64("digest")? }
             }
             kind::DIGEST_DIFFERS => PeerMsg::DigestDiffers { group: get.group()? },
+            kind::COMPARE => PeerMsg::Compare {
+                group: get.group()?,
+                epoch: Epoch(get.u64("epoch")?),
+                request: get.u64("request")?,
+                settled: get.ballot()?,
+                objects: get_votes(&mut get)?,
+            },
+            kind::AT_LEAST => PeerMsg::AtLeast {
+                group: get.group()?,
+                epoch: Epoch(get.u64("epoch")?),
+                request: get.u64("request")?,
+                yes: get.bool("yes")?,
+            },
             kind => return Err(DecodeError::Kind { kind }),
         };
         get.end()?;

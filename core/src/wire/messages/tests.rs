@@ -209,6 +209,18 @@ fn peer() -> impl Strategy<Value = PeerMsg<Bytes>> {
             digest
         }),
         group().prop_map(|group| PeerMsg::DigestDiffers { group }),
+        (group(), any::<u64>(), any::<u64>(), ballot(), prop::collection::vec(vote(), 0..6)).prop_map(
+            |(group, epoch, request, settled, objects)| PeerMsg::Compare {
+                group,
+                epoch: Epoch(epoch),
+                request,
+                settled,
+                objects
+            }
+        ),
+        (group(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(group, epoch, request, yes)| {
+            PeerMsg::AtLeast { group, epoch: Epoch(epoch), request, yes }
+        }),
     ]
 }
 
@@ -365,6 +377,17 @@ fn golden_bytes() {
         hex(PeerMsg::Block { object, request: 0x77, block: 2, checksum: 0x88, data: Some(bytes(1)) }),
         hex(PeerMsg::<Bytes>::Digest { group, settled: ballot, digest: 0x99 }),
         hex(PeerMsg::<Bytes>::DigestDiffers { group }),
+        hex(PeerMsg::<Bytes>::Compare {
+            group,
+            epoch,
+            request: 0x77,
+            settled: ballot,
+            objects: vec![
+                ObjectVote { index: 1, head, behind: None },
+                ObjectVote { index: 2, head, behind: Some(Line::At(Ballot(4))) },
+            ],
+        }),
+        hex(PeerMsg::<Bytes>::AtLeast { group, epoch, request: 0x77, yes: true }),
     ];
     let frozen: Vec<&str> = include_str!("golden.txt").lines().collect();
     assert_eq!(found.to_vec(), frozen);
@@ -391,6 +414,14 @@ fn the_answer_of_a_full_group_fits_into_a_frame() {
     .encode_meta(&mut opened);
     let error = FromNode::decode(kind::OPENED, &opened, Bytes::new()).unwrap_err();
     assert!(matches!(error, DecodeError::Range { field: "object count", .. }), "{error}");
+    // A node that leaves sends as much.
+    comes_back(&PeerMsg::<Bytes>::Compare {
+        group: an_object().group,
+        epoch: Epoch(9),
+        request: 1,
+        settled: a_ballot(),
+        objects: vec![vote; GROUP_OBJECTS_MAX],
+    });
 }
 
 #[test]

@@ -1,0 +1,227 @@
+//! The mover against made-up answers: what it asks, what it waits for, and what it never does.
+
+use super::super::tests::{cluster, holder, volume};
+use super::super::{Grant, Reply};
+use super::*;
+
+const PG: PgId = PgId { pool: PoolId(1), pg: 0 };
+
+/// Five nodes, a volume with generation 1, and placement group 0 moving from node 2 to node 4.
+fn moving() -> (ClusterMap, VolumeId) {
+    let mut map = cluster(5);
+    let disk = volume(&mut map, "disk0");
+    let set = [0, 1, 2].map(NodeId).to_vec();
+    assert!(map.pgs.set(PG, &PgConfig::simple(Epoch(1), set)));
+    let grants = vec![Grant { volume: disk, seen: Generation(0), above: Generation(0) }];
+    map.apply(&Command::GrantGenerations { grants, holder: holder("vm", 1) }).unwrap();
+    let start = Command::StartMove { pg: PG, epoch: Epoch(1), from: NodeId(2), to: NodeId(4) };
+    assert_eq!(map.apply(&start), Ok(Reply::Done));
+    (map, disk)
+}
+
+/// No moves but those that a test has begun.
+fn mover() -> Mover {
+    Mover::new(Limits { cluster: 0, node: 0 })
+}
+
+fn group(volume: VolumeId, opened: u64, behind: u32) -> ListedGroup {
+    let ballot = Ballot::new(Generation(1), opened).unwrap();
+    ListedGroup { volume, promised: ballot, settled: ballot, opened: Epoch(opened), behind, lost: false }
+}
+
+fn step(mover: &mut Mover, map: &ClusterMap) -> Vec<Action> {
+    let mut out = Vec::new();
+    mover.step(map, &mut out);
+    out
+}
+
+fn asked(actions: &[Action]) -> Vec<u32> {
+    let node = |action: &Action| match action {
+        Action::List { node, .. } => Some(node.0),
+        _ => None,
+    };
+    actions.iter().filter_map(node).collect()
+}
+
+fn answer(mover: &mut Mover, map: &ClusterMap, node: u32, epoch: u64, groups: &[ListedGroup]) {
+    mover.listed(map, NodeId(node), GroupList { pg: PG, epoch: Epoch(epoch), groups: groups.to_vec() });
+}
+
+#[test]
+fn a_move_goes_on_when_a_majority_and_the_new_node_say_so() {
+    let (mut map, disk) = moving();
+    let mut mover = mover();
+    for epoch in [2, 3] {
+        let actions = step(&mut mover, &map);
+        assert_eq!(asked(&actions), [0, 1, 2, 4]);
+        let fences = vec![(disk, Generation(1))];
+        let request = ListRequest { pg: PG, epoch: Epoch(epoch), fences };
+        assert_eq!(actions[0], Action::List { node: NodeId(0), request });
+        // One of the old set is no majority, whatever the new node says.
+        answer(&mut mover, &map, 4, epoch, &[group(disk, epoch, 0)]);
+        answer(&mut mover, &map, 0, epoch, &[group(disk, epoch, 0)]);
+        assert_eq!(asked(&step(&mut mover, &map)).len(), 3);
+        answer(&mut mover, &map, 1, epoch, &[group(disk, epoch, 0)]);
+        // Behind, opened before this epoch, lost, not there: each is not enough.
+        let lost = ListedGroup { lost: true, ..group(disk, epoch, 0) };
+        for lacks in [&[group(disk, epoch, 1)][..], &[group(disk, epoch - 1, 0)], &[lost], &[]] {
+            answer(&mut mover, &map, 4, epoch, lacks);
+            let actions = step(&mut mover, &map);
+            assert_eq!(asked(&actions), [2, 4], "epoch {epoch}");
+            assert_eq!(actions.last(), Some(&Action::Open(GroupId { volume: disk, pg: PG })));
+            assert_eq!(mover.progress(&map, PG).unwrap().lacking, vec![disk]);
+        }
+        answer(&mut mover, &map, 4, epoch, &[group(disk, epoch, 0)]);
+        let advance = Command::AdvanceMove { pg: PG, epoch: Epoch(epoch) };
+        assert_eq!(step(&mut mover, &map), [Action::Propose(advance.clone())]);
+        map.apply(&advance).unwrap();
+    }
+    assert_eq!(step(&mut mover, &map), []);
+    assert_eq!(map.members(PG).unwrap().new, [0, 1, 4].map(NodeId));
+}
+
+#[test]
+fn answers_of_another_epoch_say_nothing() {
+    let (mut map, disk) = moving();
+    let mut mover = mover();
+    map.apply(&Command::AdvanceMove { pg: PG, epoch: Epoch(2) }).unwrap();
+    for node in [0, 1, 2, 4] {
+        answer(&mut mover, &map, node, 2, &[group(disk, 2, 0)]);
+        answer(&mut mover, &map, 3, 3, &[group(disk, 3, 0)]);
+    }
+    assert_eq!(mover.progress(&map, PG).unwrap().answered, 0);
+    // And those of before a step are forgotten with it.
+    for node in [0, 1, 2, 4] {
+        answer(&mut mover, &map, node, 3, &[group(disk, 3, 0)]);
+    }
+    assert!(mover.progress(&map, PG).unwrap().ready);
+    map.apply(&Command::UndoMove { pg: PG, epoch: Epoch(3) }).unwrap();
+    assert_eq!(mover.progress(&map, PG), None);
+    assert_eq!(step(&mut mover, &map), []);
+}
+
+#[test]
+fn an_answer_of_too_many_groups_is_none_and_groups_are_opened_in_turns() {
+    let (mut map, _) = moving();
+    let mut mover = mover();
+    let group_of = |n: usize| group(VolumeId(1000 + n as u64), 2, 0);
+    let many: Vec<ListedGroup> = (0..=super::super::VOLUMES_MAX).map(group_of).collect();
+    answer(&mut mover, &map, 0, 2, &many);
+    assert_eq!(mover.progress(&map, PG).unwrap().answered, 0);
+    // Volumes that this map does not know yet are none that were deleted.
+    map.next_volume = VolumeId(1);
+    for node in [0, 1] {
+        answer(&mut mover, &map, node, 2, &many[..2 * OPENS_PER_STEP + 3]);
+    }
+    let mut opened = BTreeSet::new();
+    for turn in [OPENS_PER_STEP, OPENS_PER_STEP, 3, OPENS_PER_STEP] {
+        let actions = step(&mut mover, &map);
+        let opens =
+            actions.iter().filter_map(|a| if let Action::Open(group) = a { Some(*group) } else { None });
+        let before = opened.len();
+        opened.extend(opens.clone());
+        assert_eq!(opens.count(), turn);
+        assert!(opened.len() == before + turn || opened.len() == 2 * OPENS_PER_STEP + 3);
+    }
+}
+
+#[test]
+fn groups_of_deleted_volumes_hold_nothing_up() {
+    let (mut map, disk) = moving();
+    let mut mover = mover();
+    for node in [0, 1] {
+        answer(&mut mover, &map, node, 2, &[group(disk, 1, 0)]);
+    }
+    answer(&mut mover, &map, 4, 2, &[]);
+    assert!(!mover.progress(&map, PG).unwrap().ready);
+    map.apply(&Command::RemoveVolume { volume: disk, expired: Some(Generation(1)) }).unwrap();
+    assert!(mover.progress(&map, PG).unwrap().ready);
+}
+
+#[test]
+fn a_paused_mover_does_nothing() {
+    let (mut map, _) = moving();
+    map.apply(&Command::PauseMoves { paused: true }).unwrap();
+    assert_eq!(step(&mut Mover::default(), &map), []);
+    map.apply(&Command::PauseMoves { paused: false }).unwrap();
+    assert_ne!(step(&mut Mover::default(), &map), []);
+}
+
+#[test]
+fn a_move_to_a_node_that_stays_away_is_undone() {
+    let (mut map, _) = moving();
+    let mut mover = mover();
+    map.apply(&Command::SetNodesUp { nodes: vec![(NodeId(4), false)], now: 1 }).unwrap();
+    for _ in 0..STALLED_STEPS_MAX {
+        assert_eq!(asked(&step(&mut mover, &map)).len(), 4);
+    }
+    let undo = Command::UndoMove { pg: PG, epoch: Epoch(2) };
+    assert_eq!(step(&mut mover, &map), [Action::Propose(undo)]);
+}
+
+/// Proposes and finishes moves as if nodes were always level, until nothing is left to be done; gives how
+/// many there were and how many at once.
+fn run_to_the_end(map: &mut ClusterMap, limits: Limits) -> (usize, usize) {
+    let mut mover = Mover::new(limits);
+    let (mut started, mut most) = (0, 0);
+    for _ in 0..100_000 {
+        let mut out = Vec::new();
+        mover.step(map, &mut out);
+        for action in out {
+            match action {
+                Action::List { node, request } => {
+                    let list = GroupList { pg: request.pg, epoch: request.epoch, groups: Vec::new() };
+                    mover.listed(map, node, list);
+                }
+                Action::Propose(command) => {
+                    started += usize::from(matches!(command, Command::StartMove { .. }));
+                    map.apply(&command).unwrap();
+                }
+                Action::Open(_) => {}
+            }
+        }
+        let active = map.moves.active.len();
+        most = most.max(active);
+        for node in map.nodes.keys() {
+            let moves = map.moves.active.values().filter(|it| it.from == *node || it.to == *node);
+            assert!(moves.count() <= limits.node);
+        }
+        if active == 0 && mover.settled == map.layout {
+            return (started, most);
+        }
+    }
+    panic!("moves without end");
+}
+
+#[test]
+fn every_placement_group_gets_to_where_crush_wants_it() {
+    let mut map = cluster(4);
+    for n in 4..7 {
+        map.apply(&super::super::tests::register(n)).unwrap();
+    }
+    let limits = Limits { cluster: 3, node: 2 };
+    let (started, most) = run_to_the_end(&mut map, limits);
+    assert!(started > 10 && most == 3, "{started} moves, {most} at once");
+    let pool = map.pools[&PoolId(1)].clone();
+    let mut placer = map.placer();
+    for (pg, config) in map.pool_pgs(PoolId(1)) {
+        let wanted: BTreeSet<NodeId> = placer.place(pg.pool, &pool, pg.pg).unwrap().into_iter().collect();
+        assert_eq!(config.new.iter().copied().collect::<BTreeSet<_>>(), wanted);
+    }
+    // And stays there.
+    assert_eq!(run_to_the_end(&mut map, limits).0, 0);
+}
+
+#[test]
+fn nothing_is_started_while_a_third_of_the_nodes_is_away() {
+    let mut map = cluster(4);
+    for n in 4..7 {
+        map.apply(&super::super::tests::register(n)).unwrap();
+    }
+    let starts = |map: &ClusterMap| step(&mut Mover::default(), map).len();
+    assert!(starts(&map) > 0);
+    map.apply(&Command::SetNodesUp { nodes: (0..3).map(|n| (NodeId(n), false)).collect(), now: 1 }).unwrap();
+    assert_eq!(starts(&map), 0);
+    map.apply(&Command::SetNodesUp { nodes: vec![(NodeId(0), true)], now: 1 }).unwrap();
+    assert!(starts(&map) > 0);
+}
