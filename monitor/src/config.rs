@@ -28,6 +28,8 @@ pub struct MonitorConfig {
     pub node_timeout_ms: u64,
     /// Connections at once. Default: 1024.
     pub connections_max: usize,
+    /// Where metrics are served: ADDR:PORT, or "off". Default: on 127.0.0.1, 1000 above the port of `listen`.
+    pub metrics_listen: trefoil_metrics::Listen,
     /// A pool to make once enough nodes have registered. Default: none.
     pub bootstrap: Option<Bootstrap>,
 }
@@ -44,6 +46,7 @@ impl Default for MonitorConfig {
             renew_ms: 2000,
             node_timeout_ms: 3000,
             connections_max: trefoil_transport::CONNECTIONS_MAX,
+            metrics_listen: trefoil_metrics::Listen::Default,
             bootstrap: None,
         }
     }
@@ -90,6 +93,7 @@ impl MonitorConfig {
              allow_plaintext = true if everybody on that network may read and change everything",
             self.listen
         );
+        self.metrics_listen.check(self.allow_plaintext)?;
         anyhow::ensure!(
             trefoil_core::map::is_name(&self.cluster_name),
             "cluster_name = {:?} is no name: use letters, digits, '.', '_' and '-'",
@@ -135,7 +139,8 @@ mod tests {
         let good = MonitorConfig::default();
         good.check().unwrap();
         type Change = fn(&mut MonitorConfig);
-        let bad: [(Change, &str); 6] = [
+        let bad: [(Change, &str); 7] = [
+            (|c| c.metrics_listen = "0.0.0.0:1".parse().unwrap(), "metrics_listen"),
             (|c| c.listen = ([0, 0, 0, 0], 1).into(), "allow_plaintext"),
             (|c| c.cluster_name = "a b".to_owned(), "cluster_name"),
             (|c| c.lease_ms = 1, "lease_ms"),

@@ -14,6 +14,7 @@
 //! | [`rpc`] | requests and answers on the wire |
 //! | [`health`] | coded checks, with remedies |
 //! | `client` | [`MonitorClient`], for every other daemon and the command line |
+//! | `metrics` | what Prometheus is told |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
 //!
@@ -23,6 +24,7 @@ mod client;
 mod config;
 pub mod health;
 mod history;
+mod metrics;
 mod raft;
 mod reports;
 pub mod rpc;

@@ -1,6 +1,7 @@
 //! The monitor's daemon: start, connections, upkeep, stop.
 
 use crate::config::{Bootstrap, MonitorConfig};
+use crate::metrics;
 use crate::raft::{Identity, Machine, Nobody, Raft, Store, VOTER};
 use crate::rpc::{self, KIND_REQUEST, KIND_RESPONSE, REQUESTS_MAX, Request, RpcError};
 use crate::service::{Answer, Service};
@@ -35,6 +36,8 @@ pub struct Monitor {
     listener: TcpListener,
     address: SocketAddr,
     config: MonitorConfig,
+    /// Where metrics are served.
+    metrics: Option<TcpListener>,
 }
 
 /// Starts a monitor and runs it until `shutdown`. Must be called within a `LocalSet`.
@@ -60,6 +63,7 @@ impl Monitor {
         // First the cheap thing that fails often.
         let listener = trefoil_transport::listen(config.listen).await?;
         let address = listener.local_addr()?;
+        let metrics = config.metrics_listen.bind(Some(config.listen)).await?;
         let fresh = Identity { cluster_id: random_id()?, cluster_name: config.cluster_name.clone() };
         let (store, identity) = Store::open(&config.data_dir, &config.cluster_name, fresh)?;
         let (machine, map) = Machine::load(store.clone())
@@ -90,7 +94,7 @@ impl Monitor {
         let boot = u64::from_le_bytes(*random_id()?.first_chunk().context("no random bytes")?);
         let service = Rc::new(Service::new(raft, map, lease, renew, timeout, boot));
         tracing::info!(%address, cluster = config.cluster_name, "monitor ready");
-        Ok(Monitor { service, listener, address, config })
+        Ok(Monitor { service, listener, address, config, metrics })
     }
 
     /// Where it listens.
@@ -123,6 +127,11 @@ impl Monitor {
         let serve = trefoil_transport::serve(self.listener, options, move |connected| {
             converse(service.clone(), connected)
         });
+        if let Some(listener) = self.metrics {
+            let service = self.service.clone();
+            let snapshot = async move || metrics::Snapshot::take(&service).await;
+            self.service.spawn(trefoil_metrics::serve(listener, snapshot, metrics::render));
+        }
         let result = tokio::select! {
             () = serve => Ok(()),
             failed = upkeep(self.service.clone(), self.config.bootstrap.clone()) => Err(failed),

@@ -520,7 +520,8 @@ impl Service {
         grants
     }
 
-    fn status(&self) -> Status {
+    /// How everything is, as far as this monitor knows while it leads.
+    pub fn status(&self) -> Status {
         let map = self.map();
         let now = self.now();
         let soft = &mut *self.soft.borrow_mut();
