@@ -56,6 +56,7 @@ struct Cli {
 enum Command {
     Up(up::UpArgs),
     Status(cmd::status::StatusArgs),
+    Top(cmd::top::TopArgs),
     /// Make, list, show and remove volumes
     #[command(subcommand)]
     Volume(cmd::volume::VolumeCommand),
@@ -111,6 +112,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
     match &cli.command {
         Command::Up(args) => up::run(args, global),
         Command::Status(args) => cmd::status::run(args, global, out),
+        Command::Top(args) => cmd::top::run(args, global, out),
         Command::Volume(command) => cmd::volume::run(command, global, out),
         Command::Node(command) => cmd::lists::node(command, global, out),
         Command::Pg(command) => cmd::lists::pg(command, global, out),

@@ -9,11 +9,10 @@
 use crate::process;
 use crate::text::{CONTENT_TYPE, Text};
 use std::io;
-use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -38,16 +37,31 @@ pub async fn serve<S: Send + 'static>(
     serve_within(CONNECTION_TIME_MAX, listener, snapshot, render).await;
 }
 
+/// Where a scrape's text goes.
+type Wanted = oneshot::Sender<io::Result<String>>;
+
 async fn serve_within<S: Send + 'static>(
     time_max: Duration,
     listener: TcpListener,
     snapshot: impl AsyncFn() -> S + 'static,
     render: fn(&S, &mut Text),
 ) {
-    let scraped = Rc::new(Scraped { snapshot, render, turn: Semaphore::new(1) });
     let mut connections = JoinSet::new();
+    // The connections' tasks have no share of the daemon: only this one, which ends when it is dropped.
+    let (sender, mut wanted) = mpsc::channel::<Wanted>(CONNECTIONS_MAX);
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(reply) = wanted.recv() => {
+                // Who asked may have gone meanwhile.
+                if !reply.is_closed() {
+                    let snapshot = snapshot().await;
+                    let _ = reply.send(text_of(snapshot, render).await);
+                }
+                continue;
+            }
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::debug!(%error, "a scrape could not be accepted");
@@ -60,9 +74,9 @@ async fn serve_within<S: Send + 'static>(
             tracing::debug!("more than {CONNECTIONS_MAX} scrapes at once: one is turned away");
             continue;
         }
-        let scraped = scraped.clone();
+        let sender = sender.clone();
         connections.spawn_local(async move {
-            match timeout(time_max, scraped.converse(stream)).await {
+            match timeout(time_max, converse(stream, sender)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "a scrape has failed"),
                 Err(_) => tracing::debug!("a scrape has taken too long"),
@@ -71,11 +85,14 @@ async fn serve_within<S: Send + 'static>(
     }
 }
 
-struct Scraped<F, S> {
-    snapshot: F,
-    render: fn(&S, &mut Text),
-    /// One scrape is worked on at a time.
-    turn: Semaphore,
+async fn text_of<S: Send + 'static>(snapshot: S, render: fn(&S, &mut Text)) -> io::Result<String> {
+    let rendered = tokio::task::spawn_blocking(move || {
+        let mut text = Text::default();
+        process::render(&mut text);
+        render(&snapshot, &mut text);
+        text.finish()
+    });
+    rendered.await.map_err(io::Error::other)
 }
 
 /// What a request comes to.
@@ -84,38 +101,25 @@ enum Answer {
     Refused(&'static str),
 }
 
-impl<F: AsyncFn() -> S, S: Send + 'static> Scraped<F, S> {
-    async fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
-        let (status, kind, body, head_only) = match read_request(&mut stream).await? {
-            Answer::Refused(status) => (status, "text/plain", format!("{status}\n"), false),
-            Answer::Metrics { head_only } => {
-                let body = self.scrape().await?;
-                ("200 OK", CONTENT_TYPE, body, head_only)
-            }
-        };
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).await?;
-        if !head_only {
-            stream.write_all(body.as_bytes()).await?;
+async fn converse(mut stream: TcpStream, scrape: mpsc::Sender<Wanted>) -> io::Result<()> {
+    let (status, kind, body, head_only) = match read_request(&mut stream).await? {
+        Answer::Refused(status) => (status, "text/plain", format!("{status}\n"), false),
+        Answer::Metrics { head_only } => {
+            let (reply, text) = oneshot::channel();
+            scrape.send(reply).await.map_err(io::Error::other)?;
+            let body = text.await.map_err(io::Error::other)??;
+            ("200 OK", CONTENT_TYPE, body, head_only)
         }
-        stream.shutdown().await
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    if !head_only {
+        stream.write_all(body.as_bytes()).await?;
     }
-
-    async fn scrape(&self) -> io::Result<String> {
-        // Never closed.
-        let _turn = self.turn.acquire().await.map_err(io::Error::other)?;
-        let (snapshot, render) = ((self.snapshot)().await, self.render);
-        let rendered = tokio::task::spawn_blocking(move || {
-            let mut text = Text::default();
-            process::render(&mut text);
-            render(&snapshot, &mut text);
-            text.finish()
-        });
-        rendered.await.map_err(io::Error::other)
-    }
+    stream.shutdown().await
 }
 
 async fn read_request(stream: &mut TcpStream) -> io::Result<Answer> {

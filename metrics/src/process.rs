@@ -3,7 +3,7 @@
 //! Reads /proc, so it belongs on a thread that may wait. What cannot be read is left out, never guessed.
 
 use crate::text::{Kind, Text};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
 
 /// `USER_HZ`: the unit of times in /proc, the same on every Linux that Trefoil runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -40,13 +40,16 @@ fn stat() -> Option<(f64, Option<f64>)> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |number: usize| fields.get(number - FIRST_FIELD)?.parse::<f64>().ok();
     let cpu = (ticks(14)? + ticks(15)?) / TICKS_PER_SECOND;
-    let started = ticks(22).and_then(|at| {
-        let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
-        let uptime: f64 = uptime.split_whitespace().next()?.parse().ok()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs_f64();
-        Some((now - uptime + at / TICKS_PER_SECOND).round())
-    });
+    // Worked out once: the kernel's idea of when it booted moves when the clock is set.
+    static STARTED: OnceLock<Option<f64>> = OnceLock::new();
+    let started = *STARTED.get_or_init(|| Some(booted()? + ticks(22)? / TICKS_PER_SECOND));
     Some((cpu, started))
+}
+
+/// When the host booted, since 1970.
+fn booted() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
 fn status_kib(key: &str) -> Option<u64> {
@@ -64,6 +67,7 @@ fn descriptors_max() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     #[test]
     fn this_process_has_all_of_them() {

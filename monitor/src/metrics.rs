@@ -120,7 +120,7 @@ fn health(status: &Status, text: &mut Text) {
     let mut family = text.family("trefoil_health_check", Kind::Gauge, help);
     for check in CHECKS {
         let applies = status.checks.iter().any(|it| it.code == check.code);
-        family.sample(&[("code", check.code), ("severity", level(check.health).1)], applies);
+        family.sample(&[("code", check.code), ("level", level(check.health).1)], applies);
     }
     let help = "For how long this monitor leads.";
     text.gauge("trefoil_monitor_leading_seconds", help, seconds(status.leading_for));
@@ -280,8 +280,8 @@ mod tests {
             "trefoil_monitor_leads 1",
             "trefoil_monitor_raft_term_total 3",
             "trefoil_health_status 1",
-            "trefoil_health_check{code=\"NODE_DOWN\",severity=\"warning\"} 1",
-            "trefoil_health_check{code=\"PG_UNAVAILABLE\",severity=\"error\"} 0",
+            "trefoil_health_check{code=\"NODE_DOWN\",level=\"warning\"} 1",
+            "trefoil_health_check{code=\"PG_UNAVAILABLE\",level=\"error\"} 0",
             "trefoil_nodes{state=\"unknown\"} 1",
             "trefoil_node_up{node=\"0\",host=\"h0\"} 1",
             "trefoil_node_up{node=\"1\",host=\"h1\"} 0",

@@ -8,6 +8,7 @@ pub mod format;
 pub mod lists;
 pub mod status;
 pub mod store;
+pub mod top;
 pub mod volume;
 
 use clap::Args;
