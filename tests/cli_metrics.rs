@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A dead node must show within this (P8).
@@ -102,7 +103,9 @@ fn strictly(text: &str) -> BTreeMap<String, f64> {
 fn histograms(samples: &BTreeMap<String, f64>) {
     let mut buckets: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for (series, value) in samples {
-        if let Some((begin, end)) = series.split_once("le=\"") {
+        // Not the end of "quantile".
+        let le = series.find("{le=\"").or(series.find(",le=\""));
+        if let Some((begin, end)) = le.map(|at| (&series[..=at], &series[at + 5..])) {
             let le = end.strip_suffix("\"}").expect("le is the last label");
             let le = if le == "+Inf" { f64::INFINITY } else { le.parse().expect("a number") };
             buckets.entry(begin.to_owned()).or_default().push((le, *value));
@@ -119,6 +122,26 @@ fn histograms(samples: &BTreeMap<String, f64>) {
         assert_eq!(samples.get(&format!("{name}_count{labels}")), Some(&last.1), "{begin}");
         assert!(samples.contains_key(&format!("{name}_sum{labels}")), "{begin}");
     }
+}
+
+/// What Prometheus itself says of the text, where its tool is installed.
+fn linted(name: &str, text: &str) {
+    let tool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut tool = match tool {
+        Ok(tool) => tool,
+        Err(error) => {
+            let required = std::env::var_os("TREFOIL_TEST_REQUIRE").is_some_and(|value| value == "1");
+            assert!(!required, "TREFOIL_TEST_REQUIRE=1, but promtool does not run: {error}");
+            return println!("SKIP: not installed: promtool (scripts/test installs it)");
+        }
+    };
+    tool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = tool.wait_with_output().unwrap();
+    assert!(output.status.success(), "{name}: {}", stderr(&output));
 }
 
 /// Entries of `processes.json`, by name.
@@ -205,6 +228,7 @@ fn every_daemon_tells_prometheus_what_goes_on() {
         assert!(metrics.value(own(name)) > 0.0, "{name}");
         assert!(metrics.value("process_resident_memory_bytes") > 1e6, "{name}");
         assert_eq!(metrics.value("trefoil_exporter_samples_dropped"), 0.0, "{name}");
+        linted(name, &metrics.text);
     }
     counters_grow(&uri, &addresses);
     top(&dir, &addresses, &uri);
