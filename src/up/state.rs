@@ -135,7 +135,16 @@ mod tests {
             metrics: [("nbd".to_owned(), address)].into(),
         };
         state.save(dir.path()).unwrap();
-        assert_eq!(State::load(dir.path()).unwrap(), Some(state));
+        assert_eq!(State::load(dir.path()).unwrap(), Some(state.clone()));
+        assert_eq!(state.metrics_listen("nbd"), Listen::At(address));
+        assert_eq!(state.metrics_listen("node-0"), Listen::Off);
+
+        // As an earlier version wrote it.
+        let mut older = serde_json::to_value(&state).unwrap();
+        older.as_object_mut().unwrap().remove("metrics").unwrap();
+        std::fs::write(dir.path().join(dir::STATE_FILE), older.to_string()).unwrap();
+        let loaded = State::load(dir.path()).unwrap().unwrap();
+        assert_eq!(loaded, State { metrics: BTreeMap::new(), ..state });
 
         let file = dir.path().join(dir::STATE_FILE);
         for (text, told) in [
