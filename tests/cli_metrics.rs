@@ -221,7 +221,7 @@ fn every_daemon_tells_prometheus_what_goes_on() {
     let own = |name: &str| match name {
         "monitor" => "trefoil_monitor_leads",
         "nbd" => "trefoil_map_version",
-        _ => "trefoil_storage_log_position_bytes",
+        _ => "trefoil_storage_log_position",
     };
     for name in names {
         let metrics = scrape(&addresses[name]);
@@ -271,15 +271,17 @@ fn counters_grow(uri: &str, addresses: &BTreeMap<&str, String>) {
     let lease = after.value("trefoil_nbd_lease_remaining_seconds{volume=\"a\"}");
     assert!(lease > 0.0 && lease <= 6.0, "{lease}");
     // Each node is one that somebody writes to; together they have served every read.
-    let mut reads = 0.0;
+    let (mut reads, mut bytes) = (0.0, 0.0);
     for (before, after) in stored_before.iter().zip(stored()) {
         let grown = |series: &str| after.value(series) - before.value(series);
         assert!(grown("trefoil_storage_requests_total{op=\"write\"}") >= 50.0);
-        assert!(grown("trefoil_storage_log_position_bytes") > 0.0);
+        assert!(grown("trefoil_storage_log_position") > 0.0);
         assert!(grown("trefoil_storage_device_duration_seconds_count{op=\"write\"}") > 0.0);
+        assert!(grown("trefoil_storage_bytes_total{op=\"write\"}") >= 204_800.0);
         reads += grown("trefoil_storage_requests_total{op=\"read\"}");
+        bytes += grown("trefoil_storage_bytes_total{op=\"read\"}");
     }
-    assert!(reads >= 50.0, "{reads}");
+    assert!(reads >= 50.0 && bytes >= 204_800.0, "{reads} reads, {bytes} bytes");
 }
 
 fn top(dir: &Path, addresses: &BTreeMap<&str, String>, uri: &str) {

@@ -159,7 +159,7 @@ fn nodes(map: &ClusterMap, status: &Status, text: &mut Text) {
         ("trefoil_node_full", "1: the node refuses new data.", |it| it.full.into()),
         ("trefoil_node_bad_blocks", "Blocks without good bytes on the node.", |it| it.bad_blocks),
         ("trefoil_node_copies_behind", "Objects whose copy on the node is behind.", |it| it.behind),
-        ("trefoil_node_log_position_bytes", "Position up to which the node's log is durable.", |it| {
+        ("trefoil_node_log_position", "Number of the last durable batch of the node's log.", |it| {
             it.position
         }),
         (

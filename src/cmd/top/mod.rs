@@ -147,7 +147,7 @@ fn screen(view: &TopView, color: bool, rows_max: usize) -> String {
         let _ = writeln!(text, "{label:<10}{value}");
     };
     let codes: Vec<String> = status.checks.iter().map(|check| printable(&check.code)).collect();
-    line("health", &[health(status.health, color), codes.join(" ")].join(" ").trim_end());
+    line("health", [health(status.health, color), codes.join(" ")].join(" ").trim_end());
     let (nodes, pgs, volumes) = (&status.nodes, &status.pgs, &status.volumes);
     let unknown = if nodes.unknown > 0 { format!(" ({} unknown)", nodes.unknown) } else { String::new() };
     let cluster = format!(

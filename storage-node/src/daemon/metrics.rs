@@ -150,7 +150,11 @@ const GAUGES: &[Row] = &[
         "Segments that cannot be cleaned because of damage in them.",
         |it| it.store.segments_kept as u64,
     ),
-    ("trefoil_storage_log_position_bytes", "Position up to which the log is durable.", |it| it.log_position),
+    (
+        "trefoil_storage_log_position",
+        "Number of the last durable batch of the log, as heartbeats say it.",
+        |it| it.log_position,
+    ),
     ("trefoil_storage_bad_blocks", "Blocks without good bytes here, for which no peer had any yet.", |it| {
         (it.store.bad_blocks.saturating_sub(it.machine.healed_blocks)).saturating_add(it.shell.lost_blocks)
     }),
@@ -267,7 +271,7 @@ mod tests {
             "trefoil_storage_bad_blocks 6",
             "trefoil_storage_checksum_errors_total 5",
             "trefoil_storage_log_client_bytes_total 40960",
-            "trefoil_storage_log_position_bytes 77",
+            "trefoil_storage_log_position 77",
             "trefoil_storage_device_duration_seconds_bucket{op=\"write\",le=\"0.000128\"} 1",
             "trefoil_storage_device_errors_total{op=\"write\"} 2",
             "trefoil_storage_accepting 1",
