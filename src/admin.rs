@@ -268,7 +268,7 @@ pub fn named(global: &Global) -> Outcome<Vec<SocketAddr>> {
 }
 
 /// Host names are looked up; each may have several addresses.
-fn addresses<'a>(texts: impl Iterator<Item = &'a str>, from: &str) -> anyhow::Result<Vec<SocketAddr>> {
+pub fn addresses<'a>(texts: impl Iterator<Item = &'a str>, from: &str) -> anyhow::Result<Vec<SocketAddr>> {
     let mut found = Vec::new();
     for text in texts.map(str::trim).filter(|text| !text.is_empty()) {
         let looked_up = text.to_socket_addrs().with_context(|| {

@@ -63,6 +63,7 @@ enum Command {
     Doctor(cmd::doctor::DoctorArgs),
     Status(cmd::status::StatusArgs),
     Events(cmd::events::EventsArgs),
+    Top(cmd::top::TopArgs),
     /// Make, list, show and remove volumes
     #[command(subcommand)]
     Volume(cmd::volume::VolumeCommand),
@@ -110,6 +111,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Doctor(args) => cmd::doctor::run(args, out),
         Command::Status(args) => cmd::status::run(args, global, out),
         Command::Events(args) => cmd::events::run(args, global, out),
+        Command::Top(args) => cmd::top::run(args, global, out),
         Command::Volume(command) => cmd::volume::run(command, global, out),
         Command::Node(command) => cmd::lists::node(command, global, out),
         Command::Pg(command) => cmd::lists::pg(command, global, out),

@@ -54,6 +54,8 @@ pub struct MonitorConfig {
     pub out_after_ms: u64,
     /// Connections at once. Default: 1024.
     pub connections_max: usize,
+    /// Where metrics are served: ADDR:PORT, or "off". Default: on 127.0.0.1, 1000 above the port of `listen`.
+    pub metrics_listen: trefoil_metrics::Listen,
     /// A pool to make once enough nodes have registered. Default: none.
     pub bootstrap: Option<Bootstrap>,
 }
@@ -78,6 +80,7 @@ impl Default for MonitorConfig {
             node_timeout_ms: 3000,
             out_after_ms: trefoil_core::map::outs::OUT_AFTER_DEFAULT,
             connections_max: trefoil_transport::CONNECTIONS_MAX,
+            metrics_listen: trefoil_metrics::Listen::Default,
             bootstrap: None,
         }
     }
@@ -134,6 +137,7 @@ impl MonitorConfig {
              allow_plaintext = true if everybody on that network may read and change everything",
             self.listen
         );
+        self.metrics_listen.check(self.allow_plaintext)?;
         anyhow::ensure!(
             trefoil_core::map::is_name(&self.cluster_name),
             "cluster_name = {:?} is no name: use letters, digits, '.', '_' and '-'",
@@ -229,13 +233,14 @@ mod tests {
         good.check().unwrap();
         type Change = fn(&mut MonitorConfig);
         let peer = |id: u64| PeerConfig { id, address: ([127, 0, 0, 1], id as u16).into() };
-        let bad: [(Change, &str); 12] = [
+        let bad: [(Change, &str); 13] = [
             (|c| c.id = 0, "id = 0"),
             (|c| c.election_ms = 1, "election_ms"),
             (|c| c.snapshot_entries = 1, "snapshot_entries"),
             (|c| c.peers.truncate(2), "peers names 2"),
             (|c| c.peers[1].id = 1, "a number of its own"),
             (|c| c.join = vec![c.listen], "keep one of them"),
+            (|c| c.metrics_listen = "0.0.0.0:1".parse().unwrap(), "metrics_listen"),
             (|c| c.listen = ([0, 0, 0, 0], 1).into(), "allow_plaintext"),
             (|c| c.cluster_name = "a b".to_owned(), "cluster_name"),
             (|c| c.lease_ms = 1, "lease_ms"),

@@ -19,6 +19,7 @@
 //! | [`health`] | coded checks, with remedies |
 //! | `client`, `link` | [`MonitorClient`], for every other daemon and the command line |
 //! | [`backup`] | the map in a file, and back |
+//! | `metrics` | what Prometheus is told |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
 //!
@@ -33,6 +34,7 @@ pub mod health;
 mod history;
 mod link;
 mod members;
+mod metrics;
 mod peers;
 mod raft;
 mod reign;

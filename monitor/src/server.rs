@@ -3,6 +3,7 @@
 use crate::config::{Bootstrap, MONITORS_MAX, MonitorConfig};
 use crate::found;
 use crate::members;
+use crate::metrics;
 use crate::peers::{JOBS_MAX, Peers};
 use crate::raft::{Identity, Machine, Member, Network, PeerAnswer, Raft, SNAPSHOT_PART_BYTES, Store};
 use crate::reign;
@@ -48,6 +49,8 @@ pub struct Monitor {
     advertised: SocketAddr,
     config: MonitorConfig,
     watching: tokio::task::JoinHandle<anyhow::Error>,
+    /// Where metrics are served.
+    metrics: Option<TcpListener>,
 }
 
 /// Starts a monitor and runs it until `shutdown`. Must be called within a `LocalSet`.
@@ -87,6 +90,7 @@ impl Monitor {
         // First the cheap thing that fails often.
         let listener = trefoil_transport::listen(config.listen).await?;
         let bound = listener.local_addr()?;
+        let metrics = config.metrics_listen.bind(Some(config.listen)).await?;
         let address = config.advertise.unwrap_or(bound);
         let alone = config.join.is_empty() && config.peers.len() <= 1;
         let random = random_id()?;
@@ -162,7 +166,7 @@ impl Monitor {
         service.spawn(peers.route(receiver));
         let watching = tokio::task::spawn_local(reign::watch(service.clone()));
         let mut monitor =
-            Monitor { service, listener, address: bound, advertised: address, config, watching };
+            Monitor { service, listener, address: bound, advertised: address, config, watching, metrics };
         monitor.come_to_lead().await?;
         tracing::info!(address = %bound, id = monitor.config.id, cluster = monitor.config.cluster_name, "monitor ready");
         Ok(monitor)
@@ -209,7 +213,7 @@ impl Monitor {
 
     /// Serves until `shutdown`, or until the disk fails, or until the monitor was removed from the cluster.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Monitor { service, listener, advertised, config, watching, .. } = self;
+        let Monitor { service, listener, advertised, config, watching, metrics, .. } = self;
         let mut hello = Hello::new(Role::Monitor, service.identity.cluster_id);
         (hello.id, hello.incarnation) = (service.identity.id, service.identity.incarnation);
         let roles = &[Role::StorageNode, Role::FrontEnd, Role::Client, Role::Monitor];
@@ -223,6 +227,11 @@ impl Monitor {
         let serve = trefoil_transport::serve(listener, options, move |connected| {
             admit(serving.clone(), connected, clients.clone(), clients_max)
         });
+        if let Some(listener) = metrics {
+            let told = service.clone();
+            let snapshot = async move || metrics::Snapshot::take(&told).await;
+            service.spawn(trefoil_metrics::serve(listener, snapshot, metrics::render));
+        }
         let mut watching = watching;
         let result = tokio::select! {
             () = serve => Ok(()),

@@ -400,7 +400,8 @@ impl Service {
         metrics.state == ServerState::Leader && (alone || lately)
     }
 
-    async fn status(&self) -> Result<Status> {
+    /// How everything is, as far as this monitor knows while it leads.
+    pub async fn status(&self) -> Result<Status> {
         let reign = self.confirmed_reign().await?;
         let map = self.map();
         let now = self.now();

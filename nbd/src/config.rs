@@ -27,6 +27,9 @@ pub struct NbdConfig {
     /// Microseconds for which the front end looks for more work before it sleeps, while little is under way
     /// and work has been coming at such intervals: lower latency at low depth for processor time. 0: never.
     pub busy_poll_us: u64,
+    /// Where metrics are served: ADDR:PORT, or "off". Default: on 127.0.0.1, 1000 above the port of the first of
+    /// `listen`.
+    pub metrics_listen: trefoil_metrics::Listen,
 }
 
 impl Default for NbdConfig {
@@ -41,6 +44,7 @@ impl Default for NbdConfig {
             connections_max: 256,
             allow_plaintext: false,
             busy_poll_us: trefoil_transport::BUSY_POLL_US,
+            metrics_listen: trefoil_metrics::Listen::Default,
         }
     }
 }
@@ -66,6 +70,9 @@ pub enum ConfigError {
     /// Nothing else would ever run.
     #[error("`busy_poll_us` is too large: at most {0}")]
     PollsTooLong(u64),
+    /// The same, of metrics.
+    #[error(transparent)]
+    OpenMetrics(#[from] trefoil_metrics::NotLoopback),
 }
 
 impl NbdConfig {
@@ -83,6 +90,7 @@ impl NbdConfig {
         if self.busy_poll_us > trefoil_transport::BUSY_POLL_US_MAX {
             return Err(ConfigError::PollsTooLong(trefoil_transport::BUSY_POLL_US_MAX));
         }
+        self.metrics_listen.check(self.allow_plaintext)?;
         match self.listen.iter().find(|address| !address.ip().is_loopback()) {
             Some(address) if !self.allow_plaintext => Err(ConfigError::Plaintext(*address)),
             _ => Ok(()),
@@ -114,6 +122,9 @@ mod tests {
         let open: SocketAddr = ([0, 0, 0, 0], 10809).into();
         let config = NbdConfig { listen: vec![open], ..good() };
         assert_eq!(config.check(), Err(ConfigError::Plaintext(open)));
+        assert_eq!(NbdConfig { allow_plaintext: true, ..config }.check(), Ok(()));
+        let config = NbdConfig { metrics_listen: trefoil_metrics::Listen::At(open), ..good() };
+        assert_eq!(config.check(), Err(ConfigError::OpenMetrics(trefoil_metrics::NotLoopback(open))));
         assert_eq!(NbdConfig { allow_plaintext: true, ..config }.check(), Ok(()));
     }
 

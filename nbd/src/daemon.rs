@@ -1,6 +1,7 @@
 //! From a configuration to a serving front end, and to its end.
 
 use crate::config::{ConfigError, NbdConfig};
+use crate::metrics;
 use crate::monitors::Monitors;
 use crate::server::{Config as ServerConfig, ListenError, Server};
 use crate::session::cluster::Cluster;
@@ -40,6 +41,9 @@ pub enum RunError {
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// It cannot serve metrics where it was told to.
+    #[error(transparent)]
+    Metrics(std::io::Error),
 }
 
 /// A number that no other start of any process has.
@@ -71,6 +75,8 @@ async fn serve(
     let mut hello = Hello::new(Role::FrontEnd, [0; 16]);
     hello.incarnation = boot;
     let client = MonitorClient::new(config.monitors.clone(), hello);
+    let metrics_listener =
+        config.metrics_listen.bind(config.listen.first().copied()).await.map_err(RunError::Metrics)?;
     let map = tokio::select! {
         map = first_map(&client) => map,
         () = &mut shutdown => return Ok(()),
@@ -98,6 +104,14 @@ async fn serve(
     tokio::task::spawn_local(front.clone().renewals());
     if config.heal {
         tokio::task::spawn_local(front.clone().heal());
+    }
+    if let Some(listener) = metrics_listener {
+        let front = front.clone();
+        tokio::task::spawn_local(trefoil_metrics::serve(
+            listener,
+            async move || metrics::Snapshot::take(&front),
+            metrics::render,
+        ));
     }
     tracing::info!(?serving, "the front end serves");
     ready(serving);

@@ -4,6 +4,7 @@ pub mod blocks;
 pub mod config;
 mod daemon;
 pub mod disk;
+mod metrics;
 mod monitors;
 pub mod proto;
 pub mod server;

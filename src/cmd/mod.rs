@@ -13,6 +13,7 @@ pub mod monitor;
 pub mod pool;
 pub mod status;
 pub mod store;
+pub mod top;
 pub mod volume;
 
 use clap::Args;

@@ -142,7 +142,8 @@ fn push_if(text: &mut String, n: u64, what: &str) {
     }
 }
 
-fn health(health: Health, color: bool) -> String {
+/// `HEALTH_OK` and so on, in colour on a terminal.
+pub fn health(health: Health, color: bool) -> String {
     let word = match health {
         Health::HEALTH_OK => "HEALTH_OK",
         Health::HEALTH_WARN => "HEALTH_WARN",

@@ -35,7 +35,7 @@ use clap::Args;
 use dir::DataDir;
 use plan::{NODES_MIN, Plan, Request, VolumeArg};
 use state::{NodeState, State, VolumeWanted};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -70,8 +70,8 @@ State stays in DIR: starting again finds nodes and volumes as they were. Naming 
 again keeps it, a new one is made; more --nodes than before are added. SIGTERM or Ctrl-C stop
 everything in order; a second one ends at once.
 
-With --processes, DIR/processes.json lists what runs (role, name, pid, address, config),
-DIR/log has the logs, and a daemon that has died can be started again by hand:
+With --processes, DIR/processes.json lists what runs (role, name, pid, address, metrics,
+config), DIR/log has the logs, and a daemon that has died can be started again by hand:
   trefoil storage-node --config DIR/etc/node-0.toml
 
 When everything serves, one line on standard output begins with `ready: ` and a URI.";
@@ -244,7 +244,8 @@ fn settle(
     let mut taken: BTreeSet<u16> = [listen.port()].into();
     let before = old.iter().flat_map(|old| {
         let nodes = old.nodes.iter().map(|node| node.address);
-        nodes.chain(old.monitors()).map(|address| address.port())
+        let metrics = old.metrics.values().copied();
+        nodes.chain(old.monitors()).chain(metrics).map(|address| address.port())
     });
     taken.extend(before);
     let mut place = |name: &str, before: Option<SocketAddr>| -> anyhow::Result<SocketAddr> {
@@ -268,6 +269,7 @@ fn settle(
         more_monitors.push(place(&monitor_name(n), before)?);
     }
     let listen_before = old.as_ref().map(|old| old.nbd_listen);
+    let metrics_before = old.as_ref().map(|old| old.metrics.clone()).unwrap_or_default();
     let mut nodes = old.map(|old| old.nodes).unwrap_or_default();
     for node in &mut nodes {
         node.address = place(&node.name, Some(node.address))?;
@@ -275,6 +277,11 @@ fn settle(
     for size in &plan.added {
         let name = format!("node-{}", nodes.len());
         nodes.push(NodeState { address: place(&name, None)?, name, size: *size, made: false });
+    }
+    let mut metrics = BTreeMap::new();
+    for name in ["monitor", "nbd"].into_iter().chain(nodes.iter().map(|node| node.name.as_str())) {
+        let address = place(&format!("the metrics of {name}"), metrics_before.get(name).copied())?;
+        metrics.insert(name.to_owned(), address);
     }
     let listen = match (listen.port(), listen_before) {
         // Any port: that of the last start, if it may be.
@@ -300,6 +307,7 @@ fn settle(
         volumes_wanted: plan.volumes.clone(),
         nbd_listen: listen,
         nbd_socket: socket,
+        metrics,
     };
     // Before the first daemon: a node that exists must be known here.
     state.save(dir.path())?;
@@ -388,6 +396,7 @@ fn monitor_member(dir: &DataDir, state: &State, n: usize) -> Member {
     let peers = (1..).zip(&addresses).map(|(id, address)| PeerConfig { id, address: *address });
     let config = MonitorConfig {
         listen,
+        metrics_listen: state.metrics_listen(&name),
         data_dir: dir.path().join(&name),
         id: n as u64 + 1,
         peers: if addresses.len() > 1 { peers.collect() } else { Vec::new() },
@@ -400,7 +409,9 @@ fn monitor_member(dir: &DataDir, state: &State, n: usize) -> Member {
         }),
         ..MonitorConfig::default()
     };
-    Member { role: Role::Monitor, name, address: listen.to_string(), daemon: Daemon::Monitor(config) }
+    let metrics = state.metrics.get(&name).copied();
+    let address = listen.to_string();
+    Member { role: Role::Monitor, name, address, metrics, daemon: Daemon::Monitor(config) }
 }
 
 fn node_member(dir: &DataDir, state: &State, node: &NodeState) -> Member {
@@ -413,10 +424,13 @@ fn node_member(dir: &DataDir, state: &State, node: &NodeState) -> Member {
         // A device that was there and is gone is a loss to be told, not to be papered over.
         format_if_missing: !node.made,
         size: Some(node.size.0),
+        metrics_listen: state.metrics_listen(&node.name),
         ..NodeConfig::default()
     };
     let address = node.address.to_string();
-    Member { role: Role::StorageNode, name: node.name.clone(), address, daemon: Daemon::StorageNode(config) }
+    let name = node.name.clone();
+    let metrics = state.metrics.get(&name).copied();
+    Member { role: Role::StorageNode, name, address, metrics, daemon: Daemon::StorageNode(config) }
 }
 
 /// This host's name, where it can be one in the cluster map.
@@ -432,10 +446,12 @@ fn nbd_member(state: &State, allow_plaintext: bool) -> Member {
         socket: Some(state.nbd_socket.clone()),
         monitors: state.monitors(),
         allow_plaintext,
+        metrics_listen: state.metrics_listen("nbd"),
         ..NbdConfig::default()
     };
     let address = state.nbd_listen.to_string();
-    Member { role: Role::Nbd, name: "nbd".to_owned(), address, daemon: Daemon::Nbd(config) }
+    let metrics = state.metrics.get("nbd").copied();
+    Member { role: Role::Nbd, name: "nbd".to_owned(), address, metrics, daemon: Daemon::Nbd(config) }
 }
 
 /// Waits until the pool is made and a majority of nodes has been heard of.

@@ -202,6 +202,7 @@ mod tests {
             volumes_wanted: vec![],
             nbd_listen: address,
             nbd_socket: "/x".into(),
+            metrics: Default::default(),
         }
     }
 

@@ -8,10 +8,12 @@ use super::dir;
 use crate::size::Size;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use trefoil_metrics::Listen;
 
 /// The version of the format. Another one is refused, not guessed at.
 pub const VERSION: u32 = 1;
@@ -37,6 +39,9 @@ pub struct State {
     pub nbd_listen: SocketAddr,
     /// Its unix socket.
     pub nbd_socket: PathBuf,
+    /// Where each daemon serves its metrics, by its name. Directories of earlier versions have none yet.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, SocketAddr>,
 }
 
 /// One storage node.
@@ -107,6 +112,11 @@ impl State {
         }
     }
 
+    /// Where the daemon of that name serves its metrics, as its configuration says it.
+    pub fn metrics_listen(&self, name: &str) -> Listen {
+        self.metrics.get(name).map_or(Listen::Off, |address| Listen::At(*address))
+    }
+
     /// Writes the state to `dir`, durably and in one step.
     pub fn save(&self, dir: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self)?;
@@ -131,9 +141,19 @@ mod tests {
             volumes_wanted: vec![VolumeWanted { name: "disk0".into(), size: Size(4096) }],
             nbd_listen: address,
             nbd_socket: "/x/nbd.sock".into(),
+            metrics: [("nbd".to_owned(), address)].into(),
         };
         state.save(dir.path()).unwrap();
-        assert_eq!(State::load(dir.path()).unwrap(), Some(state));
+        assert_eq!(State::load(dir.path()).unwrap(), Some(state.clone()));
+        assert_eq!(state.metrics_listen("nbd"), Listen::At(address));
+        assert_eq!(state.metrics_listen("node-0"), Listen::Off);
+
+        // As an earlier version wrote it.
+        let mut older = serde_json::to_value(&state).unwrap();
+        older.as_object_mut().unwrap().remove("metrics").unwrap();
+        std::fs::write(dir.path().join(dir::STATE_FILE), older.to_string()).unwrap();
+        let loaded = State::load(dir.path()).unwrap().unwrap();
+        assert_eq!(loaded, State { metrics: BTreeMap::new(), ..state });
 
         let file = dir.path().join(dir::STATE_FILE);
         for (text, told) in [

@@ -16,6 +16,7 @@ use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::process::Command;
@@ -44,6 +45,8 @@ pub struct Member {
     pub name: String,
     /// Where it listens.
     pub address: String,
+    /// Where it serves its metrics.
+    pub metrics: Option<SocketAddr>,
     /// What to run.
     pub daemon: Daemon,
 }
@@ -94,6 +97,7 @@ struct ProcessEntry<'a> {
     name: &'a str,
     pid: u32,
     address: &'a str,
+    metrics: Option<SocketAddr>,
     config: PathBuf,
 }
 
@@ -197,9 +201,9 @@ impl<'a> Supervisor<'a> {
     }
 
     fn entry<'s>(&self, slot: &'s Slot) -> Option<ProcessEntry<'s>> {
-        let Member { role, name, address, .. } = &slot.member;
-        let pid = slot.running.as_ref()?.pid?;
-        Some(ProcessEntry { role: *role, name, pid, address, config: self.dir.config_file(name) })
+        let Member { role, name, address, metrics, .. } = &slot.member;
+        let (pid, metrics) = (slot.running.as_ref()?.pid?, *metrics);
+        Some(ProcessEntry { role: *role, name, pid, address, metrics, config: self.dir.config_file(name) })
     }
 
     /// Waits for `future`, which `what` names, and handles what happens to daemons meanwhile.

@@ -50,6 +50,8 @@ pub struct NodeConfig {
     /// Microseconds for which the node looks for more work before it sleeps, while little is under way and
     /// work has been coming at such intervals: lower latency at low depth for processor time. 0: never.
     pub busy_poll_us: u64,
+    /// Where metrics are served: ADDR:PORT, or "off". Default: on 127.0.0.1, 1000 above the port of `listen`.
+    pub metrics_listen: trefoil_metrics::Listen,
 }
 
 impl Default for NodeConfig {
@@ -74,6 +76,7 @@ impl Default for NodeConfig {
             allow_plaintext: false,
             no_io_uring: false,
             busy_poll_us: trefoil_transport::BUSY_POLL_US,
+            metrics_listen: trefoil_metrics::Listen::Default,
         }
     }
 }
@@ -114,6 +117,9 @@ pub enum ConfigError {
          or more, or lower `table_cache_bytes`, `read_memory_bytes` or `pending_bytes`"
     )]
     TooMuchMemory(u64, u64, u64),
+    /// Metrics, open to the network.
+    #[error(transparent)]
+    OpenMetrics(#[from] trefoil_metrics::NotLoopback),
 }
 
 /// Bytes that a change which waits for a page of its table takes, as far as they are counted.
@@ -138,6 +144,7 @@ impl NodeConfig {
         if !self.listen.ip().is_loopback() && !self.allow_plaintext {
             return Err(ConfigError::Plaintext(self.listen));
         }
+        self.metrics_listen.check(self.allow_plaintext)?;
         if self.listen.ip().is_unspecified() && self.advertise.is_none() {
             return Err(ConfigError::Unspecified(self.listen));
         }

@@ -23,6 +23,7 @@
 
 mod edges;
 mod geometry;
+mod meter;
 mod pieces;
 mod requests;
 #[cfg(test)]
@@ -32,10 +33,13 @@ use crate::disk::{ConnId, DiskError, DiskOp, DiskReply, DiskRequest};
 use bytes::Bytes;
 use edges::Edges;
 use geometry::{BLOCK, Geometry};
+use meter::Asked;
+pub use meter::{Class, Meter, Requests};
 use pieces::Piece;
 use requests::{Kind, Parts, Request, RequestKey};
 use slab::Slab;
 use std::collections::VecDeque;
+use trefoil_core::Time;
 use trefoil_core::client::{ClientOp, OpDone, OpError, OpId, OpKind};
 use trefoil_core::ids::{ObjectIndex, VolumeId};
 
@@ -88,6 +92,8 @@ pub struct BlockLayer {
     ops: Vec<ClientOp<Bytes>>,
     generation: u64,
     counters: Counters,
+    meter: Meter,
+    now: Time,
 }
 
 /// Bits of an operation's id that are its slot; the rest makes it unique.
@@ -109,12 +115,22 @@ impl BlockLayer {
             ops: Vec::new(),
             generation: 0,
             counters: Counters::default(),
+            meter: Meter::default(),
+            now: Time(0),
         })
     }
 
     /// What has happened so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+    /// What clients have asked so far, and how long it took.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+    /// What the time is from here on, for [`BlockLayer::meter`]; for nothing else.
+    pub fn set_now(&mut self, now: Time) {
+        self.now = now;
     }
     /// Requests that are not answered.
     pub fn requests_pending(&self) -> usize {
@@ -180,7 +196,7 @@ impl BlockLayer {
         self.waiting.clear();
         for mut request in self.requests.drain() {
             request.error = Some(error);
-            request.answer();
+            request.answer(&mut self.meter, self.now);
         }
     }
 
@@ -190,16 +206,23 @@ impl BlockLayer {
             let end = offset.checked_add(len).filter(|end| *end <= size && len > 0)?;
             Some((offset, end))
         };
-        let (range, kind) = match op {
+        let (class, range, kind) = match op {
             // Every write that was answered is durable, and there is no cache to fill.
-            DiskOp::Flush | DiskOp::Cache { .. } => return reply_to.push(token, Ok(DiskReply::Done)),
-            DiskOp::Read { offset, len } => (range(offset, len.into()), Kind::Read(Parts::default())),
+            DiskOp::Flush => {
+                self.meter.answered(Class::Flush, 0, 0, true);
+                return reply_to.push(token, Ok(DiskReply::Done));
+            }
+            DiskOp::Cache { .. } => return reply_to.push(token, Ok(DiskReply::Done)),
+            DiskOp::Read { offset, len } => {
+                (Class::Read, range(offset, len.into()), Kind::Read(Parts::default()))
+            }
             DiskOp::Write { offset, data, .. } => {
-                (range(offset, data.len() as u64), Kind::Write { data, start: offset })
+                (Class::Write, range(offset, data.len() as u64), Kind::Write { data, start: offset })
             }
             DiskOp::Zero { offset, len, no_hole, .. } => {
                 let range = range(offset, len.into());
-                (range.map(|(from, to)| (from, self.geometry.round_up_at_end(to))), Kind::Zero { no_hole })
+                let range = range.map(|(from, to)| (from, self.geometry.round_up_at_end(to)));
+                (Class::Zero, range, Kind::Zero { no_hole })
             }
             DiskOp::Trim { offset, len, .. } => {
                 let inner = range(offset, len.into()).map(|(from, to)| {
@@ -207,23 +230,28 @@ impl BlockLayer {
                     (from.next_multiple_of(BLOCK), to - to % BLOCK)
                 });
                 if inner.is_some_and(|(from, to)| from >= to) {
+                    self.meter.answered(Class::Trim, 0, 0, true);
                     return reply_to.push(token, Ok(DiskReply::Done));
                 }
-                (inner, Kind::Zero { no_hole: false })
+                (Class::Trim, inner, Kind::Zero { no_hole: false })
             }
             DiskOp::Status { offset, len } => {
                 let most = offset.saturating_add(STATUS_OBJECTS_MAX * self.geometry.object_size);
                 let range = range(offset, len.into()).map(|(from, to)| (from, to.min(most)));
-                (range, Kind::Status(Parts::default()))
+                (Class::Status, range, Kind::Status(Parts::default()))
             }
         };
         let Some((cursor, end)) = range else {
+            self.meter.answered(class, 0, 0, false);
             return reply_to.push(token, Err(DiskError::Invalid));
         };
         if self.requests.len() >= REQUESTS_MAX {
+            self.meter.answered(class, 0, 0, false);
             return reply_to.push(token, Err(DiskError::Io));
         }
-        let request = Request { token, reply_to, kind, cursor, end, pending: 0, error: None, queued: false };
+        let asked = Asked { class, bytes: end - cursor, at: self.now };
+        let request =
+            Request { token, reply_to, kind, cursor, end, pending: 0, error: None, queued: false, asked };
         let key = RequestKey(self.requests.insert(request));
         self.advance(key, false);
     }
@@ -239,7 +267,7 @@ impl BlockLayer {
         loop {
             let request = &self.requests[key.0];
             if request.is_finished() {
-                return self.requests.remove(key.0).answer();
+                return self.requests.remove(key.0).answer(&mut self.meter, self.now);
             }
             if request.is_issued() || request.pending >= REQUEST_OPS_MAX || request.queued {
                 return;

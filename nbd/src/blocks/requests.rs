@@ -1,9 +1,11 @@
 //! A client's request while its pieces are under way.
 
 use super::geometry::BLOCK;
+use super::meter::{Asked, Meter};
 use crate::disk::{Chunk, Chunks, Completions, DiskError, DiskReply, Extent};
 use bytes::Bytes;
 use std::rc::Rc;
+use trefoil_core::Time;
 use trefoil_core::checksum::HOLE;
 use trefoil_core::ids::BLOCK_SIZE;
 
@@ -39,6 +41,7 @@ pub(super) struct Request {
     pub error: Option<DiskError>,
     /// In the queue of those that wait for room.
     pub queued: bool,
+    pub asked: Asked,
 }
 
 impl Request {
@@ -48,7 +51,9 @@ impl Request {
     pub fn is_finished(&self) -> bool {
         self.is_issued() && self.pending == 0
     }
-    pub fn answer(self) {
+    pub fn answer(self, meter: &mut Meter, now: Time) {
+        let Asked { class, bytes, at } = self.asked;
+        meter.answered(class, bytes, now.since(at), self.error.is_none());
         let result = match (self.error, self.kind) {
             (Some(error), _) => Err(error),
             (None, Kind::Read(parts)) => {

@@ -54,6 +54,12 @@ impl LeaseClock {
         }
     }
 
+    /// As [`LeaseClock::now`], without a look at whether the host slept since that was asked last: for
+    /// statistics, at a third of the cost.
+    pub fn about_now(&self) -> Time {
+        self.at(Instant::now())
+    }
+
     fn at(&self, at: Instant) -> Time {
         let since = at.saturating_duration_since(self.started) + self.ahead.get();
         Time(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))

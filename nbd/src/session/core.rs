@@ -91,6 +91,8 @@ struct Session {
     clients: usize,
     /// How long its lease lasts after a renewal was sent.
     lease: Duration,
+    /// Until when, as far as the leader was told.
+    lease_until: Time,
     out: Vec<Output<Bytes>>,
     /// Operations at the leader after the last batch.
     live: usize,
@@ -115,6 +117,14 @@ pub struct SessionStatus {
     pub nodes: Vec<NodeView>,
     /// The block layer's counters.
     pub blocks: crate::blocks::Counters,
+    /// Requests of clients that are not answered.
+    pub requests: usize,
+    /// What clients have asked, and how long it took.
+    pub meter: crate::blocks::Meter,
+    /// Connections of clients.
+    pub clients: usize,
+    /// How long the lease still lasts, in microseconds. 0: there is none; reads go on, confirmed by a majority.
+    pub lease_left: u64,
 }
 
 /// See the module.
@@ -238,6 +248,7 @@ impl Core {
             nodes: BTreeSet::new(),
             clients: 0,
             lease: Duration::ZERO,
+            lease_until: Time(0),
             out: Vec::new(),
             live: 0,
             touched: false,
@@ -297,6 +308,7 @@ impl Core {
     pub fn submit(&mut self, key: SessionKey, batch: &mut Vec<DiskRequest>) {
         match self.sessions.get_mut(&key) {
             Some(Session { layer: Some(layer), .. }) => {
+                layer.set_now(self.clock.about_now());
                 layer.submit(batch);
                 self.want(key);
                 self.touch(key);
@@ -368,8 +380,10 @@ impl Core {
 
     /// The lease of a session's generation was renewed by a request that was sent at that moment.
     pub fn renewed(&mut self, key: SessionKey, sent: Instant) {
-        let Some(session) = self.sessions.get(&key) else { return };
-        let until = self.time_of(sent).after(session.lease.as_micros() as u64);
+        let at = self.time_of(sent);
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let until = at.after(session.lease.as_micros() as u64);
+        session.lease_until = session.lease_until.max(until);
         self.input(key, Input::Lease { until });
     }
 
@@ -506,6 +520,9 @@ impl Core {
                 self.ops = ops;
                 return;
             };
+            if let Some(layer) = layer.as_mut() {
+                layer.set_now(now);
+            }
             loop {
                 if let Some(layer) = layer.as_mut() {
                     layer.take_ops(&mut ops);
@@ -579,16 +596,20 @@ impl Core {
 
 impl Session {
     fn status(&self, now: Time) -> SessionStatus {
-        let mut status = SessionStatus { volume: self.volume, ..SessionStatus::default() };
+        let mut status =
+            SessionStatus { volume: self.volume, clients: self.clients, ..SessionStatus::default() };
         if let Phase::Leading { leader, generation, .. } = &self.phase {
             status.generation = Some(*generation);
             status.ops = leader.live_ops();
             status.copies_behind = leader.copies_behind();
             status.leader = leader.counters();
             status.nodes = leader.nodes(now).collect();
+            status.lease_left = self.lease_until.since(now);
         }
         if let Some(layer) = &self.layer {
             status.blocks = layer.counters();
+            status.requests = layer.requests_pending();
+            status.meter = *layer.meter();
         }
         status
     }

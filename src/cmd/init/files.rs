@@ -70,6 +70,8 @@ cluster_name = {name}
 {plaintext}
 # Connections at once. Each takes a file descriptor: `trefoil doctor` compares.
 # connections_max = {connections}
+# Where metrics are served: \"ADDR:PORT\", \"off\", or \"default\": on 127.0.0.1, 1000 above the port of `listen`.
+# metrics_listen = \"default\"
 # How long a volume's lease lasts, in ms. A volume whose front end died without a release is granted to
 # another one after this and the margin.
 # lease_ms = {lease}
@@ -173,6 +175,8 @@ memory_bytes = {memory}
 # checkpoint_bytes = {checkpoint}
 # Connections at once. Each takes a file descriptor: `trefoil doctor` compares.
 # connections_max = {connections}
+# Where metrics are served: \"ADDR:PORT\", \"off\", or \"default\": on 127.0.0.1, 1000 above the port of `listen`.
+# metrics_listen = \"default\"
 # Microseconds for which it looks for work before it sleeps: lower latency at low depth for processor
 # time. 0: never.
 # busy_poll_us = {poll}
@@ -222,6 +226,8 @@ monitors = [\"{monitor}\"]
 # heal = true
 # NBD connections at once. Each takes a file descriptor: `trefoil doctor` compares.
 # connections_max = {connections}
+# Where metrics are served: \"ADDR:PORT\", \"off\", or \"default\": on 127.0.0.1, 1000 above the port of `listen`.
+# metrics_listen = \"default\"
 # Microseconds for which it looks for work before it sleeps: lower latency at low depth for processor
 # time. 0: never.
 # busy_poll_us = {poll}

@@ -10,12 +10,14 @@
 //! | [`verify`] | checksums of blocks that come off the wire |
 //! | [`cluster`] | the monitors: map, heartbeats, lost state |
 //! | [`identity`] | what is kept beside the store |
+//! | [`metrics`] | what Prometheus is told |
 //! | [`run`] | start and end |
 
 mod cluster;
 mod connections;
 mod engine;
 mod identity;
+mod metrics;
 mod peers;
 mod run;
 mod storage;

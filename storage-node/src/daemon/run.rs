@@ -8,6 +8,7 @@ use super::cluster::Membership;
 use super::connections::Daemon;
 use super::engine::Engine;
 use super::identity::{Identity, StateDir};
+use super::metrics;
 use crate::config::{ConfigError, NodeConfig};
 use crate::device::wake::AsyncWaker;
 use crate::store::{FormatError, FormatOptions, OpenError, Recovered, Store, format};
@@ -117,6 +118,7 @@ async fn serve_node(
 ) -> Result<Ended, RunError> {
     tokio::pin!(shutdown);
     let state = StateDir::open(&config.state_dir)?;
+    let metrics_listener = config.metrics_listen.bind(Some(config.listen)).await?;
     let started = tokio::select! {
         started = start(config, state) => started?,
         () = &mut shutdown => return Ok((None, Ok(()))),
@@ -137,6 +139,11 @@ async fn serve_node(
     let disk = tokio::task::spawn_local(daemon.clone().disk(waker, Store::has_work));
     tokio::task::spawn_local(membership.clone().heartbeats(daemon.clone()));
     tokio::task::spawn_local(membership.clone().follow_map(daemon.clone(), map));
+    if let Some(listener) = metrics_listener {
+        let (daemon, membership) = (daemon.clone(), membership.clone());
+        let snapshot = async move || metrics::Snapshot::take(&daemon, &membership);
+        tokio::task::spawn_local(trefoil_metrics::serve(listener, snapshot, metrics::render));
+    }
     let node = membership.node;
     tracing::info!(%node, %address, "the storage node serves");
     ready(Ready { node, address });

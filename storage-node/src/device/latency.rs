@@ -6,6 +6,7 @@
 
 use serde::Serialize;
 use std::time::{Duration, Instant};
+use trefoil_metrics::Histogram;
 
 /// An operation that has been under way for this long counts as stalled.
 pub const STALLED: Duration = Duration::from_secs(1);
@@ -34,6 +35,9 @@ pub struct OpStats {
     pub p99_us: u64,
     /// The slowest of them, in µs.
     pub max_us: u64,
+    /// How long all of them took that have ended since the device was opened.
+    #[serde(skip)]
+    pub took: Histogram,
 }
 
 /// How a device is doing. Times run from when the store handed an operation over.
@@ -76,6 +80,7 @@ struct Series {
     ended: u64,
     bytes: u64,
     errors: u64,
+    took: Histogram,
     windows: [Window; WINDOWS],
 }
 
@@ -89,6 +94,7 @@ impl Series {
             *window = Window { number, ..Window::default() };
         }
         let us = micros(took);
+        self.took.record(us);
         window.count += 1;
         window.sum_us = window.sum_us.saturating_add(us);
         window.max_us = window.max_us.max(us);
@@ -120,6 +126,7 @@ impl Series {
             mean_us: sum.checked_div(count).unwrap_or(0),
             p99_us,
             max_us,
+            took: self.took,
         }
     }
 }
@@ -195,9 +202,11 @@ mod tests {
         assert_eq!((writes.ended, writes.recent, writes.errors), (1000, 1000, 1));
         assert_eq!((writes.max_us, writes.p99_us, writes.mean_us), (300_000, 1024, 1299));
         assert_eq!(writes.bytes, 999 * 4096);
+        assert_eq!((writes.took.count(), writes.took.sum_seconds()), (1000, 1.299));
         assert_eq!(stats.reads, OpStats::default());
         let later = meter.stats(start + Duration::from_secs(60), std::iter::empty()).writes;
         assert_eq!((later.ended, later.errors), (1000, 1), "totals stay");
+        assert_eq!(later.took, writes.took, "also here");
         assert_eq!((later.recent, later.max_us, later.p99_us, later.mean_us), (0, 0, 0, 0));
     }
 
