@@ -277,11 +277,8 @@ pub async fn connect(
 ) -> Result<Connected, ConnectError> {
     if let Some((id, incarnation)) = expect.identity.filter(|_| options.local) {
         let name = LocalName::new(hello.cluster_id, expect.role, id, incarnation);
-        match name.connect() {
-            Ok(stream) => {
-                local::tune(&stream);
-                let peer = Peer::Local(stream.peer_cred().ok().and_then(|peer| peer.pid()));
-                let stream = Stream::Unix(stream);
+        match name.connect().and_then(local::ready) {
+            Ok((stream, peer)) => {
                 match greet(stream, peer, address, LOCAL_TIMEOUT, hello, expect, options).await {
                     Ok(connected) => return Ok(connected),
                     Err(error) => tracing::debug!(%peer, %error, "not by the unix socket, then by TCP"),
@@ -369,12 +366,8 @@ pub(crate) async fn accept(
     policy: &Policy,
     options: Options,
 ) -> Result<Connected, AcceptError> {
-    match &stream {
-        Stream::Tcp(stream) => tune(stream)?,
-        Stream::Unix(stream) => {
-            local::check_peer(stream)?;
-            local::tune(stream);
-        }
+    if let Stream::Tcp(stream) = &stream {
+        tune(stream)?;
     }
     let mut buffer = BytesMut::new();
     let hello = tokio::time::timeout(HANDSHAKE_TIMEOUT, read_small(&mut stream, &mut buffer)).await;

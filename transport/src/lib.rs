@@ -26,6 +26,7 @@ mod local;
 mod poll;
 mod rate;
 mod stream;
+mod unix;
 
 pub use connection::{
     CloseReason, Options, Peer, QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX, ReadError, Reader, SendError, Sender,
@@ -40,3 +41,4 @@ pub use poll::{BUSY_POLL_US, BUSY_POLL_US_MAX, POLL_DEPTH_MAX, Poller};
 pub use rate::RateLimit;
 pub use stream::Stream;
 pub use trefoil_core::wire::frame::{Frame, KIND_USER_MIN};
+pub use unix::UnixSocket;

@@ -6,7 +6,7 @@
 
 use crate::connection::{Options, Peer};
 use crate::handshake::{AcceptError, Connected, Policy, accept, refuse_too_many};
-use crate::local::LocalName;
+use crate::local::{self, LocalName};
 use crate::rate::RateLimit;
 use crate::stream::Stream;
 use std::cell::Cell;
@@ -83,9 +83,13 @@ impl Drop for Slot {
 /// Never ends where there is no unix socket.
 async fn accept_local(listener: Option<&UnixListener>) -> io::Result<(Stream, Peer)> {
     let Some(listener) = listener else { return std::future::pending().await };
-    let (stream, _) = listener.accept().await?;
-    let peer = Peer::Local(stream.peer_cred().ok().and_then(|peer| peer.pid()));
-    Ok((Stream::Unix(stream), peer))
+    loop {
+        let (stream, _) = listener.accept().await?;
+        match local::check_peer(&stream).and_then(|()| local::ready(stream)) {
+            Ok(ready) => return Ok(ready),
+            Err(error) => tracing::debug!(%error, "a connection by the unix socket was not accepted"),
+        }
+    }
 }
 
 /// Accepts connections and runs `handle` for each as a local task, for ever. Dropping the future stops

@@ -11,7 +11,10 @@
 //! the kernel who the other is, and talk only to their own user and to root. Where anything is not as it
 //! should be, TCP is used.
 
+use crate::connection::Peer;
 use crate::handshake::Role;
+use crate::stream::Stream;
+use crate::unix::UnixSocket;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
@@ -77,6 +80,13 @@ pub(crate) fn check_peer(stream: &UnixStream) -> io::Result<()> {
         io::ErrorKind::PermissionDenied,
         format!("the process at the other end of the unix socket is of user {uid}, not {ours} or 0"),
     ))
+}
+
+/// A connection whose other side has been checked, ready to be used.
+pub(crate) fn ready(stream: UnixStream) -> io::Result<(Stream, Peer)> {
+    tune(&stream);
+    let peer = Peer::Local(stream.peer_cred().ok().and_then(|peer| peer.pid()));
+    Ok((Stream::Unix(UnixSocket::new(stream)?), peer))
 }
 
 /// Larger buffers for a unix socket, as far as the kernel lets us.

@@ -21,6 +21,8 @@ pub const BUSY_POLL_US_MAX: u64 = 10_000;
 pub const POLL_DEPTH_MAX: usize = 4;
 /// The weight of the newest gap in the mean is one part in so many.
 const MEAN_SHARE: u32 = 8;
+/// With each batch the depth of late loses one part of so many.
+const DEPTH_PARTS: usize = 8;
 /// A gap counts as at most so many limits: after a pause a few requests at short intervals are enough.
 const GAP_LIMITS_MAX: u32 = 3;
 
@@ -32,6 +34,9 @@ pub struct Poller {
     last: Cell<Instant>,
     /// The mean of the gaps between batches.
     gap: Cell<Duration>,
+    /// How many requests were under way at most of late, in parts of one: a batch whose end leaves few for a
+    /// moment does not make little of much.
+    depth_parts: Cell<usize>,
     /// Work is expected within the limit.
     wanted: Cell<bool>,
     sleeps: Cell<bool>,
@@ -45,6 +50,7 @@ impl Poller {
             limit,
             last: Cell::new(Instant::now()),
             gap: Cell::new(limit * GAP_LIMITS_MAX),
+            depth_parts: Cell::new(0),
             wanted: Cell::new(false),
             sleeps: Cell::new(false),
             wake: Notify::new(),
@@ -65,7 +71,10 @@ impl Poller {
             return;
         }
         self.last.set(Instant::now());
-        self.wanted.set(under_way <= POLL_DEPTH_MAX && self.gap.get() < self.limit);
+        let before = self.depth_parts.get();
+        let depth = (under_way.saturating_mul(DEPTH_PARTS)).max(before - before.div_ceil(DEPTH_PARTS));
+        self.depth_parts.set(depth);
+        self.wanted.set(depth <= POLL_DEPTH_MAX * DEPTH_PARTS && self.gap.get() < self.limit);
         if self.sleeps.get() && self.wanted.get() {
             self.sleeps.set(false);
             self.wake.notify_one();
@@ -106,6 +115,8 @@ mod tests {
         assert!(poller.wanted.get());
         settle(&poller, Duration::from_millis(1), POLL_DEPTH_MAX + 1);
         assert!(!poller.wanted.get(), "batches gather while it sleeps");
+        poller.end(0);
+        assert!(!poller.wanted.get(), "that few are left for a moment says nothing");
         settle(&poller, Duration::from_millis(1), 0);
         assert!(poller.wanted.get());
         settle(&poller, Duration::from_secs(1), 0);

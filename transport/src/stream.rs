@@ -3,6 +3,7 @@
 //! [`Stream::read_some`] knows one thing that the types underneath do not: a read that did not fill its
 //! room has emptied the socket, so it is not asked again before the kernel says that more has come.
 
+use crate::unix::UnixSocket;
 use bytes::BytesMut;
 use std::future::Future;
 use std::io;
@@ -10,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub enum Stream {
     /// To another host, or to this one by its address.
     Tcp(TcpStream),
     /// Within this host.
-    Unix(UnixStream),
+    Unix(UnixSocket),
 }
 
 impl Stream {
@@ -85,18 +86,20 @@ impl Stream {
     fn try_read_io(&self, read: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.try_io(Interest::READABLE, read),
-            Stream::Unix(stream) => stream.try_io(Interest::READABLE, read),
+            Stream::Unix(stream) => stream.try_read_io(read),
         }
     }
 
     /// True where the peer has closed or shut down its side, although bytes may be left to read. What
     /// is left was sent by a client that does not wait for answers any more.
     pub fn peer_closed(&self, cx: &mut Context<'_>) -> bool {
-        let ready = match self {
-            Stream::Tcp(s) => pin!(s.ready(Interest::READABLE)).poll(cx),
-            Stream::Unix(s) => pin!(s.ready(Interest::READABLE)).poll(cx),
-        };
-        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+        match self {
+            Stream::Tcp(s) => {
+                let ready = pin!(s.ready(Interest::READABLE)).poll(cx);
+                matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+            }
+            Stream::Unix(s) => s.peer_closed(cx),
+        }
     }
 }
 
@@ -123,7 +126,7 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
-            Stream::Unix(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::Unix(s) => s.poll_read(cx, buf),
         }
     }
 }
@@ -132,7 +135,7 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(s) => Pin::new(s).poll_write(cx, buf),
-            Stream::Unix(s) => Pin::new(s).poll_write(cx, buf),
+            Stream::Unix(s) => s.poll_write(cx, &[io::IoSlice::new(buf)]),
         }
     }
     fn poll_write_vectored(
@@ -142,7 +145,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
-            Stream::Unix(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Stream::Unix(s) => s.poll_write(cx, bufs),
         }
     }
     fn is_write_vectored(&self) -> bool {
@@ -154,7 +157,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(s) => Pin::new(s).poll_shutdown(cx),
-            Stream::Unix(s) => Pin::new(s).poll_shutdown(cx),
+            Stream::Unix(s) => Poll::Ready(s.shutdown()),
         }
     }
 }

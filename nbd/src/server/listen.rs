@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
-use trefoil_transport::Stream;
+use trefoil_transport::{Stream, UnixSocket};
 
 /// Mode of a unix socket: the owner and the group (say, of QEMU's user) may connect.
 const SOCKET_MODE: u32 = 0o660;
@@ -74,7 +74,7 @@ impl Listener {
                 let (stream, _) = listener.accept().await?;
                 // A reply of 1 MiB goes out in one piece, not in five turns of both processes.
                 trefoil_transport::tune_unix(&stream);
-                Ok((Stream::Unix(stream), file.path.display().to_string()))
+                Ok((Stream::Unix(UnixSocket::new(stream)?), file.path.display().to_string()))
             }
         }
     }

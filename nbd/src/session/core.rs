@@ -339,12 +339,17 @@ impl Core {
     }
 
     fn input(&mut self, key: SessionKey, input: Input<Bytes>) {
-        let now = self.now();
+        self.input_at(self.now(), key, input);
+    }
+
+    fn input_at(&mut self, now: Time, key: SessionKey, input: Input<Bytes>) {
         if let Some(session) = self.sessions.get_mut(&key)
             && let Phase::Leading { leader, .. } = &mut session.phase
         {
             leader.handle(now, input, &mut session.out);
-            self.touch(key);
+            if !std::mem::replace(&mut session.touched, true) {
+                self.touched.push(key);
+            }
         }
     }
 
@@ -482,6 +487,8 @@ impl Core {
     /// Frames of a node. False where the connection must be closed.
     #[must_use]
     pub fn node_frames(&mut self, node: NodeId, frames: &mut Vec<Frame>) -> bool {
+        // One look for all of them: after they have come, as a lease wants it (6.2).
+        let now = self.now();
         for frame in frames.drain(..) {
             let msg = match FromNode::decode(frame.kind, &frame.meta, frame.payload) {
                 Ok(msg) => msg,
@@ -491,7 +498,7 @@ impl Core {
                 }
             };
             if let Some(key) = self.session_of(volume_of(&msg)) {
-                self.input(key, Input::Node { node, msg });
+                self.input_at(now, key, Input::Node { node, msg });
             }
         }
         true

@@ -47,6 +47,9 @@ pub const HEALERS_MAX: usize = 2;
 pub const HEAL_TIME_MAX: Duration = Duration::from_secs(120);
 /// Tries to give a generation back. After that its lease has to run out.
 const RELEASE_TRIES: usize = 5;
+/// After so many bytes from one node its clients are sent what they are owed before more is read: as long
+/// as it is in the processor's cache, and while the node gets on with the next.
+const SENT_ON_BYTES: usize = 256 << 10;
 /// Longest sleep of the ticker, and the shortest.
 const TICK_IDLE: Duration = Duration::from_millis(250);
 const TICK_BUSY: Duration = Duration::from_millis(10);
@@ -366,9 +369,13 @@ impl FrontEnd {
             if let Err(why) = reader.read_batch(&mut frames).await {
                 break why;
             }
+            let bytes: usize = frames.iter().map(|frame| frame.payload.len()).sum();
             if !self.batch(|core| core.node_frames(node, &mut frames)) {
                 sender.close("a message that makes no sense");
                 break CloseReason::Local("a message that makes no sense");
+            }
+            if bytes >= SENT_ON_BYTES {
+                tokio::task::yield_now().await;
             }
         };
         if !self.stopping.get() {

@@ -62,6 +62,7 @@ volume's do, without protocol, checksums and tables. Event loops of front and no
   poll   as ring, but it looks for up to 50 us before it sleeps
   batch  as ring, but with several requests under way it waits up to 20 us for several completions
          (Linux 6.12)
+The client sends each request by itself, as libnbd, QEMU and the kernel do.
 CPU_US is processor time of front and nodes for each I/O, CPU_FRONT and CPU_NODES its parts;
 CPU_CLIENT, the load's own, is apart. SYSCALLS, SLEEPS and DEVICE_OPS are those of front and nodes for
 each I/O, three copies together. NODES_US is the mean time from the front to the node whose answer

@@ -200,6 +200,16 @@ impl Engine {
         }
     }
 
+    /// Sends what is queued for a line without waiting for the next turn, as far as the socket takes it. For
+    /// an engine on epoll.
+    ///
+    /// # Errors
+    ///
+    /// The line cannot be written to.
+    pub fn send_now(&mut self, to: usize) -> io::Result<()> {
+        self.write_out(to)
+    }
+
     /// Queues a frame for a connection.
     pub fn forward(&mut self, to: usize, frame: &Frame) {
         self.send(to, frame.bytes.clone());

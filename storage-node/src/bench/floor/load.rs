@@ -1,7 +1,8 @@
 //! The floor's client, and the device by itself for comparison.
 //!
 //! The client always runs on epoll, as most programs that use a disk over a socket do: it is the same for all
-//! that is compared, and its processor time is counted apart.
+//! that is compared, and its processor time is counted apart. It sends each request by itself, as libnbd (hence
+//! fio), QEMU and the kernel's nbd do: the front meets them in as small batches as Trefoil's front end does.
 
 use super::engine::{Engine, Event};
 use super::{Counters, DEPTH_MAX, HEADER, Header, NODES, kind, nonsense};
@@ -142,7 +143,7 @@ impl Client {
         let mut events = Vec::new();
         let begun = Instant::now();
         for (slot, asked) in slots.iter_mut().enumerate() {
-            *asked = Some((self.ask(pattern, payload, slot, &mut offsets), begun));
+            *asked = Some((self.ask(pattern, payload, slot, &mut offsets)?, begun));
         }
         let mut under_way = slots.len();
         while under_way > 0 {
@@ -161,7 +162,7 @@ impl Client {
                 latency.add(now.duration_since(since));
                 under_way -= 1;
                 if more {
-                    slots[slot] = Some((self.ask(pattern, payload, slot, &mut offsets), now));
+                    slots[slot] = Some((self.ask(pattern, payload, slot, &mut offsets)?, now));
                     under_way += 1;
                 }
             }
@@ -169,7 +170,13 @@ impl Client {
         Ok(())
     }
 
-    fn ask(&mut self, pattern: Pattern, payload: &Bytes, slot: usize, offsets: &mut Offsets) -> u32 {
+    fn ask(
+        &mut self,
+        pattern: Pattern,
+        payload: &Bytes,
+        slot: usize,
+        offsets: &mut Offsets,
+    ) -> io::Result<u32> {
         self.number = self.number.wrapping_add(1);
         let id = self.number.wrapping_mul(DEPTH_MAX as u32) | slot as u32;
         let mut header = Header { id, ..Header::default() };
@@ -182,7 +189,8 @@ impl Client {
         if pattern.write {
             self.engine.send(0, payload.clone());
         }
-        id
+        self.engine.send_now(0)?;
+        Ok(id)
     }
 
     fn turn(&mut self, under_way: usize, events: &mut Vec<Event>) -> io::Result<()> {
