@@ -2,8 +2,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`test`] | where a map in a file places things, without a cluster |
-//! | [`file`] | maps in files, and what they were read from |
+//! | [`mod@test`] | where a map in a file places things, without a cluster |
+//! | [`mod@file`] | maps in files, and what they were read from |
 //! | [`show`], [`tree`], [`rule`] | the cluster's map as it is |
 //! | [`edit`] | the words of an edit |
 //! | [`change`] | how any change is made: foretold, checked, confirmed, compared and set |

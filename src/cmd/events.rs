@@ -94,7 +94,10 @@ pub fn run(args: &EventsArgs, global: &Global, out: &mut dyn Write) -> Outcome {
         let wanted = |event: &&Event| event.at >= from && (!args.warnings || event.what.is_warning());
         let shown: Vec<&Event> = events.iter().filter(wanted).collect();
         show(args, &shown[shown.len().saturating_sub(args.last)..], out)?;
-        while args.follow {
+        if !args.follow {
+            return Ok(());
+        }
+        loop {
             match admin.events(seen, WAIT).await {
                 Ok((events, last)) => {
                     // Fewer than there were: the monitors are those of a backup that was restored.
@@ -111,7 +114,6 @@ pub fn run(args: &EventsArgs, global: &Global, out: &mut dyn Write) -> Outcome {
                 }
             }
         }
-        Ok(())
     })
 }
 
