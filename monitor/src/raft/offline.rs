@@ -21,7 +21,7 @@ pub(crate) fn map_of(store: &Store) -> Result<ClusterMap, Failure> {
             && proposal.reign == entry.log_id.leader_id
         {
             // One that is refused changes nothing, now as then.
-            let _ = map.apply(&proposal.command);
+            let _ = map.apply_at(&proposal.command, proposal.at);
         }
     }
     Ok(map)
