@@ -413,6 +413,7 @@ impl Cluster {
 pub fn front_end_config(text: &str, name: &str, socket: &Path) -> String {
     let mut table: toml::Table = text.parse().expect("a configuration of `trefoil up` is TOML");
     table.insert("listen".into(), toml::Value::Array(vec!["127.0.0.1:0".into()]));
+    table.insert("metrics_listen".into(), "off".into());
     table.insert("socket".into(), socket.display().to_string().into());
     if table.contains_key("name") {
         table.insert("name".into(), name.into());

@@ -130,6 +130,7 @@ fn one_more(cluster: &Cluster, id: u64) -> (PathBuf, String) {
     table.insert("id".into(), toml::Value::Integer(id as i64));
     table.insert("listen".into(), address.clone().into());
     table.insert("data_dir".into(), cluster.dir.join(format!("m{id}")).display().to_string().into());
+    table.insert("metrics_listen".into(), "off".into());
     table.insert("peers".into(), toml::Value::Array(Vec::new()));
     table.insert("join".into(), toml::Value::Array(join));
     let path = cluster.dir.join("etc").join(format!("m{id}.toml"));
