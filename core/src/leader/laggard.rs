@@ -13,8 +13,9 @@
 //!
 //! Redundancy comes first in none of this, and last in nothing: a node that a quorum needs is not cut loose
 //! for lagging, and not held out. A quorum is one of nodes that are in time: where two of three were slow one
-//! behind the other, the one that has recovered is taken back at once, and not when its time is over. Where only some groups need it, its copies in the others are left behind,
-//! object by object, so that its queue stays within bounds: what is left are writes that clients wait for.
+//! behind the other, the one that has recovered is taken back at once, and not when its time is over. Where
+//! only some groups need it, its copies in the others are left behind, object by object, so that its queue
+//! stays within bounds: what is left are writes that clients wait for.
 
 use super::group::{Group, Link};
 use super::object::CopyState;
@@ -67,11 +68,6 @@ impl Shared {
                 .is_none_or(|peer| !peer.slow && !peer.is_silent(now, late) && peer.backlog_age(now) < late)
     }
 
-    /// Some node may not be counted on.
-    fn any_late(&self, now: Time) -> bool {
-        self.peers.keys().any(|node| !self.is_prompt(now, *node, LATE))
-    }
-
     /// A node's connection is gone. If a lot was queued for it, it is likely that somebody else cut it loose:
     /// the transport has a limit for all volumes together.
     pub fn hold_if_behind(&mut self, now: Time, node: NodeId) {
@@ -111,12 +107,20 @@ impl<P: Clone + Default> Group<P> {
         self.config.takes_part(node) && !self.quorum(|_, slot| shared.is_prompt(now, slot.node, LATE))
     }
 
-    /// An object that clients wait for has no quorum of whole copies at nodes that may be counted on. False at
-    /// once where all nodes are prompt.
-    pub fn waits_for_the_late(&self, shared: &Shared, now: Time, index: ObjectIndex) -> bool {
+    /// Which slots have nodes that may be counted on, and whether some have not.
+    pub fn prompt_slots(&self, shared: &Shared, now: Time) -> (u8, bool) {
+        let all = (1u8 << self.slots.len()) - 1; // at most SLOTS_MAX, which is less than 8
+        let prompt = |(i, slot): (usize, &super::group::Slot)| {
+            if shared.is_prompt(now, slot.node, LATE) { 1 << i } else { 0 }
+        };
+        let prompt = self.slots.iter().enumerate().map(prompt).fold(0, |all: u8, one| all | one);
+        (prompt, prompt != all)
+    }
+
+    /// An object that clients wait for has no quorum of whole copies in these slots.
+    pub fn waits_beside(&self, prompt: u8, index: ObjectIndex) -> bool {
         let Some(object) = self.objects.get(&index) else { return false };
-        let whole = |i: usize| object.copies[i].state == CopyState::InLine;
-        shared.any_late(now) && !self.quorum(|i, slot| whole(i) && shared.is_prompt(now, slot.node, LATE))
+        !self.quorum(|i, _| prompt & 1 << i != 0 && object.copies[i].state == CopyState::InLine)
     }
 
     /// Leaves an object's copies behind at nodes that are too far behind and needed elsewhere, where the

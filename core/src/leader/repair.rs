@@ -19,11 +19,13 @@ impl<P: Clone + Default> Group<P> {
         if self.phase != Phase::Decided || self.behind.is_empty() {
             return;
         }
-        // A client's operation waits for these: they come first, and may exceed the limit by as many.
+        // A client's operation waits for these: they come first, and may exceed the limit by as many. The same
+        // where the copies that it waits for are at a node that is late.
+        let (prompt, some_late) = self.prompt_slots(shared, now);
         let urgent: Vec<(ObjectIndex, usize)> = self
             .busy
             .iter()
-            .filter(|index| self.closed.contains(index) || self.waits_for_the_late(shared, now, **index))
+            .filter(|index| self.closed.contains(index) || some_late && self.waits_beside(prompt, **index))
             .flat_map(|index| self.behind.range((*index, 0)..=(*index, usize::MAX)))
             .filter(|(_, at)| **at <= now)
             .map(|(key, _)| *key)

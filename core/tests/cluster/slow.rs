@@ -57,6 +57,19 @@ impl World {
         self.fronts[f].events.iter().filter(|event| **event == "reset").count()
     }
 
+    /// Node 0 becomes so slow that it is cut loose, and is quick again; it is connected and held out.
+    fn hold_out_0(&mut self, f: usize) {
+        let resets = self.resets(f);
+        self.answer_after(0, 2_000_000);
+        while self.resets(f) == resets {
+            self.write(f, 0, 0, self.now.0);
+            self.glide(100_000);
+        }
+        self.answer_after(0, QUICK);
+        self.reconnect(f);
+        assert!(self.node(f, 0).held);
+    }
+
     /// What a shell does: a connection that was given up is made again.
     fn reconnect(&mut self, f: usize) {
         for node in (0..3).map(NodeId) {
@@ -310,14 +323,7 @@ fn a_laggard_is_cut_loose_by_the_length_of_its_queue() {
 fn a_node_that_was_held_out_is_taken_back_at_once_when_it_is_needed() {
     let options = Options { lag_max: 500_000, hold: (30_000_000, 60_000_000), ..Options::default() };
     let (mut w, f) = World::slow_world(options);
-    w.answer_after(0, 2_000_000);
-    while w.resets(f) == 0 {
-        w.write(f, 0, 0, w.now.0);
-        w.glide(100_000);
-    }
-    w.answer_after(0, QUICK);
-    w.reconnect(f);
-    assert!(w.node(f, 0).held);
+    w.hold_out_0(f);
     w.crash(NodeId(1));
     assert!(w.node(f, 0).up, "without it there is no quorum");
     let id = w.write(f, 0, 0, 77);
@@ -326,14 +332,7 @@ fn a_node_that_was_held_out_is_taken_back_at_once_when_it_is_needed() {
     // The same for one that is silent, which nobody has noticed yet.
     w.restart(NodeId(1));
     w.glide(1_000_000);
-    w.answer_after(0, 2_000_000);
-    while w.resets(f) == 1 {
-        w.write(f, 0, 0, w.now.0);
-        w.glide(100_000);
-    }
-    w.answer_after(0, QUICK);
-    w.reconnect(f);
-    assert!(w.node(f, 0).held);
+    w.hold_out_0(f);
     w.answer_after(1, STOPPED);
     let id = w.write(f, 0, 0, 78);
     w.glide(400_000);
@@ -344,14 +343,7 @@ fn a_node_that_was_held_out_is_taken_back_at_once_when_it_is_needed() {
 fn a_node_that_was_held_out_is_taken_back_at_once_when_another_one_becomes_slow() {
     let options = Options { lag_max: 500_000, hold: (30_000_000, 60_000_000), ..Options::default() };
     let (mut w, f) = World::slow_world(options);
-    w.answer_after(0, 2_000_000);
-    while w.resets(f) == 0 {
-        w.write(f, 0, 0, w.now.0);
-        w.glide(100_000);
-    }
-    w.answer_after(0, QUICK);
-    w.reconnect(f);
-    assert!(w.node(f, 0).held);
+    w.hold_out_0(f);
     // Slow, and never silent for long: it answers every few milliseconds what it was asked long ago.
     w.answer_after(1, 300_000);
     let writes: Vec<OpId> = (0..200)
