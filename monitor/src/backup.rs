@@ -66,7 +66,7 @@ pub enum BackupError {
     #[error("{0}")]
     Directory(String),
     /// The map cannot be restored.
-    #[error("the map cannot be restored: its numbers are used up")]
+    #[error("the map cannot be restored: its numbers are used up, or it has been restored 64 times")]
     UsedUp,
 }
 

@@ -15,6 +15,8 @@ pub const VOLUMES_SKIPPED: u64 = 1 << 20;
 pub const NODES_SKIPPED: u32 = 1000;
 /// Pool ids that are left out.
 pub const POOLS_SKIPPED: u32 = 100;
+/// How often a cluster may have been restored: of each time a range is kept.
+pub const RESTORES_MAX: usize = 64;
 /// Versions that are left out: whoever has a map of the cluster before takes this one for a later one.
 pub const VERSIONS_SKIPPED: u64 = 1 << 32;
 
@@ -23,8 +25,12 @@ impl ClusterMap {
     /// may have been granted it after the backup, and may believe in a lease that this map does not show. So
     /// no volume is granted before a lease and the margin have passed.
     ///
-    /// False, and nothing is changed, where the numbers of a volume, node or pool are used up.
+    /// False, and nothing is changed, where the numbers of a volume, node or pool are used up, or this has been done
+    /// [`RESTORES_MAX`] times.
     pub fn restored(&mut self, holder: &Holder) -> bool {
+        if self.forgotten.len() >= RESTORES_MAX {
+            return false;
+        }
         let mut map = self.clone();
         let above = |number: u64, skipped: u64| number.checked_add(skipped);
         let (Some(version), Some(next_volume), Some(next_node), Some(next_pool)) = (
@@ -116,6 +122,17 @@ mod tests {
         let delta = restored.diff(&map).unwrap();
         map.apply_delta(&delta).unwrap();
         assert_eq!(map, restored);
+    }
+
+    #[test]
+    fn restores_are_bounded() {
+        let mut map = cluster(3);
+        for _ in 0..RESTORES_MAX {
+            assert!(map.restored(&holder("restored")));
+        }
+        let before = map.clone();
+        assert!(!map.restored(&holder("restored")));
+        assert_eq!(map, before);
     }
 
     #[test]
