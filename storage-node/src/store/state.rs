@@ -131,13 +131,13 @@ impl State {
                 self.tables.heal(*object, *block, location, *checksum)
             }
             Record::DeleteVolume { volume } => {
-                for object in self.tables.of_volume(*volume) {
+                for object in self.tables.of_groups(|group| group.volume == *volume) {
                     self.dirty.insert(Key::Object(object));
                     self.remove(object);
                 }
             }
             Record::Leave { pg, .. } => {
-                for object in self.tables.of_pg(*pg) {
+                for object in self.tables.of_groups(|group| group.pg == *pg) {
                     self.dirty.insert(Key::Object(object));
                     self.remove(object);
                 }

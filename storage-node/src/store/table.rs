@@ -17,7 +17,7 @@ use super::superblock::Superblock;
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use std::collections::VecDeque;
-use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId, PgId, VolumeId};
+use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, ObjectId};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Blocks in the largest object.
@@ -664,14 +664,9 @@ impl Tables {
         dead
     }
 
-    /// The objects of a volume.
-    pub fn of_volume(&self, volume: VolumeId) -> Vec<ObjectId> {
-        self.objects.keys().filter(|o| o.group.volume == volume).copied().collect()
-    }
-
-    /// The objects of a placement group.
-    pub fn of_pg(&self, pg: PgId) -> Vec<ObjectId> {
-        self.objects.keys().filter(|o| o.group.pg == pg).copied().collect()
+    /// The objects of some groups: those of a volume, or of a placement group.
+    pub fn of_groups(&self, wanted: impl Fn(GroupId) -> bool) -> Vec<ObjectId> {
+        self.objects.keys().filter(|o| wanted(o.group)).copied().collect()
     }
 
     /// Changes and reads that wait on pages.
