@@ -416,6 +416,8 @@ pub struct GroupList {
     pub epoch: Epoch,
     /// Every group with a promise, by volume.
     pub groups: Vec<ListedGroup>,
+    /// The node has lost state (N8): there may be groups that it had promised in and does not name.
+    pub amnesia: bool,
 }
 
 /// One group of a [`GroupList`].
@@ -433,4 +435,12 @@ pub struct ListedGroup {
     pub behind: u32,
     /// The node has lost its votes on the group (N8).
     pub lost: bool,
+}
+
+impl ListedGroup {
+    /// What is said for a node that has lost state, of a group which it does not name.
+    pub fn forgotten(volume: VolumeId) -> ListedGroup {
+        let none = Ballot::ZERO;
+        ListedGroup { volume, promised: none, settled: none, opened: Epoch(0), behind: 0, lost: true }
+    }
 }

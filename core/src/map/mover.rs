@@ -138,13 +138,23 @@ impl Mover {
     }
 
     /// A node has answered a List. Answers of another epoch than the present one say nothing.
-    pub fn listed(&mut self, map: &ClusterMap, node: NodeId, list: GroupList) {
+    ///
+    /// A node that has lost state does not know what it was a member of. It is taken to have had a group of
+    /// every volume there is: the new node must be level in all of them, which takes a leader and a quorum of
+    /// votes of others.
+    pub fn listed(&mut self, map: &ClusterMap, node: NodeId, mut list: GroupList) {
         let Some(pg) = map.members(list.pg).filter(|pg| pg.epoch == list.epoch && pg.takes_part(node)) else {
             return;
         };
         // More groups than there may be volumes are no answer.
         if !map.moves.active.contains_key(&list.pg) || list.groups.len() > super::VOLUMES_MAX {
             return;
+        }
+        if list.amnesia {
+            let named: BTreeSet<VolumeId> = list.groups.iter().map(|group| group.volume).collect();
+            let of_pool = map.volumes.iter().filter(|(_, volume)| volume.pool == list.pg.pool);
+            let unnamed = of_pool.map(|(volume, _)| *volume).filter(|volume| !named.contains(volume));
+            list.groups.extend(unnamed.map(ListedGroup::forgotten));
         }
         let reports = self.reports.entry(list.pg).or_default();
         reports.at(pg.epoch);

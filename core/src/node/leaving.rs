@@ -93,7 +93,7 @@ impl<P: Clone> Node<P> {
             behind: state.behind.len() as u32,
             lost: state.lost,
         });
-        let list = GroupList { pg, epoch, groups: groups.collect() };
+        let list = GroupList { pg, epoch, groups: groups.collect(), amnesia: self.state.amnesia };
         // Held until the epoch, the fences, and the lines that it names are durable.
         self.hold(Output::Listed { id, list }, out);
     }
@@ -481,6 +481,20 @@ mod tests {
         assert!(host.tell(Input::List { id: 1, request: request(VOLUMES_MAX + 1) }).is_empty());
         assert!(!host.tell(Input::List { id: 1, request: request(VOLUMES_MAX) }).is_empty());
         assert_eq!(host.node.state().fences[&VolumeId(1)], Generation(7));
+    }
+
+    #[test]
+    fn a_list_says_that_state_was_lost() {
+        let mut host = Host::with_data();
+        let listed = |id, host: &mut Host| {
+            let request = ListRequest { pg: GROUP.pg, epoch: Epoch(1), fences: vec![] };
+            let out = host.tell(Input::List { id, request });
+            let is = |o| if let Output::Listed { list, .. } = o { Some(list.amnesia) } else { None };
+            out.into_iter().find_map(is).expect("an answer")
+        };
+        assert!(!listed(1, &mut host));
+        host.tell(Input::StateLost { fences: vec![] });
+        assert!(listed(2, &mut host));
     }
 
     #[test]

@@ -44,7 +44,11 @@ fn asked(actions: &[Action]) -> Vec<u32> {
 }
 
 fn answer(mover: &mut Mover, map: &ClusterMap, node: u32, epoch: u64, groups: &[ListedGroup]) {
-    mover.listed(map, NodeId(node), GroupList { pg: PG, epoch: Epoch(epoch), groups: groups.to_vec() });
+    mover.listed(
+        map,
+        NodeId(node),
+        GroupList { pg: PG, epoch: Epoch(epoch), groups: groups.to_vec(), amnesia: false },
+    );
 }
 
 #[test]
@@ -170,7 +174,12 @@ fn run_to_the_end(map: &mut ClusterMap, limits: Limits) -> (usize, usize) {
         for action in out {
             match action {
                 Action::List { node, request } => {
-                    let list = GroupList { pg: request.pg, epoch: request.epoch, groups: Vec::new() };
+                    let list = GroupList {
+                        pg: request.pg,
+                        epoch: request.epoch,
+                        groups: Vec::new(),
+                        amnesia: false,
+                    };
                     mover.listed(map, node, list);
                 }
                 Action::Propose(command) => {
@@ -224,4 +233,20 @@ fn nothing_is_started_while_a_third_of_the_nodes_is_away() {
     assert_eq!(starts(&map), 0);
     map.apply(&Command::SetNodesUp { nodes: vec![(NodeId(0), true)], now: 1 }).unwrap();
     assert!(starts(&map) > 0);
+}
+
+/// w1 on A and C; A loses its state and forgets the group; C is away. What A and B name is not all there is.
+#[test]
+fn a_node_that_has_lost_state_may_have_had_a_group_of_every_volume() {
+    let (map, disk) = moving();
+    let mut mover = mover();
+    let forgetful = GroupList { pg: PG, epoch: Epoch(2), groups: Vec::new(), amnesia: true };
+    mover.listed(&map, NodeId(0), forgetful);
+    answer(&mut mover, &map, 1, 2, &[]);
+    answer(&mut mover, &map, 4, 2, &[]);
+    let found = mover.progress(&map, PG).unwrap();
+    assert!(!found.ready && found.lacking == [disk], "{found:?}");
+    assert!(step(&mut mover, &map).contains(&Action::Open(GroupId { volume: disk, pg: PG })));
+    answer(&mut mover, &map, 4, 2, &[group(disk, 2, 0)]);
+    assert!(mover.progress(&map, PG).unwrap().ready, "a leader has found a quorum of votes");
 }
