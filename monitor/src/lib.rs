@@ -13,6 +13,7 @@
 //! | `service` | what each request does |
 //! | `reign` | what only a leader knows, and for how long it is true |
 //! | `grants` | who may lead a volume |
+//! | `mover` | placement groups on the move: what is asked of nodes and proposed |
 //! | `members`, `peers` | the other monitors: adding, removing, talking to them |
 //! | `history` | what askers of the map are sent: differences |
 //! | [`rpc`] | requests and answers on the wire |
@@ -35,6 +36,7 @@ mod history;
 mod link;
 mod members;
 mod metrics;
+mod mover;
 mod peers;
 mod raft;
 mod reign;

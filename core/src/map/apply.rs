@@ -144,6 +144,8 @@ impl ClusterMap {
             Command::AdvanceMove { pg, epoch } => self.advance_move(*pg, *epoch),
             Command::UndoMove { pg, epoch } => self.undo_move(*pg, *epoch),
             Command::PauseMoves { paused } => self.pause_moves(*paused),
+            Command::SetMoveLimits { limits } => self.limit_moves(*limits),
+            Command::HoldMove { pg, epoch } => self.hold_move(*pg, *epoch),
         }
     }
 

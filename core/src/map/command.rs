@@ -3,6 +3,7 @@
 //! A command carries everything that its effect depends on; times and random numbers are drawn by
 //! the monitor that proposes it. Append variants at the end only: logs are read after an upgrade.
 
+use super::moves::MoveLimits;
 use super::types::*;
 use crate::crush::CrushMap;
 use crate::ids::*;
@@ -174,6 +175,18 @@ pub enum Command {
     PauseMoves {
         /// Stop.
         paused: bool,
+    },
+    /// How much may be moved at once.
+    SetMoveLimits {
+        /// The limits.
+        limits: MoveLimits,
+    },
+    /// Undo a placement group's move, if it has one, and begin none until moves are resumed.
+    HoldMove {
+        /// Which one.
+        pg: PgId,
+        /// Its present epoch.
+        epoch: Epoch,
     },
 }
 

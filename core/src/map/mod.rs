@@ -57,7 +57,9 @@ pub use command::{Command, FailureDomain, Grant, MapError, Reply};
 pub use cow::CowMap;
 pub use delta::{DeltaError, MapDelta};
 pub use events::{Event, EventLog};
-pub use moves::{MOVES_MAX, Move, MoveStage, Moves};
+pub use moves::{
+    MOVES_CLUSTER_DEFAULT, MOVES_MAX, MOVES_PER_NODE_DEFAULT, Move, MoveLimits, MoveStage, Moves,
+};
 pub use pgs::PgMap;
 pub use placer::Placer;
 pub use types::*;

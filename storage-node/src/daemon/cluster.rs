@@ -30,6 +30,8 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 const MAP_WAIT: Duration = Duration::from_secs(20);
 /// The pause after a question that failed.
 const PAUSE: Duration = Duration::from_millis(500);
+/// The longest wait for something that the monitors want to know.
+const WORK_WAIT: Duration = Duration::from_secs(20);
 /// A map with more placement groups is not written by the thread that serves I/O.
 const KEEP_AT_ONCE_PGS: usize = 16 << 10;
 
@@ -227,6 +229,43 @@ impl Membership {
         self.start_position.set(None);
         // Forgotten by a crash before it is durable, it has to be found again by the next start.
         self.lost_ticket.set(Some(daemon.look(|engine| engine.tickets().0)));
+    }
+
+    /// Asks the monitors what they want to know of placement groups that move (M3), for ever.
+    pub async fn lists(self: Rc<Self>, daemon: Rc<Daemon<Store>>) {
+        let mut id = 0;
+        loop {
+            // A node that does not know yet whether its log is all there (N8) must not say what it has: a
+            // group that it has forgotten would not be named.
+            if self.start_position.get().is_some() {
+                sleep(PAUSE).await;
+                continue;
+            }
+            match self.client.node_work(self.node, self.incarnation, WORK_WAIT).await {
+                Ok(lists) => daemon.batch(|engine| {
+                    for request in lists {
+                        id += 1;
+                        engine.feed(Input::List { id, request });
+                    }
+                }),
+                Err(error) => {
+                    tracing::debug!(%error, "the monitors do not say what they want to know");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Tells the monitors, for ever. An answer that does not reach them is asked for again.
+    pub async fn tell_lists(self: Rc<Self>, daemon: Rc<Daemon<Store>>) {
+        loop {
+            for list in daemon.listed().await {
+                let pg = list.pg;
+                if let Err(error) = self.client.listed(self.node, self.incarnation, list).await {
+                    tracing::debug!(%pg, %error, "the monitors have not heard what this node has");
+                }
+            }
+        }
     }
 
     /// Heartbeats, for ever.

@@ -139,6 +139,8 @@ async fn serve_node(
     let disk = tokio::task::spawn_local(daemon.clone().disk(waker, Store::has_work));
     tokio::task::spawn_local(membership.clone().heartbeats(daemon.clone()));
     tokio::task::spawn_local(membership.clone().follow_map(daemon.clone(), map));
+    tokio::task::spawn_local(membership.clone().lists(daemon.clone()));
+    tokio::task::spawn_local(membership.clone().tell_lists(daemon.clone()));
     if let Some(listener) = metrics_listener {
         let (daemon, membership) = (daemon.clone(), membership.clone());
         let snapshot = async move || metrics::Snapshot::take(&daemon, &membership);
