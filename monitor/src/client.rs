@@ -23,7 +23,8 @@ use tokio::time::Instant;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{
-    Ack, ClusterMap, Event, FailureDomain, Holder, MAP_BYTES_MAX, MapDelta, MoveLimits, Out, Volume,
+    Ack, ClusterMap, Event, FailureDomain, Holder, LayoutReport, MAP_BYTES_MAX, MapDelta, MoveLimits, Out,
+    Volume,
 };
 use trefoil_core::message::{GroupList, ListRequest};
 use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
@@ -595,17 +596,17 @@ impl MonitorClient {
     }
 
     /// What the monitors want to know of this node: as soon as there is something, or nothing after
-    /// `timeout` (which is cut to [`WAIT_MAX`]).
+    /// `timeout` (which is cut to [`WAIT_MAX`]). True: where placement groups live, besides.
     pub async fn node_work(
         &self,
         node: NodeId,
         incarnation: Incarnation,
         timeout: Duration,
-    ) -> Result<Vec<ListRequest>, CallError> {
+    ) -> Result<(Vec<ListRequest>, bool), CallError> {
         let timeout = timeout.min(Duration::from_micros(WAIT_MAX));
         let request = Request::NodeWork { node, incarnation, timeout: timeout.as_micros() as u64 };
         match self.call(&request, timeout + CALL_TIMEOUT).await?.0 {
-            Response::NodeWork(lists) => Ok(lists),
+            Response::NodeWork { lists, layout } => Ok((lists, layout)),
             other => Err(unexpected(&other)),
         }
     }
@@ -618,6 +619,16 @@ impl MonitorClient {
         list: GroupList,
     ) -> Result<(), CallError> {
         done(self.ask(Request::Listed { node, incarnation, list }).await?)
+    }
+
+    /// Where placement groups live, as far as this node knows.
+    pub async fn layout(
+        &self,
+        node: NodeId,
+        incarnation: Incarnation,
+        report: LayoutReport,
+    ) -> Result<(), CallError> {
+        done(self.ask(Request::Layout { node, incarnation, report }).await?)
     }
 
     /// What is on the move.

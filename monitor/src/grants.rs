@@ -36,6 +36,12 @@ impl Service {
         let reign = self.confirmed_reign().await?;
         let map = self.map();
         let volume = self.find(&map, &key)?;
+        if let Some(holder) = map.volumes.get(&volume).and_then(|it| it.holder.clone())
+            && map.restored.unchecked
+        {
+            // Soon: as soon as it is known where the copies are.
+            return Ok(Response::Busy { holder, retry_after: self.renew });
+        }
         let asked = reign.soft.borrow_mut().leases.ask(&map, volume, &holder, self.now());
         let seen = match asked {
             Ok(seen) => seen,
@@ -228,6 +234,9 @@ impl Service {
 
     fn choose_heals(&self, reign: &Reign, holder: &Holder, max: usize) -> Vec<Grant> {
         let map = self.map();
+        if map.restored.unchecked {
+            return Vec::new();
+        }
         let now = self.now();
         let soft = &mut *reign.soft.borrow_mut();
         soft.healed.retain(|volume, _| map.volumes.contains_key(volume));

@@ -20,6 +20,7 @@
 //! | [`health`] | coded checks, with remedies |
 //! | `client`, `link` | [`MonitorClient`], for every other daemon and the command line |
 //! | [`backup`] | the map in a file, and back |
+//! | `layout` | after that: where placement groups live by now, by what nodes say |
 //! | `metrics` | what Prometheus is told |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
@@ -33,6 +34,7 @@ mod found;
 mod grants;
 pub mod health;
 mod history;
+mod layout;
 mod link;
 mod members;
 mod metrics;

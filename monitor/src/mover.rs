@@ -222,6 +222,9 @@ pub(crate) async fn run(service: Rc<Service>) {
 impl Service {
     async fn mover_step(&self, reign: &Reign, regular: bool) {
         let map = self.map();
+        if map.restored.unchecked {
+            return;
+        }
         let proposals = {
             let (soft, now) = (&mut *reign.soft.borrow_mut(), self.now());
             let heard = soft.heartbeats.iter().filter(|(id, it)| {
@@ -268,8 +271,9 @@ impl Service {
             known_node(&self.map(), node, incarnation)?;
             let work = reign.work.notified();
             let lists = reign.soft.borrow_mut().desk.take(node);
-            if !lists.is_empty() || Instant::now() >= deadline {
-                return Ok(Response::NodeWork(lists));
+            let layout = reign.soft.borrow_mut().layouts.wants(&self.map(), node, self.now());
+            if !lists.is_empty() || layout || Instant::now() >= deadline {
+                return Ok(Response::NodeWork { lists, layout });
             }
             // Rung or not: it is time to look.
             let _ = timeout_at(deadline.min(Instant::now() + LOOK), work).await;

@@ -10,6 +10,7 @@
 //! its number, still lasts ([`crate::service::Service::confirm`]). And what is decided is written with that
 //! number, and applied only if it was written in the same reign ([`crate::raft::Proposal`]).
 
+use crate::layout::Layouts;
 use crate::mover::Desk;
 use crate::raft::LeaderId;
 use crate::reports::Reports;
@@ -59,6 +60,8 @@ pub(crate) struct Soft {
     pub healed: BTreeMap<VolumeId, Time>,
     /// What is on the move.
     pub desk: Desk,
+    /// What nodes know of the layout of a map that was restored.
+    pub layouts: Layouts,
 }
 
 impl Reign {
@@ -81,6 +84,7 @@ impl Reign {
                 reports: Reports::new(renew),
                 healed: BTreeMap::new(),
                 desk: Desk::default(),
+                layouts: Layouts::default(),
             }),
             healing: Cell::new(false),
             work: Notify::new(),

@@ -12,7 +12,7 @@ use trefoil_core::crush::CrushMap;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::mover::Waits;
-use trefoil_core::map::{Ack, Event, FailureDomain, Holder, MapError, MoveLimits, Out, Volume};
+use trefoil_core::map::{Ack, Event, FailureDomain, Holder, LayoutReport, MapError, MoveLimits, Out, Volume};
 use trefoil_core::message::{GroupList, ListRequest, ListedGroup};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Epoch, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
@@ -304,6 +304,15 @@ pub enum Request {
         /// What it says.
         list: GroupList,
     },
+    /// Where placement groups live, as far as a node knows: it was asked with NodeWork.
+    Layout {
+        /// Which one answers.
+        node: NodeId,
+        /// Its store.
+        incarnation: Incarnation,
+        /// What it says.
+        report: LayoutReport,
+    },
     /// What is on the move?
     Moves,
     /// Moves stop where they are, or go on.
@@ -537,8 +546,13 @@ pub enum Response {
     Pong,
     /// The monitors.
     Monitors(Box<MonitorsStatus>),
-    /// What a node is asked: List (M3), for each of these. At most [`LISTS_PER_ANSWER_MAX`].
-    NodeWork(Vec<ListRequest>),
+    /// What a node is asked.
+    NodeWork {
+        /// List (M3), for each of these. At most [`LISTS_PER_ANSWER_MAX`].
+        lists: Vec<ListRequest>,
+        /// Where placement groups live: the monitors were restored from a backup.
+        layout: bool,
+    },
     /// What is on the move.
     Moves(Box<MovesStatus>),
     /// The placement group.

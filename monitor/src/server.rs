@@ -426,7 +426,8 @@ fn may_ask(role: Role, request: &Request) -> bool {
         Request::RegisterNode { .. }
         | Request::Heartbeat(_)
         | Request::NodeWork { .. }
-        | Request::Listed { .. } => role == Role::StorageNode,
+        | Request::Listed { .. }
+        | Request::Layout { .. } => role == Role::StorageNode,
         Request::Attach { .. } | Request::Renew { .. } | Request::Release { .. } => {
             matches!(role, Role::FrontEnd | Role::StorageNode)
         }

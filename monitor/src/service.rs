@@ -262,6 +262,7 @@ impl Service {
                 return Ok(self.node_work(node, incarnation, timeout).await?.into());
             }
             Request::Listed { node, incarnation, list } => self.listed(node, incarnation, list)?,
+            Request::Layout { node, incarnation, report } => self.layout(node, incarnation, report).await?,
             Request::Moves => return Ok(self.moves().await?.into()),
             Request::PauseMoves { paused } => {
                 self.propose(&*self.reign()?, Command::PauseMoves { paused }).await?
@@ -428,6 +429,7 @@ impl Service {
             liveness: &soft.liveness,
             heartbeats: &soft.heartbeats,
             said: soft.reports.said(now),
+            unsettled: soft.layouts.unsettled(&map),
             volumes,
             now,
             started: reign.started,

@@ -8,6 +8,7 @@ use super::types::*;
 use crate::crush::CrushMap;
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_SIZE_MAX, OBJECT_SIZE_MIN};
+use crate::placement::PgConfig;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -188,6 +189,13 @@ pub enum Command {
         /// Its present epoch.
         epoch: Epoch,
     },
+    /// After a restore from a backup: how placement groups are laid out, as nodes know it.
+    AdoptLayout {
+        /// Those that the backup has otherwise; at most [`BATCH_MAX`].
+        configs: Vec<(PgId, PgConfig)>,
+        /// All have been adopted, with those of this command: the map is that of the cluster again.
+        last: bool,
+    },
 }
 
 /// What came of a command.
@@ -329,4 +337,10 @@ pub enum MapError {
         /// What it is.
         current: Epoch,
     },
+    /// The map is a backup's, and nodes may know a later layout.
+    #[error(
+        "this map was restored from a backup, and it is being checked with the nodes where placement groups live: \
+         wait; `trefoil health` says which nodes are missing"
+    )]
+    Unchecked,
 }

@@ -62,6 +62,7 @@ pub use moves::{
 };
 pub use pgs::PgMap;
 pub use placer::Placer;
+pub use restore::{LayoutReport, Restored};
 pub use types::*;
 
 use crate::crush::{CrushMap, object_pg};
@@ -104,6 +105,8 @@ pub struct ClusterMap {
     forgotten: Vec<(VolumeId, VolumeId)>,
     /// Placement groups on the move.
     pub moves: Moves,
+    /// What a restore from a backup has left open.
+    pub restored: Restored,
 }
 
 impl Default for ClusterMap {
@@ -133,6 +136,7 @@ impl ClusterMap {
             events: Arc::default(),
             forgotten: Vec::new(),
             moves: Moves::default(),
+            restored: Restored::default(),
         }
     }
 

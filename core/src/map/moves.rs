@@ -113,6 +113,9 @@ fn next(epoch: Epoch) -> Epoch {
 impl ClusterMap {
     /// The placement group, if its epoch is the one that the proposer saw.
     fn seen_pg(&self, pg: PgId, given: Epoch) -> Result<PgConfig, MapError> {
+        if self.restored.unchecked {
+            return Err(MapError::Unchecked);
+        }
         let config = self.members(pg).ok_or_else(|| missing("placement group", pg))?.config();
         if config.epoch != given {
             return Err(MapError::OtherEpoch { pg, given, current: config.epoch });
