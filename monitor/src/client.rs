@@ -10,6 +10,8 @@
 //! connection (for a newer map) go on there. A monitor that hangs is found out in about
 //! two seconds: while something is unanswered, it is asked whether it is there.
 
+mod moving;
+
 use crate::health::Status;
 use crate::link::{Link, Ticket};
 use crate::rpc::*;
@@ -23,11 +25,9 @@ use tokio::time::Instant;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{
-    Ack, ClusterMap, Event, FailureDomain, Holder, LayoutReport, MAP_BYTES_MAX, MapDelta, MoveLimits, Out,
-    Volume,
+    Ack, ClusterMap, Event, FailureDomain, Holder, MAP_BYTES_MAX, MapDelta, Out, Volume,
 };
-use trefoil_core::message::{GroupList, ListRequest};
-use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
+use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
 use trefoil_transport::{Connected, Expect, Hello, Options, Role, SendError, connect};
 
 /// The first pause between two rounds of all addresses; it doubles each time.
@@ -593,73 +593,6 @@ impl MonitorClient {
     pub async fn remove_monitor(&self, id: u64, force: bool) -> Result<(), CallError> {
         let request = Request::RemoveMonitor { id, force };
         done(self.call(&request, MONITORS_CALL_TIMEOUT).await?.0)
-    }
-
-    /// What the monitors want to know of this node: as soon as there is something, or nothing after
-    /// `timeout` (which is cut to [`WAIT_MAX`]). True: where placement groups live, besides.
-    pub async fn node_work(
-        &self,
-        node: NodeId,
-        incarnation: Incarnation,
-        timeout: Duration,
-    ) -> Result<(Vec<ListRequest>, bool), CallError> {
-        let timeout = timeout.min(Duration::from_micros(WAIT_MAX));
-        let request = Request::NodeWork { node, incarnation, timeout: timeout.as_micros() as u64 };
-        match self.call(&request, timeout + CALL_TIMEOUT).await?.0 {
-            Response::NodeWork { lists, layout } => Ok((lists, layout)),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// This node's answer to what it was asked by [`MonitorClient::node_work`].
-    pub async fn listed(
-        &self,
-        node: NodeId,
-        incarnation: Incarnation,
-        list: GroupList,
-    ) -> Result<(), CallError> {
-        done(self.ask(Request::Listed { node, incarnation, list }).await?)
-    }
-
-    /// Where placement groups live, as far as this node knows.
-    pub async fn layout(
-        &self,
-        node: NodeId,
-        incarnation: Incarnation,
-        report: LayoutReport,
-    ) -> Result<(), CallError> {
-        done(self.ask(Request::Layout { node, incarnation, report }).await?)
-    }
-
-    /// What is on the move.
-    pub async fn moves(&self) -> Result<MovesStatus, CallError> {
-        match self.ask(Request::Moves).await? {
-            Response::Moves(moves) => Ok(*moves),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Moves stop where they are, or go on.
-    pub async fn pause_moves(&self, paused: bool) -> Result<(), CallError> {
-        done(self.ask(Request::PauseMoves { paused }).await?)
-    }
-
-    /// Undoes a placement group's move, and lets none begin until moves are resumed.
-    pub async fn undo_move(&self, pg: PgId) -> Result<(), CallError> {
-        done(self.ask(Request::UndoMove { pg }).await?)
-    }
-
-    /// Says how much may be moved at once.
-    pub async fn set_move_limits(&self, limits: MoveLimits) -> Result<(), CallError> {
-        done(self.ask(Request::SetMoveLimits { limits }).await?)
-    }
-
-    /// What the nodes of a placement group say that they have of it.
-    pub async fn pg(&self, pg: PgId) -> Result<PgStatus, CallError> {
-        match self.ask(Request::Pg { pg }).await? {
-            Response::Pg(status) => Ok(*status),
-            other => Err(unexpected(&other)),
-        }
     }
 
     /// Makes a pool; its id.

@@ -210,7 +210,7 @@ pub(crate) struct Facts<'a> {
     pub heartbeats: &'a BTreeMap<NodeId, Heartbeat>,
     pub said: BTreeMap<NodeId, Said>,
     /// Why it is not known where placement groups live, for a map that was restored.
-    pub unsettled: Vec<String>,
+    pub unsettled: (usize, Vec<String>),
     pub volumes: Vec<VolumeStatus>,
     pub now: Time,
     pub started: Time,
@@ -363,12 +363,8 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     let pgs = count_pgs(map);
     report(PG_UNAVAILABLE, pgs.unavailable, "placement groups without a majority", pgs.unavailable_ids);
     report(PG_DEGRADED, pgs.degraded, "placement groups with a member down", pgs.degraded_ids);
-    report(
-        LAYOUT_UNCHECKED,
-        facts.unsettled.len(),
-        "placement groups of which it is not known where they live",
-        facts.unsettled.clone(),
-    );
+    let (unsettled, why) = facts.unsettled.clone();
+    report(LAYOUT_UNCHECKED, unsettled, "placement groups of which it is not known where they live", why);
     if map.moves.paused {
         report(MOVES_PAUSED, 1, "cluster whose moves are paused", vec![]);
     } else {

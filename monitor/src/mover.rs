@@ -223,6 +223,9 @@ impl Service {
     async fn mover_step(&self, reign: &Reign, regular: bool) {
         let map = self.map();
         if map.restored.unchecked {
+            if let Err(error) = self.settle_layout(reign).await {
+                tracing::debug!(%error, "where placement groups live is not agreed on yet");
+            }
             return;
         }
         let proposals = {

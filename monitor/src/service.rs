@@ -262,7 +262,7 @@ impl Service {
                 return Ok(self.node_work(node, incarnation, timeout).await?.into());
             }
             Request::Listed { node, incarnation, list } => self.listed(node, incarnation, list)?,
-            Request::Layout { node, incarnation, report } => self.layout(node, incarnation, report).await?,
+            Request::Layout { node, incarnation, report } => self.layout(node, incarnation, report)?,
             Request::Moves => return Ok(self.moves().await?.into()),
             Request::PauseMoves { paused } => {
                 self.propose(&*self.reign()?, Command::PauseMoves { paused }).await?

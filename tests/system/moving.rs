@@ -308,3 +308,54 @@ fn a_lost_disk_is_a_new_node_and_is_filled_from_the_others() {
     cluster.kill("node-0");
     data.is_there(&cluster);
 }
+
+#[test]
+fn a_backup_from_before_a_move_is_restored_and_the_data_is_found_where_it_is() {
+    let mut cluster = Cluster::start(shape(&[]));
+    let mut data = Data::write(&cluster);
+    let file = cluster.dir.join("backup");
+    tell(&cluster, &["monitor", "backup", file.to_str().expect("a path of UTF-8")]);
+    tell(&cluster, &["move", "limits", "--node", "8"]);
+    add_node(&mut cluster, "node-3");
+    wait_until_moving(&cluster);
+    wait_until_moved(&cluster);
+    tell(&cluster, &["node", "out", "0"]);
+    wait_until_moving(&cluster);
+    wait_until_moved(&cluster);
+    wait_until_empty(&cluster, 0);
+    // Restored, the monitor believes that everything is on three nodes, one of which has nothing any more, and has
+    // never heard of the fourth.
+    let monitor = cluster.names("monitor").remove(0);
+    cluster.kill(&monitor);
+    let restored = cluster.dir.join("restored");
+    let into = restored.to_str().expect("a path of UTF-8").to_owned();
+    let address = cluster.process(&monitor).address.clone();
+    let backup = file.to_str().expect("a path of UTF-8");
+    let arguments = ["monitor", "restore", backup, "--data-dir", &into, "--listen", &address];
+    crate::cluster::run_trefoil(&arguments, Duration::from_secs(30)).ok("restore");
+    let config = cluster.config(&monitor);
+    let mut table: toml::Table = std::fs::read_to_string(&config).expect("a file").parse().expect("TOML");
+    table.insert("data_dir".into(), into.into());
+    std::fs::write(&config, table.to_string()).expect("a file");
+    // A node that was down meanwhile has what it had heard in its directory.
+    cluster.kill("node-1");
+    cluster.restart("node-1");
+    cluster.restart(&monitor);
+    let found = wait_until(Duration::from_secs(60), || {
+        std::thread::sleep(Duration::from_millis(200));
+        let finished = cluster.run(&["node", "list"]);
+        let nodes: Value = serde_json::from_str(&finished.out).unwrap_or_default();
+        nodes.as_array().is_some_and(|nodes| nodes.len() == 4 && nodes.iter().all(|it| it["state"] == "up"))
+    });
+    assert!(found, "all four are there again\n{}", cluster.logs());
+    let read = wait_until(Duration::from_secs(60), || {
+        writer::compare(&cluster.connect("disk0"), &mut data.disk.clone()).is_ok()
+    });
+    assert!(read, "{:#}\n{}", cluster.status(), cluster.logs());
+    data.is_there(&cluster);
+    // Node 0 is in again, as far as the backup goes: it gets its share.
+    wait_until_moved(&cluster);
+    data.is_there(&cluster);
+    cluster.wait_until_whole(Duration::from_secs(60));
+    all_copies_are_level(&cluster);
+}
