@@ -12,9 +12,9 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
 use trefoil_core::crush::CrushMap;
-use trefoil_core::ids::{NodeId, PoolId, VolumeId};
-use trefoil_core::map::{Ack, ClusterMap, Event, FailureDomain, MapError, Out};
-use trefoil_monitor::rpc::{MonitorsStatus, RpcError, VolumeKey};
+use trefoil_core::ids::{NodeId, PgId, PoolId, VolumeId};
+use trefoil_core::map::{Ack, ClusterMap, Event, FailureDomain, MapError, MoveLimits, Out};
+use trefoil_monitor::rpc::{MonitorsStatus, MovesStatus, PgStatus, RpcError, VolumeKey};
 use trefoil_monitor::{CallError, MonitorClient};
 use trefoil_transport::{Hello, Role};
 
@@ -170,6 +170,31 @@ impl Admin {
     /// Takes nodes out, or in (`None`).
     pub async fn set_nodes_out(&mut self, nodes: Vec<(NodeId, Option<Out>)>) -> Outcome {
         self.client.set_nodes_out(nodes).await.map_err(|error| self.failed(error))
+    }
+
+    /// What is on the move.
+    pub async fn moves(&mut self) -> Outcome<MovesStatus> {
+        self.client.moves().await.map_err(|error| self.failed(error))
+    }
+
+    /// Moves stop where they are, or go on.
+    pub async fn pause_moves(&mut self, paused: bool) -> Outcome {
+        self.client.pause_moves(paused).await.map_err(|error| self.failed(error))
+    }
+
+    /// Undoes a placement group's move.
+    pub async fn undo_move(&mut self, pg: PgId) -> Outcome {
+        self.client.undo_move(pg).await.map_err(|error| self.failed(error))
+    }
+
+    /// Says how much may be moved at once.
+    pub async fn set_move_limits(&mut self, limits: MoveLimits) -> Outcome {
+        self.client.set_move_limits(limits).await.map_err(|error| self.failed(error))
+    }
+
+    /// What the nodes of a placement group have of it.
+    pub async fn pg(&mut self, pg: PgId) -> Outcome<PgStatus> {
+        self.client.pg(pg).await.map_err(|error| self.failed(error))
     }
 
     /// Makes a volume.

@@ -70,9 +70,12 @@ enum Command {
     /// Show storage nodes, take them out and in
     #[command(subcommand)]
     Node(cmd::lists::NodeCommand),
-    /// Show placement groups
+    /// Show placement groups: where they live, and what each copy holds
     #[command(subcommand)]
-    Pg(cmd::lists::PgCommand),
+    Pg(cmd::pg::PgCommand),
+    /// Show, pause, undo and limit what is on the move
+    #[command(subcommand)]
+    Move(cmd::moves::MoveCommand),
     /// Make and show pools
     #[command(subcommand)]
     Pool(cmd::pool::PoolCommand),
@@ -114,7 +117,8 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Top(args) => cmd::top::run(args, global, out),
         Command::Volume(command) => cmd::volume::run(command, global, out),
         Command::Node(command) => cmd::lists::node(command, global, out),
-        Command::Pg(command) => cmd::lists::pg(command, global, out),
+        Command::Pg(command) => cmd::pg::run(command, global, out),
+        Command::Move(command) => cmd::moves::run(command, global, out),
         Command::Pool(command) => cmd::pool::run(command, global, out),
         Command::Monitor(args) => cmd::daemons::monitor(args, global, out),
         Command::StorageNode(args) => cmd::daemons::storage_node(args, global, out),

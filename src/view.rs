@@ -153,6 +153,8 @@ pub struct PgView {
     pub learners: Vec<u32>,
     /// `active`, `degraded` or `unavailable`.
     pub state: &'static str,
+    /// `learn` or `joint`, where it is on the move.
+    pub moving: Option<&'static str>,
 }
 
 /// An entry of `trefoil pool list`.
@@ -317,12 +319,13 @@ impl Snapshot {
                 leaving: if pg.old == pg.new { Vec::new() } else { numbers(pg.old) },
                 learners: numbers(pg.learners),
                 state: self.pg_state(pg),
+                moving: self.map.moves.active.get(&id).map(|it| stage(it.stage(&pg.config()))),
             })
             .collect()
     }
 
     /// As the monitor counts them: by the nodes that are up in the map.
-    fn pg_state(&self, pg: Pg<'_>) -> &'static str {
+    pub fn pg_state(&self, pg: Pg<'_>) -> &'static str {
         let up = |node: &NodeId| self.map.nodes.get(node).is_some_and(|node| node.up);
         let majority = |set: &[NodeId]| 2 * set.iter().filter(|node| up(node)).count() > set.len();
         if !majority(pg.old) || !majority(pg.new) {
@@ -383,5 +386,13 @@ impl Snapshot {
 
     fn pool_name(&self, id: trefoil_core::ids::PoolId) -> String {
         self.map.pools.get(&id).map_or_else(|| id.to_string(), |pool| pool.name.clone())
+    }
+}
+
+/// As it is shown.
+fn stage(stage: trefoil_core::map::MoveStage) -> &'static str {
+    match stage {
+        trefoil_core::map::MoveStage::Learn => "learn",
+        trefoil_core::map::MoveStage::Joint => "joint",
     }
 }

@@ -76,6 +76,9 @@ fn replace(path: &str, from: &str, to: &str) {
 fn an_administrators_day() {
     let mut cluster = Cluster::start("5");
     let host = cluster.json(&["node", "list"])[0]["host"].as_str().unwrap().to_owned();
+    // What each change would move is compared with where data was at first.
+    let told = cluster.good(&["move", "pause"]);
+    assert!(told.starts_with("moves are paused"), "{told}");
 
     // As it is.
     let tree = cluster.good(&["crush", "tree"]);
@@ -192,6 +195,29 @@ fn an_administrators_day() {
     let (_, told) = cluster.refused(&["pool", "create", "third", "--domain", "host"]);
     assert!(told.contains("on more hosts"), "{told}");
     assert_eq!(cluster.json(&["pool", "list"]).as_array().unwrap().len(), 2);
+
+    // What waits, is seen; and goes on when it may.
+    let limits = cluster.json(&["move", "limits", "--cluster", "20", "--node", "10"]);
+    assert_eq!((&limits["cluster"], &limits["node"]), (&20.into(), &10.into()));
+    let status = cluster.json(&["move", "status"]);
+    assert_eq!((&status["paused"], &status["moves"]), (&true.into(), &Value::Array(Vec::new())));
+    cluster.good(&["crush", "reweight", "osd.4", "0", "--yes"]);
+    let status = cluster.json(&["move", "status"]);
+    assert!(status["misplaced"].as_u64() > Some(0), "{status}");
+    let (_, told) = cluster.refused(&["move", "limits", "--node", "0"]);
+    assert!(told.contains("choose 1 to 1024"), "{told}");
+    let (_, told) = cluster.refused(&["move", "undo", "1.ff"]);
+    assert!(told.contains("no placement group 1.ff"), "{told}");
+    cluster.good(&["move", "resume"]);
+    let followed = cluster.good(&["move", "status", "--follow"]);
+    assert!(followed.contains("on the move, 0 more to be moved"), "{followed}");
+    assert!(
+        cluster.acting().as_array().unwrap().iter().all(|it| !it.as_array().unwrap().contains(&4.into()))
+    );
+    let shown = cluster.good(&["pg", "show", "1.0"]);
+    assert!(shown.starts_with("1.0 of pool default: epoch ") && shown.contains("member"), "{shown}");
+    let list = cluster.json(&["pg", "list", "--pool", "second", "--state", "active"]);
+    assert_eq!(list.as_array().unwrap().len(), 8);
     cluster.up.stop();
 }
 

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use trefoil_core::map::{ClusterMap, Holder, HolderKind};
 
 /// The first bytes of a backup. The last one is the version of the format.
-pub const MAGIC: &[u8; 8] = b"TFMONBK\x01";
+pub const MAGIC: &[u8; 8] = b"TFMONBK\x02";
 /// Bytes of a backup beside its value.
 const FRAME_BYTES: usize = MAGIC.len() + 8 + 8;
 

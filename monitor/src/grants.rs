@@ -23,6 +23,9 @@ pub const HEALS_MAX: usize = 4;
 /// in microseconds.
 const HEAL_AGAIN: u64 = 10_000_000;
 
+/// The same for a volume that has a group which a move waits for.
+const MOVE_HEAL_AGAIN: u64 = 3_000_000;
+
 impl Service {
     pub async fn attach(
         self: &Rc<Self>,
@@ -33,6 +36,12 @@ impl Service {
         let reign = self.confirmed_reign().await?;
         let map = self.map();
         let volume = self.find(&map, &key)?;
+        if let Some(holder) = map.volumes.get(&volume).and_then(|it| it.holder.clone())
+            && map.restored.unchecked
+        {
+            // Soon: as soon as it is known where the copies are.
+            return Ok(Response::Busy { holder, retry_after: self.renew });
+        }
         let asked = reign.soft.borrow_mut().leases.ask(&map, volume, &holder, self.now());
         let seen = match asked {
             Ok(seen) => seen,
@@ -153,9 +162,14 @@ impl Service {
             .filter(|group| volumes.iter().any(|(volume, _)| *volume == group.volume))
             .copied()
             .collect();
+        // Those that a move waits for first.
         differing.sort_unstable();
-        differing.dedup();
-        differing.truncate(DIFFERING_MAX);
+        let mut named: Vec<_> = soft.desk.opens_of(volumes.iter().map(|(volume, _)| *volume)).collect();
+        named.extend(differing);
+        let mut seen = std::collections::BTreeSet::new();
+        named.retain(|group| seen.insert(*group));
+        named.truncate(DIFFERING_MAX);
+        let differing = named;
         Ok(Response::Renewed { volumes: renewed, layout: map.layout, differing })
     }
 
@@ -220,19 +234,34 @@ impl Service {
 
     fn choose_heals(&self, reign: &Reign, holder: &Holder, max: usize) -> Vec<Grant> {
         let map = self.map();
+        if map.restored.unchecked {
+            return Vec::new();
+        }
         let now = self.now();
         let soft = &mut *reign.soft.borrow_mut();
-        soft.healed.retain(|_, at| now.since(*at) < HEAL_AGAIN);
+        soft.healed.retain(|volume, _| map.volumes.contains_key(volume));
         let statuses = volume_statuses(&map, soft, now);
         let running = statuses.iter().filter(|it| it.healing).count();
+        let opens = soft.desk.volumes_to_open();
+        let mut due: Vec<(Option<Time>, VolumeId)> = Vec::new();
+        for status in statuses.iter().filter(|it| !it.attached && !it.healing) {
+            // One that a move waits for may be wanted again as soon as the move has got a step further.
+            let again = match opens.contains(&status.volume) {
+                true => MOVE_HEAL_AGAIN,
+                false if status.needs_heal => HEAL_AGAIN,
+                false => continue,
+            };
+            let last = soft.healed.get(&status.volume).copied();
+            if last.is_none_or(|last| now.since(last) >= again) {
+                due.push((last, status.volume));
+            }
+        }
+        // Those that have waited longest: some cannot be healed now, and must not keep the others from it.
+        due.sort_unstable();
         let mut grants = Vec::new();
-        for status in statuses.iter().filter(|it| it.needs_heal) {
+        for (_, volume) in due {
             if grants.len() >= max.min(HEALS_MAX.saturating_sub(running)) {
                 break;
-            }
-            let volume = status.volume;
-            if soft.healed.contains_key(&volume) {
-                continue;
             }
             if let Ok(seen) = soft.leases.ask(&map, volume, holder, now) {
                 soft.healed.insert(volume, now);

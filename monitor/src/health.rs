@@ -121,6 +121,12 @@ checks! {
     COPIES_BEHIND = HEALTH_WARN,
         "Nodes have copies that are behind and are being repaired.",
         "Wait. If the number does not fall, see that the volumes are attached or healers run, and that all nodes are up.";
+    LAYOUT_UNCHECKED = HEALTH_ERR,
+        "The monitors were restored from a backup, and it is not known yet of all placement groups where they live by now. No volume is attached and nothing is moved until it is. Nodes and volumes lose nothing meanwhile.",
+        "Start all storage nodes, those too that were made after the backup. If nodes are lost for good and it stays, use a later backup.";
+    MOVES_PAUSED = HEALTH_WARN,
+        "Placement groups do not move, because an administrator has paused moves or undone some. Nodes that are added get nothing, and copies on nodes that are lost are not made elsewhere.",
+        "Run `trefoil move resume` when what it was paused for is over.";
     VOLUME_NEEDS_HEAL = HEALTH_WARN,
         "Volumes that nobody has attached were not released with all copies whole, or nodes say that their copies differ.",
         "Wait for a healer (any running daemon). If it stays, see that all nodes of the volumes are up.";
@@ -203,6 +209,8 @@ pub(crate) struct Facts<'a> {
     pub liveness: &'a Liveness,
     pub heartbeats: &'a BTreeMap<NodeId, Heartbeat>,
     pub said: BTreeMap<NodeId, Said>,
+    /// Why it is not known where placement groups live, for a map that was restored.
+    pub unsettled: (usize, Vec<String>),
     pub volumes: Vec<VolumeStatus>,
     pub now: Time,
     pub started: Time,
@@ -355,6 +363,14 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     let pgs = count_pgs(map);
     report(PG_UNAVAILABLE, pgs.unavailable, "placement groups without a majority", pgs.unavailable_ids);
     report(PG_DEGRADED, pgs.degraded, "placement groups with a member down", pgs.degraded_ids);
+    let (unsettled, why) = facts.unsettled.clone();
+    report(LAYOUT_UNCHECKED, unsettled, "placement groups of which it is not known where they live", why);
+    if map.moves.paused {
+        report(MOVES_PAUSED, 1, "cluster whose moves are paused", vec![]);
+    } else {
+        let held: Vec<String> = map.moves.held.iter().map(ToString::to_string).collect();
+        report(MOVES_PAUSED, held.len(), "placement groups whose move was undone", held);
+    }
     let unhealed: Vec<String> = facts
         .volumes
         .iter()

@@ -13,12 +13,14 @@
 //! | `service` | what each request does |
 //! | `reign` | what only a leader knows, and for how long it is true |
 //! | `grants` | who may lead a volume |
+//! | `mover` | placement groups on the move: what is asked of nodes and proposed |
 //! | `members`, `peers` | the other monitors: adding, removing, talking to them |
 //! | `history` | what askers of the map are sent: differences |
 //! | [`rpc`] | requests and answers on the wire |
 //! | [`health`] | coded checks, with remedies |
 //! | `client`, `link` | [`MonitorClient`], for every other daemon and the command line |
 //! | [`backup`] | the map in a file, and back |
+//! | `layout` | after that: where placement groups live by now, by what nodes say |
 //! | `metrics` | what Prometheus is told |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
@@ -32,9 +34,11 @@ mod found;
 mod grants;
 pub mod health;
 mod history;
+mod layout;
 mod link;
 mod members;
 mod metrics;
+mod mover;
 mod peers;
 mod raft;
 mod reign;

@@ -188,6 +188,16 @@ fn groups(map: &ClusterMap, status: &Status, text: &mut Text) {
     let moving = |pg: &Pg<'_>| pg.old != pg.new || !pg.learners.is_empty();
     let help = "Placement groups whose members are being changed.";
     text.gauge("trefoil_pgs_moving", help, map.pgs.iter().filter(|(_, pg)| moving(pg)).count());
+    let joint =
+        map.moves.active.keys().filter(|pg| map.members(**pg).is_some_and(|it| it.old != it.new)).count();
+    let help = "Moves under way, by stage.";
+    let mut family = text.family("trefoil_moves", Kind::Gauge, help);
+    family.sample(&[("stage", "learn")], map.moves.active.len() - joint);
+    family.sample(&[("stage", "joint")], joint);
+    let help = "1: moves are paused.";
+    text.gauge("trefoil_moves_paused", help, map.moves.paused);
+    let help = "Placement groups whose move was undone, and that get none until moves are resumed.";
+    text.gauge("trefoil_moves_held", help, map.moves.held.len());
     text.gauge("trefoil_pools", "Pools.", map.pools.len());
 }
 

@@ -10,6 +10,8 @@
 //! its number, still lasts ([`crate::service::Service::confirm`]). And what is decided is written with that
 //! number, and applied only if it was written in the same reign ([`crate::raft::Proposal`]).
 
+use crate::layout::Layouts;
+use crate::mover::Desk;
 use crate::raft::LeaderId;
 use crate::reports::Reports;
 use crate::rpc::Heartbeat;
@@ -19,6 +21,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use trefoil_core::map::lease::{LeaseConfig, LeaseTable};
 use trefoil_core::map::liveness::Liveness;
 use trefoil_core::map::{ClusterMap, Command};
@@ -37,6 +40,12 @@ pub(crate) struct Reign {
     pub soft: RefCell<Soft>,
     /// A healer's request is being decided.
     pub healing: Cell<bool>,
+    /// Rung when nodes are to be asked something.
+    pub work: Notify,
+    /// Rung when a node has answered.
+    pub answered: Notify,
+    /// Rung when the mover should not wait for its next step.
+    pub hurry: Notify,
 }
 
 /// What is known beside the map.
@@ -47,8 +56,12 @@ pub(crate) struct Soft {
     pub heartbeats: BTreeMap<NodeId, Heartbeat>,
     /// What leaders of groups say of nodes.
     pub reports: Reports,
-    /// When a volume was last given to a healer. Old entries are dropped.
+    /// When a volume was last given to a healer: those come first that have waited longest.
     pub healed: BTreeMap<VolumeId, Time>,
+    /// What is on the move.
+    pub desk: Desk,
+    /// What nodes know of the layout of a map that was restored.
+    pub layouts: Layouts,
 }
 
 impl Reign {
@@ -70,8 +83,13 @@ impl Reign {
                 heartbeats: BTreeMap::new(),
                 reports: Reports::new(renew),
                 healed: BTreeMap::new(),
+                desk: Desk::default(),
+                layouts: Layouts::default(),
             }),
             healing: Cell::new(false),
+            work: Notify::new(),
+            answered: Notify::new(),
+            hurry: Notify::new(),
         }
     }
 }

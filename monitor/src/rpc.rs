@@ -11,8 +11,11 @@ use std::net::SocketAddr;
 use trefoil_core::crush::CrushMap;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::{Ack, Event, FailureDomain, Holder, MapError, Out, Volume};
-use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
+use trefoil_core::map::mover::Waits;
+use trefoil_core::map::{Ack, Event, FailureDomain, Holder, LayoutReport, MapError, MoveLimits, Out, Volume};
+use trefoil_core::message::{GroupList, ListRequest, ListedGroup};
+use trefoil_core::placement::PgConfig;
+use trefoil_core::{Epoch, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
 use trefoil_transport::KIND_USER_MIN;
 
 use crate::health::Status;
@@ -26,7 +29,7 @@ pub(crate) const KIND_PEER_REQUEST: u16 = KIND_USER_MIN + 2;
 /// The answer.
 pub(crate) const KIND_PEER_RESPONSE: u16 = KIND_USER_MIN + 3;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -36,7 +39,9 @@ pub const DIFFERING_MAX: usize = 256;
 pub const EVENTS_PER_ANSWER_MAX: usize = 512;
 /// Volumes in one Renew, Release or HealWork. A front end with more sends several.
 pub const VOLUMES_PER_REQUEST_MAX: usize = 1024;
-/// The longest [`Request::WaitMap`], in microseconds.
+/// Lists that a node is asked for in one answer. It asks for more when it has answered.
+pub const LISTS_PER_ANSWER_MAX: usize = 16;
+/// The longest [`Request::WaitMap`] and [`Request::NodeWork`], in microseconds.
 pub const WAIT_MAX: u64 = 30_000_000;
 
 /// Bytes of a whole map in one answer; a larger one comes in several. A difference that is larger is not
@@ -281,6 +286,109 @@ pub enum Request {
         /// Although those that are left and answer would be no majority.
         force: bool,
     },
+    /// What the monitors want to know of a node: as soon as there is something, or after `timeout`.
+    NodeWork {
+        /// Which one asks.
+        node: NodeId,
+        /// Its store.
+        incarnation: Incarnation,
+        /// In microseconds; at most [`WAIT_MAX`].
+        timeout: u64,
+    },
+    /// What a node was asked for with NodeWork.
+    Listed {
+        /// Which one answers.
+        node: NodeId,
+        /// Its store.
+        incarnation: Incarnation,
+        /// What it says.
+        list: GroupList,
+    },
+    /// Where placement groups live, as far as a node knows: it was asked with NodeWork.
+    Layout {
+        /// Which one answers.
+        node: NodeId,
+        /// Its store.
+        incarnation: Incarnation,
+        /// What it says.
+        report: LayoutReport,
+    },
+    /// What is on the move?
+    Moves,
+    /// Moves stop where they are, or go on.
+    PauseMoves {
+        /// Stop.
+        paused: bool,
+    },
+    /// Back to where the placement group was, and no new move of it until moves are resumed.
+    UndoMove {
+        /// Which one.
+        pg: PgId,
+    },
+    /// How much may be moved at once.
+    SetMoveLimits {
+        /// The limits.
+        limits: MoveLimits,
+    },
+    /// What each copy of a placement group holds: its nodes are asked.
+    Pg {
+        /// Which one.
+        pg: PgId,
+    },
+}
+
+/// A move that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveStatus {
+    /// Of which placement group.
+    pub pg: PgId,
+    /// Who leaves.
+    pub from: NodeId,
+    /// Who comes.
+    pub to: NodeId,
+    /// The placement group's epoch.
+    pub epoch: Epoch,
+    /// It is in the joint stage; else the new node is learning.
+    pub joint: bool,
+    /// Members of the old set that have answered in this epoch.
+    pub answered: u32,
+    /// Members of the old set.
+    pub members: u32,
+    /// Groups that they have named so far.
+    pub groups: u32,
+    /// Of these, those that the new node lacks or is not level with.
+    pub lacking: u32,
+    /// Objects that are behind at the new node; none: it has not answered in this epoch.
+    pub behind: Option<u64>,
+    /// The most that this was since the move began, or since this monitor leads.
+    pub behind_max: u64,
+    /// Microseconds since the move began, or since this monitor leads.
+    pub age: u64,
+}
+
+/// What is on the move.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovesStatus {
+    /// Nothing is begun or taken further.
+    pub paused: bool,
+    /// How much may be.
+    pub limits: MoveLimits,
+    /// Placement groups whose move was undone, and that get none until moves are resumed.
+    pub held: Vec<PgId>,
+    /// In order of their placement groups.
+    pub moves: Vec<MoveStatus>,
+    /// Why placement groups are not moved that should be: for each reason how many, as far as the leading
+    /// monitor has looked since it looked at the first one.
+    pub waits: Vec<(Waits, u32)>,
+}
+
+/// A placement group, and what its nodes say of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PgStatus {
+    /// How it is laid out.
+    pub config: PgConfig,
+    /// What each of its nodes has of it, in order; none: it did not answer in time.
+    pub copies: Vec<(NodeId, Option<Vec<ListedGroup>>)>,
 }
 
 /// A monitor.
@@ -438,6 +546,17 @@ pub enum Response {
     Pong,
     /// The monitors.
     Monitors(Box<MonitorsStatus>),
+    /// What a node is asked.
+    NodeWork {
+        /// List (M3), for each of these. At most [`LISTS_PER_ANSWER_MAX`].
+        lists: Vec<ListRequest>,
+        /// Where placement groups live: the monitors were restored from a backup.
+        layout: bool,
+    },
+    /// What is on the move.
+    Moves(Box<MovesStatus>),
+    /// The placement group.
+    Pg(Box<PgStatus>),
 }
 
 /// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].

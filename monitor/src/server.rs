@@ -4,6 +4,7 @@ use crate::config::{Bootstrap, MONITORS_MAX, MonitorConfig};
 use crate::found;
 use crate::members;
 use crate::metrics;
+use crate::mover;
 use crate::peers::{JOBS_MAX, Peers};
 use crate::raft::{Identity, Machine, Member, Network, PeerAnswer, Raft, SNAPSHOT_PART_BYTES, Store};
 use crate::reign;
@@ -164,6 +165,7 @@ impl Monitor {
         };
         let service = Rc::new(Service::new(raft, map, identity, peers.clone(), &settings));
         service.spawn(peers.route(receiver));
+        service.spawn(mover::run(service.clone()));
         let watching = tokio::task::spawn_local(reign::watch(service.clone()));
         let mut monitor =
             Monitor { service, listener, address: bound, advertised: address, config, watching, metrics };
@@ -421,7 +423,11 @@ fn answer_peer(
 /// what changes no lease.
 fn may_ask(role: Role, request: &Request) -> bool {
     match request {
-        Request::RegisterNode { .. } | Request::Heartbeat(_) => role == Role::StorageNode,
+        Request::RegisterNode { .. }
+        | Request::Heartbeat(_)
+        | Request::NodeWork { .. }
+        | Request::Listed { .. }
+        | Request::Layout { .. } => role == Role::StorageNode,
         Request::Attach { .. } | Request::Renew { .. } | Request::Release { .. } => {
             matches!(role, Role::FrontEnd | Role::StorageNode)
         }
@@ -434,13 +440,18 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::Events { .. }
         | Request::AddMonitor { .. }
         | Request::RemoveMonitor { .. }
-        | Request::ReplaceCrush { .. } => role == Role::Client,
+        | Request::ReplaceCrush { .. }
+        | Request::PauseMoves { .. }
+        | Request::UndoMove { .. }
+        | Request::SetMoveLimits { .. }
+        | Request::Pg { .. } => role == Role::Client,
         Request::GetMap { .. }
         | Request::WaitMap { .. }
         | Request::MapPart { .. }
         | Request::Volume { .. }
         | Request::Ping
         | Request::Monitors
+        | Request::Moves
         | Request::Status => true,
     }
 }

@@ -23,8 +23,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
 use trefoil_core::map::lease::LeaseConfig;
 use trefoil_core::map::outs::{self, Room};
-use trefoil_core::map::{ClusterMap, Command, Holder, MapError, Out, Reply, Volume};
-use trefoil_core::{Time, VolumeId};
+use trefoil_core::map::{ClusterMap, Command, Holder, MapError, Node, Out, Reply, Volume};
+use trefoil_core::{Incarnation, NodeId, Time, VolumeId};
 
 /// How long a command may take: the disk, mostly. Longer is answered with "unsure".
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,6 +103,18 @@ pub(crate) type Result<T, E = RpcError> = std::result::Result<T, E>;
 fn wall_clock() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
+}
+
+/// The node that has that store.
+pub(crate) fn known_node(map: &ClusterMap, node: NodeId, incarnation: Incarnation) -> Result<&Node> {
+    let Some(known) = map.nodes.get(&node) else {
+        return Err(MapError::Missing { what: "node".to_owned(), name: node.to_string() }.into());
+    };
+    if known.incarnation != incarnation {
+        let (known, given) = (known.incarnation, incarnation);
+        return Err(MapError::OtherIncarnation { node, known, given }.into());
+    }
+    Ok(known)
 }
 
 impl Service {
@@ -246,6 +258,20 @@ impl Service {
             Request::ReplaceCrush { seen, crush } => {
                 self.propose(&*self.reign()?, Command::ReplaceCrush { seen, crush }).await?
             }
+            Request::NodeWork { node, incarnation, timeout } => {
+                return Ok(self.node_work(node, incarnation, timeout).await?.into());
+            }
+            Request::Listed { node, incarnation, list } => self.listed(node, incarnation, list)?,
+            Request::Layout { node, incarnation, report } => self.layout(node, incarnation, report)?,
+            Request::Moves => return Ok(self.moves().await?.into()),
+            Request::PauseMoves { paused } => {
+                self.propose(&*self.reign()?, Command::PauseMoves { paused }).await?
+            }
+            Request::UndoMove { pg } => self.undo_move(pg).await?,
+            Request::SetMoveLimits { limits } => {
+                self.propose(&*self.reign()?, Command::SetMoveLimits { limits }).await?
+            }
+            Request::Pg { pg } => return Ok(self.pg(pg).await?.into()),
         };
         let response = match reply {
             Reply::Node(id) => Response::Node(id),
@@ -287,17 +313,7 @@ impl Service {
         }
         let map = self.map();
         let id = heartbeat.node;
-        let Some(node) = map.nodes.get(&id) else {
-            return Err(MapError::Missing { what: "node".to_owned(), name: id.to_string() }.into());
-        };
-        if node.incarnation != heartbeat.incarnation {
-            return Err(MapError::OtherIncarnation {
-                node: id,
-                known: node.incarnation,
-                given: heartbeat.incarnation,
-            }
-            .into());
-        }
+        let was_lost = known_node(&map, id, heartbeat.incarnation)?.lost;
         if heartbeat.differing.len() > DIFFERING_MAX {
             let text = format!("more than {DIFFERING_MAX} differing groups in a heartbeat");
             return Err(RpcError::Malformed(text));
@@ -316,7 +332,7 @@ impl Service {
             kept.position = floor.max(position);
             floor
         };
-        if node.lost != lost {
+        if was_lost != lost {
             self.propose(&reign, Command::SetNodeLost { node: id, lost }).await?;
         }
         let layout = self.map().layout;
@@ -413,6 +429,7 @@ impl Service {
             liveness: &soft.liveness,
             heartbeats: &soft.heartbeats,
             said: soft.reports.said(now),
+            unsettled: soft.layouts.unsettled(&map),
             volumes,
             now,
             started: reign.started,

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::{Holder, HolderKind, MapError};
+use trefoil_core::map::{Holder, HolderKind, LayoutReport, MapError};
+use trefoil_core::placement::PgConfig;
 use trefoil_core::*;
 use trefoil_monitor::backup::{self, Backup};
 use trefoil_monitor::rpc::*;
@@ -445,6 +446,48 @@ fn a_cluster_from_an_old_backup_hands_out_nothing_twice() {
         assert!(after.layout > map.layout, "whoever has the later map of before takes the new one");
         let (later, _) = map.volume_named("later").unwrap();
         assert!(!after.is_deleted(later), "and deletes nothing");
+        // Until enough nodes have said where placement groups live, nobody gets anything.
+        tokio::time::sleep(LEASE + MARGIN + Duration::from_millis(200)).await;
+        let asked = front.attach(VolumeKey::Name("disk0".to_owned()), holder("b", 2), Generation(0)).await;
+        assert!(matches!(asked.unwrap().0, Attached::Busy { .. }));
+        let status = admin.status().await.unwrap();
+        assert!(status.checks.iter().any(|check| check.code == "LAYOUT_UNCHECKED"), "{:?}", status.checks);
+        let node = MonitorClient::new(vec![at], Hello::new(Role::StorageNode, map.cluster_id));
+        let (pg, moved) = map.pgs.iter().map(|(pg, config)| (pg, config.config())).next().unwrap();
+        // A node that was made after the backup, and is a member by now.
+        let stranger = NodeId(3);
+        let config = PgConfig::simple(Epoch(4), vec![moved.new[0], moved.new[1], stranger]);
+        let report = |pgs| LayoutReport { lost: false, pgs };
+        for n in 0..3 {
+            let (lists, layout) =
+                node.node_work(NodeId(n), Incarnation(100 + u64::from(n)), Duration::ZERO).await.unwrap();
+            assert!(layout && lists.is_empty());
+            let said = report(vec![(pg, Epoch(3), Some(config.clone()))]);
+            node.layout(NodeId(n), Incarnation(100 + u64::from(n)), said).await.unwrap();
+        }
+        loop {
+            let status = admin.status().await.unwrap();
+            let check = status.checks.iter().find(|check| check.code == "LAYOUT_UNCHECKED").unwrap();
+            if check.details[0].contains("node.3 is a member") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let address = ([127, 0, 0, 1], 7003).into();
+        let host = "host3".to_owned();
+        let again = node.register_node(Some(stranger), Incarnation(103), address, host, None, 8 << 30);
+        assert_eq!(again.await.unwrap(), stranger, "it keeps its number");
+        node.layout(stranger, Incarnation(103), report(vec![(pg, Epoch(4), None)])).await.unwrap();
+        let settled = loop {
+            let map = admin.get_map(0).await.unwrap().unwrap();
+            if !map.restored.unchecked {
+                break map;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let found = settled.members(pg).unwrap();
+        assert_eq!(found.new, config.new);
+        assert!(found.epoch > Epoch(1 << 32), "in an epoch that nobody has heard of");
         let granted = attach(&front, "disk0", &holder("b", 2)).await;
         assert!(granted.generation > last, "{} after {last}", granted.generation);
         assert!(start.elapsed() >= LEASE, "somebody may still have a lease");

@@ -1,11 +1,11 @@
-//! `trefoil node list` and `pg list`, and what lists share.
+//! `trefoil node ...`, and what lists share.
 
 use super::Global;
 use crate::admin;
 use crate::failure::Outcome;
 use crate::output::{self, ago};
 use crate::size::Size;
-use crate::view::{NodeView, PgView};
+use crate::view::NodeView;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::Write;
@@ -48,17 +48,6 @@ pub struct NodesArgs {
     ids: Vec<u32>,
 }
 
-/// `trefoil pg ...`.
-#[derive(Subcommand, Debug)]
-pub enum PgCommand {
-    /// List placement groups: epoch, acting set, state
-    #[command(after_help = "\
-Examples:
-  trefoil pg list
-  trefoil pg list --json | jq -r '.[] | select(.state != \"active\") | .pg'")]
-    List(ListArgs),
-}
-
 /// Writes a list as a table, or as JSON.
 pub fn list<T: Serialize>(
     args: &ListArgs,
@@ -75,12 +64,12 @@ pub fn list<T: Serialize>(
 }
 
 /// A value, or `-` where it is not known.
-fn known(value: Option<impl ToString>) -> String {
+pub fn known(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// `1,2,3`.
-fn joined(numbers: &[u32]) -> String {
+pub fn joined(numbers: &[u32]) -> String {
     let texts: Vec<String> = numbers.iter().map(u32::to_string).collect();
     texts.join(",")
 }
@@ -129,19 +118,4 @@ fn node_list(args: &ListArgs, global: &Global, out: &mut dyn Write) -> Outcome {
         ">BAD BLOCKS",
     ];
     list(args, out, admin::snapshot(global)?.nodes(), &headers, row)
-}
-
-/// Runs `trefoil pg ...`.
-pub fn pg(PgCommand::List(args): &PgCommand, global: &Global, out: &mut dyn Write) -> Outcome {
-    let row = |pg: &PgView| {
-        let mut acting = joined(&pg.acting);
-        if !pg.leaving.is_empty() {
-            acting = format!("{} -> {acting}", joined(&pg.leaving));
-        }
-        if !pg.learners.is_empty() {
-            acting += &format!(" (learning: {})", joined(&pg.learners));
-        }
-        vec![pg.pg.clone(), pg.pool.clone(), pg.epoch.to_string(), acting, pg.state.to_owned()]
-    };
-    list(args, out, admin::snapshot(global)?.pgs(), &["PG", "POOL", ">EPOCH", "ACTING", "STATE"], row)
 }

@@ -10,6 +10,8 @@ pub mod format;
 pub mod init;
 pub mod lists;
 pub mod monitor;
+pub mod moves;
+pub mod pg;
 pub mod pool;
 pub mod status;
 pub mod store;

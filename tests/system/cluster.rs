@@ -266,6 +266,17 @@ impl Cluster {
         lock(&self.pids).retain(|known| *known != pid);
     }
 
+    /// As [`Cluster::kill`], of a daemon that was started by [`Cluster::run_daemon`] and is none of `up`'s.
+    #[track_caller]
+    pub fn kill_by_hand(&mut self, name: &str) {
+        self.last_disturbance = Instant::now();
+        let mut child =
+            self.restarted.remove(name).unwrap_or_else(|| panic!("{name} was not started by hand"));
+        let pid = child.id() as i32;
+        end(&mut child);
+        lock(&self.pids).retain(|known| *known != pid);
+    }
+
     /// Deletes the disposable index of a storage node that does not run.
     #[track_caller]
     pub fn delete_index(&self, name: &str) {

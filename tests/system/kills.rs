@@ -160,9 +160,15 @@ impl Load {
     /// Ends it, judges it, and reads everything that was written.
     #[track_caller]
     pub fn judge(self, cluster: &Cluster, during: &str) {
+        self.judge_within(cluster, during, STALL_MAX);
+    }
+
+    /// As [`Load::judge`], where a request may take longer.
+    #[track_caller]
+    pub fn judge_within(self, cluster: &Cluster, during: &str, stall_max: Duration) {
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let (mut ledger, outcome) = self.writer.join().expect("the writer does not panic");
-        judge(&self.prober.stop(), during, STALL_MAX);
+        judge(&self.prober.stop(), during, stall_max);
         assert!(
             outcome.end.is_none() && outcome.errors.is_empty(),
             "{during}: {outcome:?}\n{}",

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`clients`] | nbdinfo, nbdcopy, qemu-img, file systems |
 //! | [`kills`] | storage nodes and the monitor killed or stopped under load |
+//! | [`moving`] | placement groups move under load: nodes added, out, lost; kills in the middle; undone, paused |
 //! | [`monitors`] | three monitors: the leader killed, a minority stopped, all restarted, replaced, restored |
 //! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
 //! | [`power`] | everything killed at once in mid-write |
@@ -38,6 +39,7 @@ mod full;
 mod health;
 mod kills;
 mod monitors;
+mod moving;
 mod nbd_client;
 mod offline;
 mod power;

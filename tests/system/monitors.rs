@@ -36,7 +36,7 @@ fn list(cluster: &Cluster) -> Vec<Value> {
 
 /// The name of the leader's process.
 #[track_caller]
-fn leader(cluster: &Cluster) -> String {
+pub fn leader(cluster: &Cluster) -> String {
     let all = list(cluster);
     let leader = all.iter().find(|it| it["leader"] == true).expect("a leader");
     let address = leader["address"].as_str().expect("an address");

@@ -98,23 +98,29 @@ impl ClusterMap {
             Command::Init { .. } => Err(MapError::AlreadyInitialised),
             Command::RegisterNode { id, incarnation, address, host, class, size, now } => {
                 let known = match id {
+                    // Made after the backup that this map was restored from: it keeps its number, which other
+                    // nodes know it by.
+                    Some(id) if self.is_forgotten_node(*id) => None,
                     Some(id) => Some(self.claimed(*id, *incarnation)?),
                     None => self.by_incarnation(*incarnation),
                 };
                 match known {
                     Some(id) => self.update_node(id, *address, *size),
-                    None => self.add_node(Node {
-                        incarnation: *incarnation,
-                        address: *address,
-                        host: host.clone(),
-                        class: class.clone(),
-                        size: *size,
-                        up: true,
-                        since: *now,
-                        lost: false,
-                        out: None,
-                        flaps: 0,
-                    }),
+                    None => self.add_node(
+                        *id,
+                        Node {
+                            incarnation: *incarnation,
+                            address: *address,
+                            host: host.clone(),
+                            class: class.clone(),
+                            size: *size,
+                            up: true,
+                            since: *now,
+                            lost: false,
+                            out: None,
+                            flaps: 0,
+                        },
+                    ),
                 }
             }
             Command::SetNodesUp { nodes, now } => self.set_nodes_up(nodes, *now),
@@ -144,6 +150,9 @@ impl ClusterMap {
             Command::AdvanceMove { pg, epoch } => self.advance_move(*pg, *epoch),
             Command::UndoMove { pg, epoch } => self.undo_move(*pg, *epoch),
             Command::PauseMoves { paused } => self.pause_moves(*paused),
+            Command::SetMoveLimits { limits } => self.limit_moves(*limits),
+            Command::HoldMove { pg, epoch } => self.hold_move(*pg, *epoch),
+            Command::AdoptLayout { configs, last } => self.adopt_layout(configs, *last),
         }
     }
 
@@ -190,7 +199,7 @@ impl ClusterMap {
         Ok((Reply::Node(id), Changed::Layout))
     }
 
-    fn add_node(&mut self, node: Node) -> Applied {
+    fn add_node(&mut self, id: Option<NodeId>, node: Node) -> Applied {
         if node.incarnation.0 == 0 {
             return Err(MapError::Invalid("a node's incarnation must not be 0".to_owned()));
         }
@@ -201,7 +210,7 @@ impl ClusterMap {
         if self.nodes.len() >= NODES_MAX {
             return Err(full("nodes", NODES_MAX as u64));
         }
-        let id = self.next_node;
+        let id = id.unwrap_or(self.next_node);
         let device = i32::try_from(id.0).map_err(crush_error)?;
         // An administrator's map may name the device already: that place is kept.
         if !self.crush.def().devices.iter().any(|it| it.id == device) {
@@ -223,7 +232,7 @@ impl ClusterMap {
             self.crush = Arc::new(crush);
         }
         self.nodes.insert(id, node);
-        self.next_node = NodeId(id.0 + 1);
+        self.next_node = self.next_node.max(NodeId(id.0 + 1));
         Ok((Reply::Node(id), Changed::Layout))
     }
 
@@ -405,6 +414,10 @@ impl ClusterMap {
             return Err(MapError::Invalid(format!(
                 "a holder needs a name of 1 to {HOLDER_LEN_MAX} bytes and a boot id that is not 0"
             )));
+        }
+        // Who leads must know where the copies are.
+        if self.restored.unchecked {
+            return Err(MapError::Unchecked);
         }
         let mut seen = BTreeSet::new();
         if !grants.iter().all(|grant| seen.insert(grant.volume)) {

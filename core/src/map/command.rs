@@ -3,10 +3,12 @@
 //! A command carries everything that its effect depends on; times and random numbers are drawn by
 //! the monitor that proposes it. Append variants at the end only: logs are read after an upgrade.
 
+use super::moves::MoveLimits;
 use super::types::*;
 use crate::crush::CrushMap;
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_SIZE_MAX, OBJECT_SIZE_MIN};
+use crate::placement::PgConfig;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -175,6 +177,25 @@ pub enum Command {
         /// Stop.
         paused: bool,
     },
+    /// How much may be moved at once.
+    SetMoveLimits {
+        /// The limits.
+        limits: MoveLimits,
+    },
+    /// Undo a placement group's move, if it has one, and begin none until moves are resumed.
+    HoldMove {
+        /// Which one.
+        pg: PgId,
+        /// Its present epoch.
+        epoch: Epoch,
+    },
+    /// After a restore from a backup: how placement groups are laid out, as nodes know it.
+    AdoptLayout {
+        /// Those that the backup has otherwise; at most [`BATCH_MAX`].
+        configs: Vec<(PgId, PgConfig)>,
+        /// All have been adopted, with those of this command: the map is that of the cluster again.
+        last: bool,
+    },
 }
 
 /// What came of a command.
@@ -316,4 +337,10 @@ pub enum MapError {
         /// What it is.
         current: Epoch,
     },
+    /// The map is a backup's, and nodes may know a later layout.
+    #[error(
+        "this map was restored from a backup, and it is being checked with the nodes where placement groups live: \
+         wait; `trefoil health` says which nodes are missing"
+    )]
+    Unchecked,
 }

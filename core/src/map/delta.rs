@@ -8,7 +8,7 @@
 //! A delta comes from outside: one that does not fit is refused, and the map is as it was.
 
 use super::cow::Changes;
-use super::{ClusterMap, EventLog, Moves, Node, Pool, Positions, Volume};
+use super::{ClusterMap, EventLog, Moves, Node, Pool, Positions, Restored, Volume};
 use crate::crush::{Bucket, ChooseArgs, CrushMap, Device, MapDef, Rule, Tunables, TypeName};
 use crate::ids::*;
 use crate::placement::{PgConfig, PgTable};
@@ -52,6 +52,7 @@ pub struct MapDelta {
     events: Option<Arc<EventLog>>,
     forgotten: Option<Vec<(VolumeId, VolumeId)>>,
     moves: Option<Moves>,
+    restored: Option<Restored>,
 }
 
 /// What becomes of a pool's placement groups.
@@ -218,6 +219,7 @@ impl ClusterMap {
             // Maps that are sent have none.
             events: (self.events != older.events).then(|| self.events.clone()),
             moves: (self.moves != older.moves).then(|| self.moves.clone()),
+            restored: (self.restored != older.restored).then(|| self.restored.clone()),
         })
     }
 
@@ -272,6 +274,9 @@ impl ClusterMap {
         }
         if let Some(moves) = &delta.moves {
             self.moves = moves.clone();
+        }
+        if let Some(restored) = &delta.restored {
+            self.restored.clone_from(restored);
         }
         (self.version, self.layout) = (delta.version, delta.layout);
         self.crush_version = delta.crush_version;

@@ -328,7 +328,8 @@ fn rules_diff(map: &ClusterMap, later: &ClusterMap) -> Vec<RuleDiff> {
 }
 
 /// How large a copy of a placement group may be.
-struct Sizes {
+#[derive(Clone, Debug)]
+pub(super) struct Sizes {
     /// By pool: bytes of its volumes for each of its placement groups.
     provisioned: BTreeMap<PoolId, u64>,
     /// By node that has said what it uses: that, and the provisioned bytes of all its copies.
@@ -336,7 +337,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(map: &ClusterMap, rooms: &BTreeMap<NodeId, Room>) -> Sizes {
+    pub(super) fn new(map: &ClusterMap, rooms: &BTreeMap<NodeId, Room>) -> Sizes {
         let mut provisioned: BTreeMap<PoolId, u64> = map.pools.keys().map(|id| (*id, 0)).collect();
         for volume in map.volumes.values() {
             if let Some(bytes) = provisioned.get_mut(&volume.pool) {
@@ -360,7 +361,7 @@ impl Sizes {
     }
 
     /// Bytes of one copy, and whether a node has said anything about it.
-    fn copy(&self, pool: PoolId, acting: &[NodeId]) -> (u64, bool) {
+    pub(super) fn copy(&self, pool: PoolId, acting: &[NodeId]) -> (u64, bool) {
         let provisioned = self.provisioned.get(&pool).copied().unwrap_or(0);
         let share = |node: &NodeId| {
             let (used, all) = self.nodes.get(node)?;

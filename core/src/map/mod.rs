@@ -57,9 +57,12 @@ pub use command::{Command, FailureDomain, Grant, MapError, Reply};
 pub use cow::CowMap;
 pub use delta::{DeltaError, MapDelta};
 pub use events::{Event, EventLog};
-pub use moves::{MOVES_MAX, Move, MoveStage, Moves};
+pub use moves::{
+    MOVES_CLUSTER_DEFAULT, MOVES_MAX, MOVES_PER_NODE_DEFAULT, Move, MoveLimits, MoveStage, Moves,
+};
 pub use pgs::PgMap;
 pub use placer::Placer;
+pub use restore::{LayoutReport, Restored};
 pub use types::*;
 
 use crate::crush::{CrushMap, object_pg};
@@ -102,6 +105,8 @@ pub struct ClusterMap {
     forgotten: Vec<(VolumeId, VolumeId)>,
     /// Placement groups on the move.
     pub moves: Moves,
+    /// What a restore from a backup has left open.
+    pub restored: Restored,
 }
 
 impl Default for ClusterMap {
@@ -131,6 +136,7 @@ impl ClusterMap {
             events: Arc::default(),
             forgotten: Vec::new(),
             moves: Moves::default(),
+            restored: Restored::default(),
         }
     }
 

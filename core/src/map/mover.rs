@@ -11,16 +11,18 @@
 //! both sets. And every generation that was granted before the joint epoch was committed is a fence on that
 //! majority and on the new node, so that no older front end finds a quorum without a fence (6.4).
 
+mod plan;
+
+pub use plan::{TARGET_FILL_MAX_PERCENT, Waits};
+
+use super::diff::Sizes;
+use super::outs::Room;
 use super::{ClusterMap, Command, Move};
 use crate::ids::*;
 use crate::message::{GroupList, ListRequest, ListedGroup};
 use crate::placement::PgConfig;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Moves under way at once, where nobody says otherwise.
-pub const MOVES_CLUSTER_DEFAULT: usize = 16;
-/// Of these, how many a node may come or go by, where nobody says otherwise.
-pub const MOVES_PER_NODE_DEFAULT: usize = 2;
 /// Placement groups that are looked at in one step for whether they live where they should.
 pub const PLAN_PGS_PER_STEP: usize = 1024;
 /// Groups that are asked to be opened in one step, for each move. The others' turn comes.
@@ -28,18 +30,19 @@ pub const OPENS_PER_STEP: usize = 64;
 /// Steps that the new node may be down before its move is undone, so that another one can take its place.
 pub const STALLED_STEPS_MAX: u32 = 600;
 
-/// How much may be under way.
+/// Further limits beside those of the map ([`super::MoveLimits`]): the lower ones hold.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Moves in the cluster; at most [`super::MOVES_MAX`].
+    /// Moves in the cluster.
     pub cluster: usize,
     /// Moves that one node may come or go by.
     pub node: usize,
 }
 
 impl Default for Limits {
+    /// None.
     fn default() -> Limits {
-        Limits { cluster: MOVES_CLUSTER_DEFAULT, node: MOVES_PER_NODE_DEFAULT }
+        Limits { cluster: usize::MAX, node: usize::MAX }
     }
 }
 
@@ -64,7 +67,9 @@ pub enum Action {
 pub struct Progress {
     /// Members of the old set that have answered in this epoch.
     pub answered: usize,
-    /// Groups that they named.
+    /// The new node has answered in this epoch.
+    pub heard: bool,
+    /// Groups that the old set named.
     pub groups: usize,
     /// Of these, those which the new node lacks, or is not level with, by volume.
     pub lacking: Vec<VolumeId>,
@@ -98,6 +103,13 @@ pub struct Mover {
     settled: u64,
     /// The layout in which the present round over all placement groups began.
     round: u64,
+    /// What nodes have said of their room; none: it is not looked at. A node that is not in it has not been
+    /// heard of.
+    rooms: Option<BTreeMap<NodeId, Room>>,
+    /// How large copies are, as found so many steps ago.
+    sizes: Option<(Sizes, u32)>,
+    /// Why placement groups stay where they should not, in the present round: how many for each reason.
+    waits: BTreeMap<Waits, u32>,
 }
 
 /// M2 and M3 in one: they differ in the epoch, and in what rests on them.
@@ -114,6 +126,7 @@ pub fn progress<'a>(
         named.extend(groups.iter().map(|group| group.volume).filter(|volume| exists(*volume)));
     }
     found.groups = named.len();
+    found.heard = list(to).is_some();
     let there: BTreeMap<VolumeId, &ListedGroup> =
         list(to).unwrap_or(&[]).iter().map(|group| (group.volume, group)).collect();
     found.behind = there.values().map(|group| u64::from(group.behind)).sum();
@@ -127,7 +140,7 @@ pub fn progress<'a>(
     let lacks = |volume: &VolumeId| there.get(volume).is_none_or(|group| !level(group));
     found.lacking = named.into_iter().filter(lacks).collect();
     let majority = found.answered * 2 > config.old.len();
-    found.ready = majority && list(to).is_some() && found.lacking.is_empty();
+    found.ready = majority && found.heard && found.lacking.is_empty();
     found
 }
 
@@ -170,26 +183,42 @@ impl Mover {
         Some(progress(&config, it.to, list, |volume| !map.is_deleted(volume)))
     }
 
+    /// What the nodes that have been heard of say of their room. From then on no move is begun to a node that
+    /// is not among them, or would be filled by it beyond [`TARGET_FILL_MAX_PERCENT`].
+    pub fn set_rooms(&mut self, rooms: BTreeMap<NodeId, Room>) {
+        self.rooms = Some(rooms);
+    }
+
     /// Says what is to be done now. Wanted about once in a second. What it has said is said again until it
     /// has been done.
     pub fn step(&mut self, map: &ClusterMap, out: &mut Vec<Action>) {
+        self.go_on(map, 1, out);
+        self.age_sizes();
+    }
+
+    /// As [`Mover::step`], between two of them: something has just changed.
+    pub fn step_between(&mut self, map: &ClusterMap, out: &mut Vec<Action>) {
+        self.go_on(map, 0, out);
+    }
+
+    fn go_on(&mut self, map: &ClusterMap, steps: u32, out: &mut Vec<Action>) {
         self.reports.retain(|pg, _| map.moves.active.contains_key(pg));
         if map.moves.paused {
             return;
         }
         for (pg, it) in map.moves.active.iter() {
-            self.take_further(map, *pg, it, out);
+            self.take_further(map, *pg, it, steps, out);
         }
         self.plan(map, out);
     }
 
-    fn take_further(&mut self, map: &ClusterMap, pg: PgId, it: &Move, out: &mut Vec<Action>) {
+    fn take_further(&mut self, map: &ClusterMap, pg: PgId, it: &Move, steps: u32, out: &mut Vec<Action>) {
         let Some(config) = map.members(pg).map(|pg| pg.config()) else { return };
         let up = |node: NodeId| map.nodes.get(&node).is_some_and(|node| node.up && !node.lost);
         let reports = self.reports.entry(pg).or_default();
         reports.at(config.epoch);
         let epoch = config.epoch;
-        reports.stalled = if up(it.to) { 0 } else { reports.stalled + 1 };
+        reports.stalled = if up(it.to) { 0 } else { reports.stalled.saturating_add(steps) };
         if reports.stalled > STALLED_STEPS_MAX {
             return out.push(Action::Propose(Command::UndoMove { pg, epoch }));
         }
@@ -221,73 +250,6 @@ impl Mover {
         out.extend(turn.map(|volume| Action::Open(GroupId { volume: *volume, pg })));
         reports.cursor = first + OPENS_PER_STEP;
     }
-
-    /// Starts moves towards where CRUSH wants the placement groups, as far as the limits allow; none while
-    /// more than a third of the nodes is away.
-    fn plan(&mut self, map: &ClusterMap, out: &mut Vec<Action>) {
-        if self.settled == map.layout && map.moves.active.is_empty() {
-            return;
-        }
-        let away = map.nodes.values().filter(|node| !node.up || node.lost).count();
-        if away * 3 > map.nodes.len() {
-            return;
-        }
-        let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for it in map.moves.active.values() {
-            *load.entry(it.from).or_default() += 1;
-            *load.entry(it.to).or_default() += 1;
-        }
-        let most = self.limits.cluster.min(super::MOVES_MAX);
-        let mut left = most.saturating_sub(map.moves.active.len());
-        let mut placer = map.placer();
-        for _ in 0..PLAN_PGS_PER_STEP {
-            if left == 0 {
-                return;
-            }
-            let Some(pg) = self.next_pg(map) else { return };
-            let Some(pool) = map.pools.get(&pg.pool) else { continue };
-            let Some(config) = map.members(pg).map(|pg| pg.config()) else { continue };
-            if map.moves.active.contains_key(&pg) {
-                self.round = 0; // to be looked at again when it has ended
-                continue;
-            }
-            // A rule that finds too few places is no reason to move anything.
-            let Ok(wanted) = placer.place(pg.pool, pool, pg.pg) else { continue };
-            let Some(it) = next_move(map, &config, &wanted) else { continue };
-            let free = |node| load.get(&node).is_none_or(|moves| *moves < self.limits.node);
-            self.round = 0;
-            if !free(it.from) || !free(it.to) {
-                continue;
-            }
-            *load.entry(it.from).or_default() += 1;
-            *load.entry(it.to).or_default() += 1;
-            left -= 1;
-            let Move { from, to } = it;
-            out.push(Action::Propose(Command::StartMove { pg, epoch: config.epoch, from, to }));
-        }
-    }
-
-    /// The next placement group, round and round. Behind the last one of a round in which nothing was to be
-    /// done, none until the layout changes.
-    fn next_pg(&mut self, map: &ClusterMap) -> Option<PgId> {
-        let next = match self.cursor {
-            None => {
-                self.round = map.layout;
-                map.pools.keys().next().map(|pool| PgId { pool: *pool, pg: 0 })
-            }
-            Some(PgId { pool, pg }) if map.pools.get(&pool).is_some_and(|it| pg + 1 < it.pg_num) => {
-                Some(PgId { pool, pg: pg + 1 })
-            }
-            Some(PgId { pool, .. }) => {
-                map.pools.range(pool..).find(|(id, _)| **id > pool).map(|(id, _)| PgId { pool: *id, pg: 0 })
-            }
-        };
-        if next.is_none() && self.cursor.is_some() && self.round == map.layout {
-            self.settled = map.layout;
-        }
-        self.cursor = next;
-        next
-    }
 }
 
 impl Reports {
@@ -297,15 +259,6 @@ impl Reports {
             *self = Reports { epoch, ..Reports::default() };
         }
     }
-}
-
-/// One member that should not be there, and one that should: first those who are lost or down.
-fn next_move(map: &ClusterMap, config: &PgConfig, wanted: &[NodeId]) -> Option<Move> {
-    let up = |node: &NodeId| map.nodes.get(node).is_some_and(|node| node.up && !node.lost);
-    let to = wanted.iter().copied().find(|node| !config.is_member(*node) && up(node))?;
-    let leaves = config.new.iter().copied().filter(|node| !wanted.contains(node));
-    let from = leaves.min_by_key(|node| up(node))?;
-    Some(Move { from, to })
 }
 
 #[cfg(test)]

@@ -14,11 +14,34 @@ use super::{ClusterMap, MapError};
 use crate::ids::*;
 use crate::placement::PgConfig;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Placement groups that may be on the move at once, whatever limits are set.
 pub const MOVES_MAX: usize = 1024;
+/// Moves under way at once, where nobody says otherwise.
+pub const MOVES_CLUSTER_DEFAULT: u32 = 16;
+/// Of these, how many a node may come or go by, where nobody says otherwise.
+pub const MOVES_PER_NODE_DEFAULT: u32 = 2;
+
+/// How much may be under way. The administrator's; it may be changed while moves are under way, and then
+/// holds for those that begin later.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveLimits {
+    /// Moves in the cluster: 1 to [`MOVES_MAX`].
+    pub cluster: u32,
+    /// Moves that one node may come or go by: 1 to [`MOVES_MAX`].
+    pub node: u32,
+    /// Data is also moved away from nodes that are well while placement groups have a member down. Else
+    /// that waits, and only what gets copies away from nodes that are down, lost or out is begun.
+    pub while_degraded: bool,
+}
+
+impl Default for MoveLimits {
+    fn default() -> MoveLimits {
+        MoveLimits { cluster: MOVES_CLUSTER_DEFAULT, node: MOVES_PER_NODE_DEFAULT, while_degraded: false }
+    }
+}
 
 /// A member that is being replaced. How far it has come is in the configuration of its placement group.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +67,11 @@ pub struct Moves {
     /// Nothing is started and nothing is taken further until this is false again. What was begun stays as
     /// it is, and is safe in every state; leaders go on to repair.
     pub paused: bool,
+    /// How much may be under way.
+    pub limits: MoveLimits,
+    /// Placement groups whose move an administrator has undone: none is begun for them before moves are
+    /// resumed. At most [`MOVES_MAX`].
+    pub held: Arc<BTreeSet<PgId>>,
     /// By placement group; at most [`MOVES_MAX`]. A clone shares them.
     pub active: Arc<BTreeMap<PgId, Move>>,
 }
@@ -85,6 +113,9 @@ fn next(epoch: Epoch) -> Epoch {
 impl ClusterMap {
     /// The placement group, if its epoch is the one that the proposer saw.
     fn seen_pg(&self, pg: PgId, given: Epoch) -> Result<PgConfig, MapError> {
+        if self.restored.unchecked {
+            return Err(MapError::Unchecked);
+        }
         let config = self.members(pg).ok_or_else(|| missing("placement group", pg))?.config();
         if config.epoch != given {
             return Err(MapError::OtherEpoch { pg, given, current: config.epoch });
@@ -103,6 +134,9 @@ impl ClusterMap {
         }
         if self.moves.paused {
             return refused("moves are paused; resume them first".to_owned());
+        }
+        if self.moves.held.contains(&pg) {
+            return refused("its move was undone; resume moves to let it begin again".to_owned());
         }
         if config.old != config.new || !config.learners.is_empty() || !config.is_member(from) {
             return refused(format!("{from} is no member of it"));
@@ -140,6 +174,41 @@ impl ClusterMap {
         done(Changed::Layout)
     }
 
+    /// As `undo_move`, on an administrator's word: what they have undone must not be begun again behind
+    /// their back. Of a placement group that is not on the move, that none is begun.
+    pub(super) fn hold_move(&mut self, pg: PgId, epoch: Epoch) -> Applied {
+        self.seen_pg(pg, epoch)?;
+        if self.moves.held.len() >= MOVES_MAX && !self.moves.held.contains(&pg) {
+            return Err(MapError::Full {
+                what: "placement groups whose moves were undone: resume moves, or pause them".to_owned(),
+                max: MOVES_MAX as u64,
+            });
+        }
+        let active = self.moves.active.contains_key(&pg);
+        if active {
+            self.undo_move(pg, epoch)?;
+        } else if self.moves.held.contains(&pg) {
+            return done(Changed::Nothing);
+        }
+        Arc::make_mut(&mut self.moves.held).insert(pg);
+        done(Changed::Layout)
+    }
+
+    pub(super) fn limit_moves(&mut self, limits: MoveLimits) -> Applied {
+        let possible = 1..=MOVES_MAX as u32;
+        if !possible.contains(&limits.cluster) || !possible.contains(&limits.node) {
+            return Err(MapError::Invalid(format!(
+                "{} moves in the cluster and {} at a node: choose 1 to {MOVES_MAX}; to have none, pause moves",
+                limits.cluster, limits.node
+            )));
+        }
+        if self.moves.limits == limits {
+            return done(Changed::Nothing);
+        }
+        self.moves.limits = limits;
+        done(Changed::Layout)
+    }
+
     fn moving(&self, pg: PgId, epoch: Epoch) -> Result<(PgConfig, Move), MapError> {
         let config = self.seen_pg(pg, epoch)?;
         match self.moves.active.get(&pg) {
@@ -151,10 +220,15 @@ impl ClusterMap {
     }
 
     pub(super) fn pause_moves(&mut self, paused: bool) -> Applied {
-        if self.moves.paused == paused {
+        // To resume is to let all that was held back begin.
+        let lets_go = !paused && !self.moves.held.is_empty();
+        if self.moves.paused == paused && !lets_go {
             return done(Changed::Nothing);
         }
         self.moves.paused = paused;
+        if lets_go {
+            self.moves.held = Arc::default();
+        }
         done(Changed::Layout)
     }
 }
@@ -256,6 +330,38 @@ mod tests {
         let joint = it.advance(&learn);
         assert_eq!((learn.problem(), joint.problem()), (None, None));
         assert_eq!(it.advance(&joint).new, ids(&[0, 1, 9, 3, 4]));
+    }
+
+    #[test]
+    fn what_an_administrator_undid_stays_undone_until_moves_are_resumed() {
+        let (mut map, pg) = map();
+        map.apply(&start(pg, 1, 1, 4)).unwrap();
+        assert!(map.apply(&Command::HoldMove { pg, epoch: Epoch(1) }).is_err(), "an older epoch");
+        map.apply(&Command::HoldMove { pg, epoch: Epoch(2) }).unwrap();
+        assert_eq!(config(&map, pg), PgConfig::simple(Epoch(3), ids(&[0, 1, 2])));
+        assert!(map.moves.active.is_empty() && map.moves.held.contains(&pg));
+        let version = map.version;
+        map.apply(&Command::HoldMove { pg, epoch: Epoch(3) }).unwrap();
+        assert_eq!(map.version, version, "it was so already");
+        assert!(map.apply(&start(pg, 3, 1, 4)).unwrap_err().to_string().contains("was undone"));
+        map.apply(&Command::PauseMoves { paused: false }).unwrap();
+        assert!(map.moves.held.is_empty() && map.version > version);
+        map.apply(&start(pg, 3, 1, 4)).unwrap();
+    }
+
+    #[test]
+    fn limits_are_changed_and_impossible_ones_refused() {
+        let (mut map, _) = map();
+        let set = |cluster, node| Command::SetMoveLimits {
+            limits: MoveLimits { cluster, node, while_degraded: true },
+        };
+        for (cluster, node) in [(0, 1), (1, 0), (MOVES_MAX as u32 + 1, 1), (1, u32::MAX)] {
+            let told = map.apply(&set(cluster, node)).unwrap_err().to_string();
+            assert!(told.contains("choose 1 to 1024"), "{told}");
+        }
+        assert_eq!(map.moves.limits, MoveLimits::default());
+        map.apply(&set(3, 1)).unwrap();
+        assert_eq!(map.moves.limits, MoveLimits { cluster: 3, node: 1, while_degraded: true });
     }
 
     #[test]

@@ -225,6 +225,11 @@ impl<P: Clone> Node<P> {
         self.growth = Some(blocks);
     }
 
+    /// The configurations that it has heard of.
+    pub fn configs(&self) -> &FxHashMap<PgId, PgConfig> {
+        &self.configs
+    }
+
     /// The state as of the last record given out.
     pub fn state(&self) -> &Durable {
         &self.state

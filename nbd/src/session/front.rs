@@ -45,6 +45,9 @@ pub const HEAL_INTERVAL: Duration = Duration::from_secs(5);
 pub const HEALERS_MAX: usize = 2;
 /// A healer that is not done by then (a node is away, say) gives its place to the next volume.
 pub const HEAL_TIME_MAX: Duration = Duration::from_secs(120);
+/// A healer that has had nothing to do for so long, and is not done (a node is away), gives its place away at
+/// once: others may have something that can be done.
+pub const HEAL_IDLE_MAX: Duration = Duration::from_secs(10);
 /// Tries to give a generation back. After that its lease has to run out.
 const RELEASE_TRIES: usize = 5;
 /// After so many bytes from one node its clients are sent what they are owed before more is read: as long
@@ -54,6 +57,14 @@ const SENT_ON_BYTES: usize = 256 << 10;
 const TICK_IDLE: Duration = Duration::from_millis(250);
 const TICK_BUSY: Duration = Duration::from_millis(10);
 const TICK_MIN: Duration = Duration::from_millis(1);
+
+/// A session that heals.
+#[derive(Copy, Clone, Debug)]
+struct Healer {
+    since: Instant,
+    /// When it was last seen to have something to do.
+    busy: Instant,
+}
 
 /// See the module.
 pub struct FrontEnd {
@@ -66,8 +77,8 @@ pub struct FrontEnd {
     above: RefCell<FxHashMap<VolumeId, Generation>>,
     /// Sessions without clients, and since when.
     idle: RefCell<FxHashMap<SessionKey, Instant>>,
-    /// Sessions of healers, and since when.
-    healers: RefCell<FxHashMap<SessionKey, Instant>>,
+    /// Sessions of healers.
+    healers: RefCell<FxHashMap<SessionKey, Healer>>,
     /// Releases that are on their way to the monitors, and who waits for them.
     releasing: Cell<usize>,
     released: Notify,
@@ -450,15 +461,24 @@ impl FrontEnd {
         let without: BTreeSet<SessionKey> = self.look(Core::without_clients);
         let mut over = Vec::new();
         {
-            let healers = self.healers.borrow();
+            let mut healers = self.healers.borrow_mut();
+            for (key, healer) in healers.iter_mut() {
+                let status = self.look(|core| core.status_of(*key));
+                if status.is_some_and(|it| it.copies_behind > 0 || it.ops > 0) {
+                    healer.busy = now;
+                }
+                if now.duration_since(healer.busy) >= HEAL_IDLE_MAX {
+                    over.push(*key);
+                }
+            }
             let mut idle = self.idle.borrow_mut();
             idle.retain(|key, _| without.contains(key));
             for key in without {
                 let (since, limit) = match healers.get(&key) {
-                    Some(since) => (*since, HEAL_TIME_MAX),
+                    Some(healer) => (healer.since, HEAL_TIME_MAX),
                     None => (*idle.entry(key).or_insert(now), IDLE_RELEASE),
                 };
-                if now.duration_since(since) >= limit {
+                if now.duration_since(since) >= limit && !over.contains(&key) {
                     over.push(key);
                 }
             }
@@ -492,7 +512,8 @@ impl FrontEnd {
                     continue;
                 };
                 let key = self.batch(|core| core.open(volume, pool, None));
-                self.healers.borrow_mut().insert(key, Instant::now());
+                let now = Instant::now();
+                self.healers.borrow_mut().insert(key, Healer { since: now, busy: now });
                 self.lead(key, volume, granted, true);
             }
         }

@@ -208,3 +208,19 @@ fn a_healer_releases_when_all_is_whole() {
         assert_eq!(front.look(|core| core.session_of(volume)), None);
     });
 }
+
+#[test]
+fn a_healer_that_can_do_nothing_more_gives_its_place_away() {
+    local(async {
+        let (monitors, mut nodes, volume) = cluster().await;
+        nodes[2].kill().await;
+        let front = front(&monitors, 1);
+        monitors.heal.borrow_mut().push(volume);
+        while monitors.releases.borrow().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let released = monitors.releases.borrow().clone();
+        assert_eq!((released[0].0, released[0].2), (volume, false), "a node is away: not all is whole");
+        assert_eq!(front.look(|core| core.session_of(volume)), None);
+    });
+}

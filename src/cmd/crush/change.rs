@@ -4,7 +4,7 @@
 //! anything would move, and set it **if nobody has changed it meanwhile**. Whoever was slower works an edit
 //! out again on what is there now, so that no one's edit is lost; a whole map from a file is refused instead.
 //!
-//! Nothing moves while this runs, and nothing here moves anything.
+//! Nothing here moves anything: the monitors do, when the new map is theirs.
 
 use super::diff::{self, DiffView, Shown};
 use crate::admin::{self, Admin, Replaced};

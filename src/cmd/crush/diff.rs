@@ -58,6 +58,12 @@ pub struct DiffView {
     pub node_rate_bytes_per_s: Option<u64>,
     /// How long it takes at least.
     pub seconds: u64,
+    /// Placement groups that move at once, in the cluster and by which one node comes or goes: what limits moves.
+    pub moves_at_once: u32,
+    /// See `moves_at_once`.
+    pub node_moves_at_once: u32,
+    /// Moves are paused: nothing would move before they are resumed.
+    pub moves_paused: bool,
     /// Why the new map is worse than the present one: what has to be forced.
     pub problems: Vec<String>,
     /// By pool.
@@ -174,6 +180,9 @@ pub fn view(snapshot: &Snapshot, new: &CrushMap, rates: Rates) -> anyhow::Result
         rate_bytes_per_s: rate,
         node_rate_bytes_per_s: node_rate,
         seconds: diff.seconds(rate, node_rate),
+        moves_at_once: map.moves.limits.cluster,
+        node_moves_at_once: map.moves.limits.node,
+        moves_paused: map.moves.paused,
         problems: diff.problems().iter().map(ToString::to_string).collect(),
         pools: pools(&diff),
         nodes: nodes(&diff),
@@ -299,6 +308,13 @@ fn print_total(view: &DiffView, out: &mut dyn Write) -> Outcome {
         Size(view.bytes),
         duration(view.seconds),
         Size(view.rate_bytes_per_s)
+    )?;
+    writeln!(
+        out,
+        "  (at most {} placement groups at once, {} by one node: see `trefoil move limits`{})",
+        view.moves_at_once,
+        view.node_moves_at_once,
+        if view.moves_paused { "; moves are PAUSED" } else { "" }
     )?;
     match view.unmeasured_pgs {
         0 => writeln!(out, "  (estimated by what the nodes have in use and the volumes' sizes)")?,

@@ -9,18 +9,20 @@ use super::peers::PeerAddress;
 use super::storage::Storage;
 use crate::device::latency::DeviceStats;
 use crate::store::Store;
+use bytes::Bytes;
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use trefoil_core::map::ClusterMap;
-use trefoil_core::node::{Input, Ticket};
+use trefoil_core::map::{ClusterMap, LayoutReport, MapError};
+use trefoil_core::node::{Input, Node, Ticket};
 use trefoil_core::placement::PgConfig;
-use trefoil_core::{Incarnation, NodeId, PgId, VolumeId};
-use trefoil_monitor::MonitorClient;
-use trefoil_monitor::rpc::{DIFFERING_MAX, DeviceHealth, Heartbeat};
+use trefoil_core::{Epoch, Incarnation, NodeId, PgId, VolumeId};
+use trefoil_monitor::rpc::{DIFFERING_MAX, DeviceHealth, Heartbeat, RpcError};
+use trefoil_monitor::{CallError, MonitorClient};
 
 /// Time between heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -30,6 +32,8 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 const MAP_WAIT: Duration = Duration::from_secs(20);
 /// The pause after a question that failed.
 const PAUSE: Duration = Duration::from_millis(500);
+/// The longest wait for something that the monitors want to know.
+const WORK_WAIT: Duration = Duration::from_secs(20);
 /// A map with more placement groups is not written by the thread that serves I/O.
 const KEEP_AT_ONCE_PGS: usize = 16 << 10;
 
@@ -51,6 +55,18 @@ pub fn changed_pgs(
     changed.map(|(id, pg)| (id, pg.config())).collect()
 }
 
+/// What the node knows of where placement groups live: what it has answered under, and what it has heard.
+fn layout_report(node: &Node<Bytes>) -> LayoutReport {
+    let state = node.state();
+    let lost = state.amnesia || state.groups.values().any(|group| group.lost);
+    let known: BTreeSet<PgId> = state.pgs.keys().chain(node.configs().keys()).copied().collect();
+    let pgs = known.into_iter().map(|pg| {
+        let epoch = state.pgs.get(&pg).map_or(Epoch(0), |it| it.epoch);
+        (pg, epoch, node.configs().get(&pg).cloned())
+    });
+    LayoutReport { lost, pgs: pgs.collect() }
+}
+
 /// What the monitors are told of the device.
 fn device_health(stats: &DeviceStats) -> DeviceHealth {
     DeviceHealth {
@@ -65,12 +81,23 @@ fn device_health(stats: &DeviceStats) -> DeviceHealth {
     }
 }
 
+/// What the node says of itself when it introduces itself.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    pub address: SocketAddr,
+    pub host: String,
+    pub class: Option<String>,
+    pub size: u64,
+}
+
 /// What ties a running node to its monitors.
 pub struct Membership {
     pub client: MonitorClient,
     pub node: NodeId,
     pub incarnation: Incarnation,
     pub state: StateDir,
+    /// What the node says of itself when it introduces itself.
+    pub registration: Registration,
     /// Where the log ended when this process started: to be compared with what the monitors remember
     /// (N8). None once that has been done.
     pub start_position: Cell<Option<u64>>,
@@ -118,6 +145,9 @@ impl Membership {
     /// Keeps the map. Writing the largest takes a twentieth of a second, and all nodes get a map at the same
     /// time: then it is another thread's work, so that no volume waits on all of its copies.
     async fn keep_map(&self, map: &Arc<ClusterMap>) {
+        if map.restored.unchecked {
+            return; // the one before may know more
+        }
         if map.pgs.len() <= KEEP_AT_ONCE_PGS {
             return self.state.keep_map(map);
         }
@@ -229,6 +259,51 @@ impl Membership {
         self.lost_ticket.set(Some(daemon.look(|engine| engine.tickets().0)));
     }
 
+    /// Asks the monitors what they want to know of placement groups that move (M3), for ever.
+    pub async fn lists(self: Rc<Self>, daemon: Rc<Daemon<Store>>) {
+        let mut id = 0;
+        loop {
+            // A node that does not know yet whether its log is all there (N8) must not say what it has: a
+            // group that it has forgotten would not be named.
+            if self.start_position.get().is_some() {
+                sleep(PAUSE).await;
+                continue;
+            }
+            match self.client.node_work(self.node, self.incarnation, WORK_WAIT).await {
+                Ok((lists, layout)) => {
+                    daemon.batch(|engine| {
+                        for request in lists {
+                            id += 1;
+                            engine.feed(Input::List { id, request });
+                        }
+                    });
+                    if layout {
+                        let report = daemon.look(|engine| layout_report(engine.node()));
+                        if let Err(error) = self.client.layout(self.node, self.incarnation, report).await {
+                            tracing::debug!(%error, "the monitors have not heard where placement groups live");
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the monitors do not say what they want to know");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Tells the monitors, for ever. An answer that does not reach them is asked for again.
+    pub async fn tell_lists(self: Rc<Self>, daemon: Rc<Daemon<Store>>) {
+        loop {
+            for list in daemon.listed().await {
+                let pg = list.pg;
+                if let Err(error) = self.client.listed(self.node, self.incarnation, list).await {
+                    tracing::debug!(%pg, %error, "the monitors have not heard what this node has");
+                }
+            }
+        }
+    }
+
     /// Heartbeats, for ever.
     pub async fn heartbeats(self: Rc<Self>, daemon: Rc<Daemon<Store>>) {
         let mut beats = interval(HEARTBEAT);
@@ -253,6 +328,17 @@ impl Membership {
                             self.adopt(&daemon, None, &map);
                             self.check_position(&daemon, floor, &map);
                         }
+                    }
+                }
+                // The monitors were restored from a backup that was taken before this node was made.
+                Ok(Err(CallError::Answered(RpcError::Refused(MapError::Missing { .. })))) => {
+                    let Registration { address, host, class, size } = self.registration.clone();
+                    let (node, incarnation) = (Some(self.node), self.incarnation);
+                    match self.client.register_node(node, incarnation, address, host, class, size).await {
+                        Ok(node) => {
+                            tracing::warn!(%node, "the monitors had forgotten this node: introduced again")
+                        }
+                        Err(error) => tracing::warn!(%error, "the monitors do not know this node"),
                     }
                 }
                 answer if !std::mem::replace(&mut told, true) => {

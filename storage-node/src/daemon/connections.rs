@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use trefoil_core::message::GroupList;
 use trefoil_core::node::Input;
 use trefoil_core::{Incarnation, NodeId};
 use trefoil_transport::{CloseReason, Connected, Expect, Frame, Hello, Options, Poller, Role, connect};
@@ -29,6 +30,8 @@ pub struct Daemon<S> {
     room: Notify,
     /// Rung when the store has failed.
     failed: Notify,
+    /// Rung when there are answers for the monitors.
+    listed: Notify,
     /// The node is being stopped: ends of connections are not news any more.
     ending: Cell<bool>,
     /// Of the thread that all of them share.
@@ -43,6 +46,7 @@ impl<S: Storage + 'static> Daemon<S> {
             hello,
             room: Notify::new(),
             failed: Notify::new(),
+            listed: Notify::new(),
             ending: Cell::new(false),
             poller: Poller::new(busy_poll),
         })
@@ -51,13 +55,14 @@ impl<S: Storage + 'static> Daemon<S> {
     /// One batch: `inputs` feeds the engine. Must not be called from within itself.
     pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Engine<S>) -> R) -> R {
         self.poller.begin();
-        let (result, wanted, room, failed, under_way) = {
+        let (result, wanted, room, failed, listed, under_way) = {
             let mut engine = self.engine.borrow_mut();
             engine.begin();
             let result = inputs(&mut engine);
             engine.finish();
             let wanted = engine.peers().take_wanted();
-            (result, wanted, engine.can_accept(), engine.failed().is_some(), engine.under_way())
+            let (failed, listed) = (engine.failed().is_some(), engine.has_listed());
+            (result, wanted, engine.can_accept(), failed, listed, engine.under_way())
         };
         for (node, attempt) in wanted {
             tokio::task::spawn_local(self.clone().peer(node, attempt));
@@ -67,6 +72,9 @@ impl<S: Storage + 'static> Daemon<S> {
         }
         if failed {
             self.failed.notify_one();
+        }
+        if listed {
+            self.listed.notify_one();
         }
         self.poller.end(under_way);
         result
@@ -105,6 +113,17 @@ impl<S: Storage + 'static> Daemon<S> {
                 return error.to_owned();
             }
             failed.await;
+        }
+    }
+
+    /// Waits until there are answers for the monitors.
+    pub async fn listed(&self) -> Vec<GroupList> {
+        loop {
+            let answers = self.change(Engine::take_listed);
+            if !answers.is_empty() {
+                return answers;
+            }
+            self.listed.notified().await;
         }
     }
 

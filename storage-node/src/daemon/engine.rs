@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trefoil_core::checksum::UNKNOWN;
 use trefoil_core::limits::{OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
-use trefoil_core::message::{FromNode, PeerMsg, ToNode};
+use trefoil_core::message::{FromNode, GroupList, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, Input, Node, Output, Ticket};
 use trefoil_core::wire::messages::Message;
 use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, NodeId, ObjectId, Time};
@@ -32,6 +32,10 @@ pub const DIFFERING_MAX: usize = 1024;
 /// Confirm costs the store nothing, so the store's limits do not count them. Half of what a connection's
 /// queue takes, since all of them may go to one connection at once.
 pub const HELD_MAX: usize = 16 << 10;
+
+/// Answers to the monitors' Lists that wait to be sent. Beyond it they are dropped: whoever wants them asks
+/// again.
+pub const LISTED_MAX: usize = 64;
 
 /// A group counts as differing for this long after a comparison has shown it.
 const DIFFERING_FOR: Duration = Duration::from_secs(15);
@@ -99,6 +103,8 @@ pub struct Engine<S> {
     gone: Vec<NodeId>,
     /// Groups that differ from a peer's, and when that was seen last.
     differing: BTreeMap<GroupId, Instant>,
+    /// Answers for the monitors.
+    listed: Vec<GroupList>,
     failed: Option<String>,
     /// The last ticket that the store was given, and the last that is durable.
     given: Ticket,
@@ -125,6 +131,7 @@ impl<S: Storage> Engine<S> {
             fetches: Fetches::default(),
             gone: Vec::new(),
             differing: BTreeMap::new(),
+            listed: Vec::new(),
             failed: None,
             given: 0,
             durable: 0,
@@ -179,6 +186,14 @@ impl<S: Storage> Engine<S> {
     pub fn differing(&mut self, max: usize) -> Vec<GroupId> {
         self.differing.retain(|_, seen| seen.elapsed() < DIFFERING_FOR);
         self.differing.keys().take(max).copied().collect()
+    }
+    /// True if there are answers for the monitors.
+    pub fn has_listed(&self) -> bool {
+        !self.listed.is_empty()
+    }
+    /// Answers to Lists: what they say is durable.
+    pub fn take_listed(&mut self) -> Vec<GroupList> {
+        std::mem::take(&mut self.listed)
     }
     /// Closes the connections of all front ends: they open their groups again, and hear anew what this
     /// node has.
@@ -318,8 +333,11 @@ impl<S: Storage> Engine<S> {
                         self.differing.insert(group, Instant::now());
                     }
                 }
-                // The monitors do not ask yet: no List is fed here.
-                Output::Listed { .. } => {}
+                Output::Listed { list, .. } => {
+                    if self.listed.len() < LISTED_MAX {
+                        self.listed.push(list);
+                    }
+                }
             }
         }
         // Carrying out puts nothing into the queue; its memory is used again.

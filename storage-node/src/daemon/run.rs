@@ -4,7 +4,7 @@
 //! knows its id and has a map goes on without them); lost state is told to the machine before anything
 //! else (N8); only then does anybody get an answer.
 
-use super::cluster::Membership;
+use super::cluster::{Membership, Registration};
 use super::connections::Daemon;
 use super::engine::Engine;
 use super::identity::{Identity, StateDir};
@@ -139,6 +139,8 @@ async fn serve_node(
     let disk = tokio::task::spawn_local(daemon.clone().disk(waker, Store::has_work));
     tokio::task::spawn_local(membership.clone().heartbeats(daemon.clone()));
     tokio::task::spawn_local(membership.clone().follow_map(daemon.clone(), map));
+    tokio::task::spawn_local(membership.clone().lists(daemon.clone()));
+    tokio::task::spawn_local(membership.clone().tell_lists(daemon.clone()));
     if let Some(listener) = metrics_listener {
         let (daemon, membership) = (daemon.clone(), membership.clone());
         let snapshot = async move || metrics::Snapshot::take(&daemon, &membership);
@@ -188,6 +190,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     hello.incarnation = incarnation.0;
     let known = state.identity(incarnation);
     let kept = state.map().filter(|map| map.cluster_id == superblock.cluster_id).map(Arc::new);
+    let before = kept.clone();
     let client = MonitorClient::new(config.monitors.clone(), hello);
     let size = store.stats().space.total;
     let short = config.memory_short(size);
@@ -224,7 +227,11 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     };
     let position = Some(found.max(ended));
     state.keep_identity(Identity { incarnation, node, unchecked: Some(found), position });
-    state.keep_map(&map);
+    // One that was restored from a backup and is not checked yet knows less than the one before.
+    let unchecked = map.restored.unchecked;
+    if !unchecked {
+        state.keep_map(&map);
+    }
     client.set_identity(u64::from(node.0), incarnation.0);
     hello.id = u64::from(node.0);
 
@@ -238,6 +245,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         node,
         incarnation,
         state,
+        registration: Registration { address, host: config.host.clone(), class: config.class.clone(), size },
         start_position,
         lost_ticket: Cell::new(None),
     });
@@ -250,6 +258,10 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         if let Ok(Ok((_, floor))) = timeout(MONITORS_WAIT, membership.client.heartbeat(beat)).await {
             membership.check_position(&daemon, floor, &map);
         }
+    }
+    // What it had heard before the monitors were restored is what they are to be told.
+    if let Some(before) = before.filter(|_| unchecked) {
+        membership.adopt(&daemon, None, &before);
     }
     membership.adopt(&daemon, None, &map);
     let roles = &[Role::FrontEnd, Role::StorageNode];

@@ -1,7 +1,7 @@
 //! The daemon around a store that does what a test tells it, over real sockets.
 
 use super::connections::Daemon;
-use super::engine::{Engine, HELD_MAX};
+use super::engine::{Engine, HELD_MAX, LISTED_MAX};
 use super::storage::{Storage, StorageEvent};
 use crate::device::latency::DeviceStats;
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::timeout;
 use trefoil_core::checksum::block_checksum;
-use trefoil_core::message::{FromNode, ToNode, WriteOp};
+use trefoil_core::message::{FromNode, ListRequest, ToNode, WriteOp};
 use trefoil_core::node::{Input, Node, NodeConfig, ReadMode, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::record::{Durable, Record};
@@ -340,5 +340,30 @@ fn a_connection_that_waits_for_the_store_ends_with_it() {
         drop((sender, reader));
         let asked = daemon.look(|engine| engine.node().counters().no_space);
         assert_eq!(asked, 0, "nothing is answered any more");
+    });
+}
+
+#[test]
+fn the_monitors_are_told_what_is_durable_and_not_before() {
+    local(async {
+        let setup = Setup::new().await;
+        let list = |epoch| {
+            let fences = vec![(VolumeId(1), Generation(5))];
+            let request = ListRequest { pg: object().group.pg, epoch: Epoch(epoch), fences };
+            setup.daemon.batch(|engine| engine.feed(Input::List { id: 1, request }));
+        };
+        list(2);
+        let early = timeout(Duration::from_millis(100), setup.daemon.listed()).await;
+        assert!(early.is_err(), "an answer before its epoch and its fences are durable");
+        setup.all_durable();
+        let lists = timeout(Duration::from_secs(5), setup.daemon.listed()).await.expect("an answer");
+        assert_eq!(lists.iter().map(|list| list.epoch).collect::<Vec<_>>(), [Epoch(2)]);
+        // Nobody fetches them: they are asked for again.
+        for _ in 0..LISTED_MAX + 10 {
+            list(2);
+        }
+        assert_eq!(setup.daemon.listed().await.len(), LISTED_MAX);
+        list(1);
+        assert!(!setup.daemon.look(Engine::has_listed), "late");
     });
 }

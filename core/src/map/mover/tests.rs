@@ -250,3 +250,114 @@ fn a_node_that_has_lost_state_may_have_had_a_group_of_every_volume() {
     answer(&mut mover, &map, 4, 2, &[group(disk, 2, 0)]);
     assert!(mover.progress(&map, PG).unwrap().ready, "a leader has found a quorum of votes");
 }
+
+fn started(actions: &[Action]) -> Vec<Move> {
+    let start = |action: &Action| match action {
+        Action::Propose(Command::StartMove { from, to, .. }) => Some(Move { from: *from, to: *to }),
+        _ => None,
+    };
+    actions.iter().filter_map(start).collect()
+}
+
+/// Four nodes hold everything, and three more have just come.
+fn grown() -> ClusterMap {
+    let mut map = cluster(4);
+    for n in 4..7 {
+        map.apply(&super::super::tests::register(n)).unwrap();
+    }
+    map
+}
+
+fn rooms(map: &ClusterMap, used: u64) -> BTreeMap<NodeId, Room> {
+    map.nodes.keys().map(|node| (*node, Room { total: 1 << 40, used })).collect()
+}
+
+#[test]
+fn what_only_spreads_copies_waits_while_a_placement_group_has_a_member_down() {
+    let mut map = grown();
+    let mut mover = Mover::default();
+    assert!(!started(&step(&mut mover, &map)).is_empty());
+    let down = |map: &mut ClusterMap, up| {
+        map.apply(&Command::SetNodesUp { nodes: vec![(NodeId(0), up)], now: 1 }).unwrap();
+    };
+    down(&mut map, false);
+    let mut mover = Mover::default();
+    let begun = started(&step(&mut mover, &map));
+    assert!(begun.iter().all(|it| it.from == NodeId(0)), "{begun:?}");
+    assert!(mover.waits()[&Waits::Degraded] > 0);
+    // When it is out, its copies are to be elsewhere: that does not wait.
+    let out = Command::SetNodesOut { nodes: vec![(NodeId(0), Some(super::super::Out::Automatic))] };
+    map.apply(&out).unwrap();
+    let begun = started(&step(&mut Mover::default(), &map));
+    assert!(!begun.is_empty() && begun.iter().all(|it| it.from == NodeId(0)), "{begun:?}");
+    // The administrator may say otherwise.
+    let limits = super::super::MoveLimits { while_degraded: true, ..map.moves.limits };
+    map.apply(&Command::SetMoveLimits { limits }).unwrap();
+    assert!(started(&step(&mut Mover::default(), &map)).iter().any(|it| it.from != NodeId(0)));
+}
+
+#[test]
+fn nothing_begins_towards_a_node_without_room_or_that_was_not_heard_of() {
+    let map = grown();
+    let mut mover = Mover::default();
+    let mut some = rooms(&map, 1 << 30);
+    some.remove(&NodeId(4));
+    some.insert(NodeId(5), Room { total: 1 << 40, used: 900 << 30 });
+    mover.set_rooms(some);
+    let begun = started(&step(&mut mover, &map));
+    let shut = [NodeId(4), NodeId(5)];
+    assert!(!begun.is_empty() && begun.iter().all(|it| !shut.contains(&it.to)), "{begun:?}");
+    assert!(mover.waits()[&Waits::NoRoom] > 0 && mover.waits()[&Waits::TargetAway] > 0);
+    // A monitor that has just begun to lead has heard of nobody.
+    mover.set_rooms(BTreeMap::new());
+    assert!(started(&step(&mut mover, &map)).is_empty());
+    assert!(mover.waits().contains_key(&Waits::TooManyAway));
+}
+
+#[test]
+fn the_limits_of_the_map_hold_and_may_change_under_way() {
+    let mut map = grown();
+    let limit = |map: &mut ClusterMap, cluster, node| {
+        let limits = super::super::MoveLimits { cluster, node, while_degraded: false };
+        map.apply(&Command::SetMoveLimits { limits }).unwrap();
+    };
+    limit(&mut map, 1, 1);
+    let mut mover = Mover::default();
+    let begun = step(&mut mover, &map);
+    assert_eq!(started(&begun).len(), 1);
+    for action in begun {
+        if let Action::Propose(command) = action {
+            map.apply(&command).unwrap();
+        }
+    }
+    assert_eq!(started(&step(&mut mover, &map)).len(), 0);
+    assert!(mover.waits().contains_key(&Waits::Limits));
+    limit(&mut map, 3, 3);
+    assert_eq!(started(&step(&mut mover, &map)).len(), 2);
+}
+
+#[test]
+fn what_an_administrator_undid_is_not_begun_again() {
+    let mut map = grown();
+    let all: Vec<(PgId, Epoch)> = map.pgs.iter().map(|(pg, config)| (pg, config.epoch)).collect();
+    for (pg, epoch) in all {
+        map.apply(&Command::HoldMove { pg, epoch }).unwrap();
+    }
+    let mut mover = Mover::default();
+    assert!(started(&step(&mut mover, &map)).is_empty());
+    assert!(mover.waits()[&Waits::Held] > 0);
+    map.apply(&Command::PauseMoves { paused: false }).unwrap();
+    assert!(!started(&step(&mut mover, &map)).is_empty());
+}
+
+#[test]
+fn steps_in_between_do_not_count_as_time() {
+    let (mut map, _) = moving();
+    let mut mover = mover();
+    map.apply(&Command::SetNodesUp { nodes: vec![(NodeId(4), false)], now: 1 }).unwrap();
+    for _ in 0..=STALLED_STEPS_MAX {
+        let mut out = Vec::new();
+        mover.step_between(&map, &mut out);
+        assert_eq!(asked(&out).len(), 4);
+    }
+}

@@ -1,0 +1,271 @@
+//! `trefoil pg list` and `pg show`: where placement groups live, and what each copy holds.
+
+use super::Global;
+use super::lists::{ListArgs, joined, list};
+use crate::admin::{self, Admin};
+use crate::failure::{Failure, Outcome};
+use crate::output;
+use crate::view::{PgView, Snapshot};
+use anyhow::anyhow;
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+use std::io::Write;
+use trefoil_core::ids::{PgId, PoolId};
+use trefoil_core::message::ListedGroup;
+
+/// `trefoil pg ...`.
+#[derive(Subcommand, Debug)]
+pub enum PgCommand {
+    /// List placement groups: epoch, acting set, state
+    #[command(after_help = "\
+Examples:
+  trefoil pg list
+  trefoil pg list --pool default --state degraded
+  trefoil pg list --json | jq -r '.[] | select(.moving) | .pg'")]
+    List(PgListArgs),
+    /// Show a placement group: its configuration, and what its nodes say that they have of it
+    ///
+    /// Each node is asked. What a node does not say within a few seconds is shown as unknown.
+    #[command(after_help = "\
+Examples:
+  trefoil pg show 1.2f
+  trefoil pg show 1.2f --json | jq '.copies[] | select(.known | not) | .node'")]
+    Show(PgShowArgs),
+}
+
+/// What `pg list` is asked for.
+#[derive(Args, Debug)]
+pub struct PgListArgs {
+    #[command(flatten)]
+    list: ListArgs,
+    /// Only those of this pool
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// Only those in this state
+    #[arg(long, value_name = "STATE")]
+    state: Option<PgState>,
+}
+
+/// States to choose by.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+enum PgState {
+    /// All members are up
+    Active,
+    /// A member is down, a majority is up
+    Degraded,
+    /// No majority is up
+    Unavailable,
+    /// On the move
+    Moving,
+}
+
+/// Which placement group.
+#[derive(Args, Debug)]
+pub struct PgShowArgs {
+    /// POOL.PG, the latter in hexadecimal, as `trefoil pg list` shows it
+    #[arg(value_parser = pg_id)]
+    pg: PgId,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `1.2f`.
+pub fn pg_id(text: &str) -> Result<PgId, String> {
+    let read = || {
+        let (pool, pg) = text.split_once('.')?;
+        Some(PgId { pool: PoolId(pool.parse().ok()?), pg: u32::from_str_radix(pg, 16).ok()? })
+    };
+    read().ok_or_else(|| format!("{text:?} is no placement group: write POOL.PG, the latter in hexadecimal"))
+}
+
+/// Runs `trefoil pg ...`.
+pub fn run(command: &PgCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+    match command {
+        PgCommand::List(args) => pg_list(args, global, out),
+        PgCommand::Show(args) => pg_show(args, global, out),
+    }
+}
+
+fn pg_list(args: &PgListArgs, global: &Global, out: &mut dyn Write) -> Outcome {
+    let snapshot = admin::snapshot(global)?;
+    if let Some(pool) = &args.pool
+        && snapshot.map.pool_named(pool).is_none()
+    {
+        return Err(Failure::from(anyhow!("there is no pool {pool:?}; see `trefoil pool list`")));
+    }
+    let wanted = |pg: &PgView| {
+        args.pool.as_ref().is_none_or(|pool| pg.pool == *pool)
+            && match args.state {
+                None => true,
+                Some(PgState::Active) => pg.state == "active",
+                Some(PgState::Degraded) => pg.state == "degraded",
+                Some(PgState::Unavailable) => pg.state == "unavailable",
+                Some(PgState::Moving) => pg.moving.is_some(),
+            }
+    };
+    let pgs = snapshot.pgs().into_iter().filter(wanted).collect();
+    let row = |pg: &PgView| {
+        vec![pg.pg.clone(), pg.pool.clone(), pg.epoch.to_string(), acting(pg), state(pg.state, pg.moving)]
+    };
+    list(&args.list, out, pgs, &["PG", "POOL", ">EPOCH", "ACTING", "STATE"], row)
+}
+
+fn acting(pg: &PgView) -> String {
+    let mut acting = joined(&pg.acting);
+    if !pg.leaving.is_empty() {
+        acting = format!("{} -> {acting}", joined(&pg.leaving));
+    }
+    if !pg.learners.is_empty() {
+        acting += &format!(" (learning: {})", joined(&pg.learners));
+    }
+    acting
+}
+
+fn state(state: &str, moving: Option<&str>) -> String {
+    moving.map_or_else(|| state.to_owned(), |stage| format!("{state}, moving ({stage})"))
+}
+
+/// What `pg show --json` writes.
+#[derive(Serialize)]
+struct ShownView {
+    #[serde(flatten)]
+    pg: PgView,
+    copies: Vec<CopyView>,
+}
+
+/// What a node has of a placement group.
+#[derive(Serialize)]
+struct CopyView {
+    node: u32,
+    /// `member`, `leaving`, `coming` or `learner`.
+    role: &'static str,
+    /// False: it did not answer, and what it holds is not known.
+    known: bool,
+    /// One for each volume; none where it is not known.
+    groups: Option<Vec<GroupView>>,
+}
+
+/// What a node has of one volume's objects in a placement group.
+#[derive(Serialize)]
+struct GroupView {
+    volume: u64,
+    name: Option<String>,
+    /// `GENERATION.ROUND` of the ballot that it has promised.
+    promised: String,
+    /// `GENERATION.ROUND` of the ballot that it was last brought in line by.
+    settled: String,
+    /// The epoch in which that was opened.
+    opened_epoch: u64,
+    behind: u32,
+    /// It has lost its votes.
+    lost: bool,
+}
+
+fn pg_show(args: &PgShowArgs, global: &Global, out: &mut dyn Write) -> Outcome {
+    let (snapshot, status) = admin::block_on(async {
+        let mut admin = Admin::connect(global)?;
+        let status = admin.pg(args.pg).await?;
+        Ok((admin.snapshot().await?, status))
+    })?;
+    let config = &status.config;
+    let mut view = snapshot.pgs().into_iter().find(|view| view.pg == args.pg.to_string());
+    if let Some(view) = &mut view {
+        // What the nodes were asked in, whatever it is by now.
+        let numbers = |nodes: &[trefoil_core::NodeId]| nodes.iter().map(|node| node.0).collect::<Vec<_>>();
+        view.epoch = config.epoch.0;
+        view.acting = numbers(&config.new);
+        view.leaving = if config.old == config.new { Vec::new() } else { numbers(&config.old) };
+        view.learners = numbers(&config.learners);
+    }
+    let Some(pg) = view else {
+        return Err(Failure::from(anyhow!("there is no placement group {}; see `trefoil pg list`", args.pg)));
+    };
+    let copies = status.copies.iter().map(|(node, groups)| CopyView {
+        node: node.0,
+        role: match (config.old.contains(node), config.new.contains(node)) {
+            (true, true) => "member",
+            (true, false) => "leaving",
+            (false, true) => "coming",
+            (false, false) => "learner",
+        },
+        known: groups.is_some(),
+        groups: groups.as_ref().map(|groups| groups.iter().map(|it| group(&snapshot, it)).collect()),
+    });
+    let view = ShownView { pg, copies: copies.collect() };
+    if args.json {
+        return output::json(out, &view);
+    }
+    writeln!(out, "{} of pool {}: epoch {}, {}", view.pg.pg, view.pg.pool, view.pg.epoch, acting(&view.pg))?;
+    writeln!(out, "state: {}", state(view.pg.state, view.pg.moving))?;
+    if let Some(it) = snapshot.map.moves.active.get(&args.pg) {
+        writeln!(out, "{} is being replaced by {}", it.from, it.to)?;
+    }
+    writeln!(out)?;
+    let rows = view.copies.iter().flat_map(rows);
+    let headers = ["NODE", "ROLE", "VOLUME", ">PROMISED", ">SETTLED", ">IN EPOCH", ">BEHIND", "STATE"];
+    writeln!(out, "{}", output::table(&headers, rows))?;
+    Ok(())
+}
+
+fn group(snapshot: &Snapshot, it: &ListedGroup) -> GroupView {
+    let ballot = |ballot: trefoil_core::Ballot| format!("{}.{}", ballot.generation().0, ballot.round());
+    GroupView {
+        volume: it.volume.0,
+        name: snapshot.map.volumes.get(&it.volume).map(|volume| volume.name.clone()),
+        promised: ballot(it.promised),
+        settled: ballot(it.settled),
+        opened_epoch: it.opened.0,
+        behind: it.behind,
+        lost: it.lost,
+    }
+}
+
+fn rows(copy: &CopyView) -> Vec<Vec<String>> {
+    let line = |rest: [String; 6]| {
+        let mut cells = vec![copy.node.to_string(), copy.role.to_owned()];
+        cells.extend(rest);
+        cells
+    };
+    let empty = |text: &str| {
+        let dash = || "-".to_owned();
+        vec![line([dash(), dash(), dash(), dash(), dash(), text.to_owned()])]
+    };
+    match &copy.groups {
+        None => empty("unknown: it did not answer"),
+        Some(groups) if groups.is_empty() => empty("holds nothing"),
+        Some(groups) => groups.iter().map(|it| line(cells(it))).collect(),
+    }
+}
+
+fn cells(it: &GroupView) -> [String; 6] {
+    let state = match (it.lost, it.behind) {
+        (true, _) => "lost: has no vote",
+        (false, 0) if it.promised == it.settled => "whole",
+        (false, 0) => "not settled in its last promise",
+        (false, _) => "behind",
+    };
+    [
+        it.name.clone().unwrap_or_else(|| format!("{} (not in the map)", it.volume)),
+        it.promised.clone(),
+        it.settled.clone(),
+        it.opened_epoch.to_string(),
+        it.behind.to_string(),
+        state.to_owned(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placement_groups_are_read_as_they_are_shown() {
+        let pg = PgId { pool: PoolId(3), pg: 0x2f };
+        assert_eq!(pg_id("3.2f"), Ok(pg));
+        assert_eq!(pg_id(&pg.to_string()), Ok(pg));
+        for wrong in ["", "3", "3.", ".1", "3.x", "3.1.1", "-1.0", "3.-1"] {
+            assert!(pg_id(wrong).is_err(), "{wrong}");
+        }
+    }
+}
