@@ -171,8 +171,7 @@ pub fn restore(
         Err(error) => return Err(io_error(dir)(error)),
     }
     let mut map = backup.map.clone();
-    let nobody =
-        Holder { name: RESTORED_HOLDER.to_owned(), boot: random.1, kind: HolderKind::FrontEnd };
+    let nobody = Holder { name: RESTORED_HOLDER.to_owned(), boot: random.1, kind: HolderKind::FrontEnd };
     if !map.restored(&nobody) {
         return Err(BackupError::UsedUp);
     }

@@ -10,6 +10,8 @@
 //! connection (for a newer map) go on there. A monitor that hangs is found out in about
 //! two seconds: while something is unanswered, it is asked whether it is there.
 
+mod admin;
+
 use crate::health::Status;
 use crate::link::{Link, Ticket};
 use crate::rpc::*;

@@ -3,11 +3,13 @@
 //! Computed when somebody asks, from the map and from what nodes have said since this monitor leads.
 //! What is not known is never shown as healthy.
 
+use crate::rates::{IoRates, Rates};
 use crate::reports::Said;
 use crate::rpc::{DeviceHealth, Heartbeat, MonitorStatus};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::leader::report::NodeTrouble;
+use trefoil_core::map::deaths::Deaths;
 use trefoil_core::map::liveness::Liveness;
 use trefoil_core::map::{ClusterMap, HolderKind};
 use trefoil_core::{Generation, NodeId, Time, VolumeId};
@@ -121,6 +123,9 @@ checks! {
     COPIES_BEHIND = HEALTH_WARN,
         "Nodes have copies that are behind and are being repaired.",
         "Wait. If the number does not fall, see that the volumes are attached or healers run, and that all nodes are up.";
+    DAEMON_DIED_RECENTLY = HEALTH_WARN,
+        "Daemons have ended without having been stopped: killed, crashed, hung until their watchdog ended them, or without power; front ends: a lease ran out without a release. They may be back. It is shown for a week, so that what dies again and again is not overlooked.",
+        "Find out why: the daemon's log before its last start, the host's kernel log, memory (`journalctl -k`, `coredumpctl`). Then `trefoil health ack-crash DAEMON`.";
     VOLUME_NEEDS_HEAL = HEALTH_WARN,
         "Volumes that nobody has attached were not released with all copies whole, or nodes say that their copies differ.",
         "Wait for a healer (any running daemon). If it stays, see that all nodes of the volumes are up.";
@@ -139,6 +144,19 @@ pub struct Check {
     pub details: Vec<String>,
     /// What to do.
     pub remedy: String,
+    /// How many: a mute ends when this grows.
+    pub count: u64,
+    /// Somebody does not want to hear of it for a while: it does not count for the whole.
+    pub muted: Option<Muted>,
+}
+
+/// A check that is muted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Muted {
+    /// Seconds until it is heard of again, if it becomes no worse.
+    pub left_s: u64,
+    /// Why, in somebody's words; may be empty.
+    pub because: String,
 }
 
 /// A node's last heartbeat.
@@ -150,6 +168,8 @@ pub struct NodeStatus {
     pub up: Option<bool>,
     /// What it said; none as above.
     pub heartbeat: Option<Heartbeat>,
+    /// What it does per second; none: not known.
+    pub io: Option<IoRates>,
 }
 
 /// A volume's holder.
@@ -194,6 +214,10 @@ pub struct Status {
     pub pgs_degraded: u64,
     /// Those without a majority up.
     pub pgs_unavailable: u64,
+    /// Those whose members are being changed.
+    pub pgs_moving: u64,
+    /// Processes that hold volumes with a lease that has not run out: front ends.
+    pub front_ends: u64,
 }
 
 /// What a status is made of.
@@ -204,7 +228,10 @@ pub(crate) struct Facts<'a> {
     pub heartbeats: &'a BTreeMap<NodeId, Heartbeat>,
     pub said: BTreeMap<NodeId, Said>,
     pub volumes: Vec<VolumeStatus>,
+    pub rates: &'a Rates,
     pub now: Time,
+    /// Milliseconds since 1970.
+    pub wall: u64,
     pub started: Time,
 }
 
@@ -215,6 +242,7 @@ struct PgCounts {
     unavailable_ids: Vec<String>,
     degraded: usize,
     degraded_ids: Vec<String>,
+    moving: u64,
 }
 
 /// Looks at every placement group. There may be a million, and the monitor does nothing else meanwhile:
@@ -224,7 +252,8 @@ fn count_pgs(map: &ClusterMap) -> PgCounts {
     for (id, node) in &map.nodes {
         up[id.0 as usize] = node.up;
     }
-    let mut counts = PgCounts::default();
+    let moving = map.moves.active.len() as u64;
+    let mut counts = PgCounts { moving, ..PgCounts::default() };
     if up.iter().all(|up| *up) && map.nodes.len() == up.len() {
         return counts;
     }
@@ -283,6 +312,11 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
                 summary: format!("{count} {what}"),
                 details: details.into_iter().take(DETAILS_MAX).collect(),
                 remedy: kind.remedy.to_owned(),
+                count: count as u64,
+                muted: map.mutes.0.get(kind.code).filter(|mute| mute.until > facts.wall).map(|mute| Muted {
+                    left_s: mute.until.saturating_sub(facts.wall).div_ceil(1000),
+                    because: mute.because.clone(),
+                }),
             });
         }
     };
@@ -362,15 +396,28 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         .filter_map(|it| map.volumes.get(&it.volume).map(|volume| volume.name.clone()))
         .collect();
     report(VOLUME_NEEDS_HEAL, unhealed.len(), "volumes to be healed", unhealed);
-    checks.sort_by_key(|check| std::cmp::Reverse(check.health));
+    let died: Vec<_> = map.deaths.recent(facts.wall).collect();
+    let deaths = died.iter().map(|(_, it)| it.times as usize).sum();
+    let died = died.iter().map(|(daemon, it)| death(daemon, it, facts.wall)).collect();
+    report(DAEMON_DIED_RECENTLY, deaths, "ends of daemons that were not stops, in the last week", died);
+    checks.sort_by_key(|check| (check.muted.is_some(), std::cmp::Reverse(check.health)));
 
     let nodes = map.nodes.iter().map(|(id, node)| NodeStatus {
         node: *id,
         up: facts.liveness.known(*id).then_some(node.up).or((!node.up).then_some(false)),
         heartbeat: facts.heartbeats.get(id).cloned(),
+        io: facts.rates.of(*id, facts.now),
     });
+    let holder = |it: &VolumeStatus| {
+        let holder = map.volumes.get(&it.volume).filter(|_| it.attached)?.holder.as_ref()?;
+        Some((holder.name.as_str(), holder.boot))
+    };
+    let front_ends: BTreeSet<_> = facts.volumes.iter().filter_map(holder).collect();
+    let heard = checks.iter().filter(|check| check.muted.is_none());
     Status {
-        health: checks.iter().map(|check| check.health).max().unwrap_or(Health::HEALTH_OK),
+        health: heard.map(|check| check.health).max().unwrap_or(Health::HEALTH_OK),
+        front_ends: front_ends.len() as u64,
+        pgs_moving: pgs.moving,
         cluster_name: map.name.clone(),
         cluster_id: map.cluster_id,
         version: map.version,
@@ -382,6 +429,21 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         pgs_unavailable: pgs.unavailable as u64,
         volumes: facts.volumes,
         checks,
+    }
+}
+
+/// One daemon that died, in words.
+fn death(daemon: &str, it: &Deaths, now: u64) -> String {
+    let seconds = now.saturating_sub(it.at) / 1000;
+    let ago = match (seconds / 86_400, seconds / 3600, seconds / 60) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, _) => format!("{hours} h"),
+        (days, ..) => format!("{days} d"),
+    };
+    match it.times {
+        1 => format!("{daemon}, noticed {ago} ago"),
+        times => format!("{daemon}, {times} times, last noticed {ago} ago"),
     }
 }
 

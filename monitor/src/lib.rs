@@ -25,6 +25,7 @@
 //!
 //! The rules are in `trefoil_core::map`; here is what feeds them: sockets, a disk, a clock.
 
+mod attention;
 pub mod backup;
 mod client;
 mod config;
@@ -32,11 +33,13 @@ mod found;
 mod grants;
 pub mod health;
 mod history;
+pub mod life;
 mod link;
 mod members;
 mod metrics;
 mod peers;
 mod raft;
+mod rates;
 mod reign;
 mod reports;
 pub mod rpc;
@@ -46,4 +49,5 @@ mod service;
 pub use client::{Attached, CallError, MonitorClient, RETRY_MAX, Renewed};
 pub use config::{Bootstrap, MONITORS_MAX, MonitorConfig, PeerConfig};
 pub use grants::HEALS_MAX;
+pub use rates::IoRates;
 pub use server::{Monitor, run};

@@ -11,6 +11,7 @@
 //! number, and applied only if it was written in the same reign ([`crate::raft::Proposal`]).
 
 use crate::raft::LeaderId;
+use crate::rates::Rates;
 use crate::reports::Reports;
 use crate::rpc::Heartbeat;
 use crate::service::Service;
@@ -49,6 +50,19 @@ pub(crate) struct Soft {
     pub reports: Reports,
     /// When a volume was last given to a healer. Old entries are dropped.
     pub healed: BTreeMap<VolumeId, Time>,
+    /// What nodes do.
+    pub rates: Rates,
+    /// When mutes were last looked at.
+    pub mutes_seen: Time,
+}
+
+impl Soft {
+    /// A node is one of the cluster no more.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.heartbeats.remove(&node);
+        self.liveness.forget(node);
+        self.rates.forget(node);
+    }
 }
 
 impl Reign {
@@ -70,6 +84,8 @@ impl Reign {
                 heartbeats: BTreeMap::new(),
                 reports: Reports::new(renew),
                 healed: BTreeMap::new(),
+                rates: Rates::default(),
+                mutes_seen: now,
             }),
             healing: Cell::new(false),
         }

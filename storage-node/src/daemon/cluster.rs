@@ -9,18 +9,19 @@ use super::peers::PeerAddress;
 use super::storage::Storage;
 use crate::device::latency::DeviceStats;
 use crate::store::Store;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use trefoil_core::map::ClusterMap;
+use trefoil_core::map::{ClusterMap, MapError};
 use trefoil_core::node::{Input, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Incarnation, NodeId, PgId, VolumeId};
-use trefoil_monitor::MonitorClient;
-use trefoil_monitor::rpc::{DIFFERING_MAX, DeviceHealth, Heartbeat};
+use trefoil_monitor::life::Life;
+use trefoil_monitor::rpc::{DIFFERING_MAX, Daemon as DaemonName, DeviceHealth, Heartbeat, RpcError};
+use trefoil_monitor::{CallError, MonitorClient};
 
 /// Time between heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -30,6 +31,8 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 const MAP_WAIT: Duration = Duration::from_secs(20);
 /// The pause after a question that failed.
 const PAUSE: Duration = Duration::from_millis(500);
+/// The pause before a death is told again that the monitors have not taken note of.
+const TELL_AGAIN: Duration = Duration::from_secs(2);
 /// A map with more placement groups is not written by the thread that serves I/O.
 const KEEP_AT_ONCE_PGS: usize = 16 << 10;
 
@@ -76,6 +79,8 @@ pub struct Membership {
     pub start_position: Cell<Option<u64>>,
     /// The record that says that state is lost, while it is not known to be durable.
     pub lost_ticket: Cell<Option<Ticket>>,
+    /// The mark that this process runs.
+    pub life: RefCell<Option<Life>>,
 }
 
 impl Membership {
@@ -176,6 +181,7 @@ impl Membership {
                 writes: counters.writes,
                 read_bytes: counters.read_bytes,
                 write_bytes: counters.write_bytes,
+                recovery_bytes: counters.peer_bytes_received,
                 device,
                 differing,
             }
@@ -217,6 +223,37 @@ impl Membership {
         }
     }
 
+    /// Leaves the mark that this process runs. The life before, if it ended without a stop.
+    pub fn begin_life(&self) -> Option<u64> {
+        match Life::begin(self.state.path()) {
+            Ok(life) => {
+                let died = life.died;
+                *self.life.borrow_mut() = Some(life);
+                died
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no mark in the state_dir: it will not be known how this node ends");
+                None
+            }
+        }
+    }
+
+    /// The process ends because it was told to.
+    pub fn end_life(&self) {
+        if let Some(life) = self.life.take() {
+            life.end();
+        }
+    }
+
+    /// Tells the monitors, until they have taken note, that a life of this node ended without a stop.
+    pub async fn tell_death(self: Rc<Self>, died: u64) {
+        tracing::warn!(node = %self.node, "this node had ended without having been stopped");
+        while let Err(error) = self.client.died(DaemonName::Node(self.node), died).await {
+            tracing::debug!(%error, "nobody has taken note yet");
+            sleep(TELL_AGAIN).await;
+        }
+    }
+
     /// Tells the machine that state is lost.
     pub fn state_lost(&self, daemon: &Rc<Daemon<Store>>, map: &ClusterMap) {
         let fences = map.generations().collect();
@@ -253,6 +290,11 @@ impl Membership {
                             self.adopt(&daemon, None, &map);
                             self.check_position(&daemon, floor, &map);
                         }
+                    }
+                }
+                Ok(Err(CallError::Answered(RpcError::Refused(error @ MapError::Removed { .. })))) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::error!(%error, "this node is one of the cluster no more; it holds nothing: stop it");
                     }
                 }
                 answer if !std::mem::replace(&mut told, true) => {
