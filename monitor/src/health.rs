@@ -309,7 +309,7 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
             checks.push(Check {
                 code: kind.code.to_owned(),
                 health: kind.health,
-                summary: format!("{count} {what}"),
+                summary: counted(count, what),
                 details: details.into_iter().take(DETAILS_MAX).collect(),
                 remedy: kind.remedy.to_owned(),
                 count: count as u64,
@@ -334,13 +334,13 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     let silent = nodes_with(&|id| {
         up(id) && facts.liveness.known(id) && facts.liveness.silent(id, facts.now).is_some()
     });
-    nodes_report(NODE_SILENT, "nodes that are silent", silent);
+    nodes_report(NODE_SILENT, "nodes silent", silent);
     let held = map.nodes.iter().filter_map(|(id, node)| {
         let left = facts.liveness.held_down(map, *id, facts.now);
         (left > 0 && facts.liveness.silent(*id, facts.now).is_none())
             .then(|| format!("{id} ({}): for {} s more", node.address, left.div_ceil(1_000_000)))
     });
-    nodes_report(NODE_HELD_DOWN, "nodes held down, because they come and go", held.collect());
+    nodes_report(NODE_HELD_DOWN, "nodes held down for coming and going", held.collect());
     nodes_report(NODE_OUT, "nodes out", nodes_with(&|id| map.nodes[&id].out.is_some()));
     let nearly = said(|it| {
         !it.full
@@ -432,6 +432,15 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     }
 }
 
+/// `1 node down`, `2 nodes down`. `what` begins with one of the nouns below, in the plural.
+fn counted(count: usize, what: &str) -> String {
+    let plural = ["nodes", "groups", "volumes", "monitors", "ends"];
+    match plural.iter().find(|noun| what.split(' ').take(2).any(|word| word == **noun)) {
+        Some(noun) if count == 1 => format!("1 {}", what.replacen(noun, &noun[..noun.len() - 1], 1)),
+        _ => format!("{count} {what}"),
+    }
+}
+
 /// One daemon that died, in words.
 fn death(daemon: &str, it: &Deaths, now: u64) -> String {
     let seconds = now.saturating_sub(it.at) / 1000;
@@ -489,6 +498,14 @@ mod tests {
         let reads = DeviceHealth { reads: 9, read_us: 80_000, ..fine };
         let quick = DeviceHealth { reads: 9, read_us: 800, ..fine };
         assert_eq!(slow_nodes(&[quick, quick, reads]), [2]);
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(counted(1, "nodes with copies behind"), "1 node with copies behind");
+        assert_eq!(counted(1, "placement groups without a majority"), "1 placement group without a majority");
+        assert_eq!(counted(2, "nodes down"), "2 nodes down");
+        assert_eq!(counted(1, "cluster without a pool"), "1 cluster without a pool");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | [`clients`] | nbdinfo, nbdcopy, qemu-img, file systems |
 //! | [`kills`] | storage nodes and the monitor killed or stopped under load |
 //! | [`monitors`] | three monitors: the leader killed, a minority stopped, all restarted, replaced, restored |
+//! | [`partition`] | five monitors: two killed, a minority cut off from the others, all restarted |
 //! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
 //! | [`power`] | everything killed at once in mid-write |
 //! | [`takeover`] | two front ends for one volume |
@@ -40,6 +41,7 @@ mod kills;
 mod monitors;
 mod nbd_client;
 mod offline;
+mod partition;
 mod power;
 mod prober;
 mod reclaim;
