@@ -90,16 +90,18 @@ impl Service {
         let daemon = Daemon::Monitor(self.identity.id);
         loop {
             let told = match self.reign() {
-                Ok(_) => self.died(daemon, life).await.is_ok(),
+                Ok(_) => self.died(daemon, life).await.map(|_| ()).map_err(|error| error.to_string()),
                 Err(RpcError::NotLeading { leader: Some(leader), .. }) => {
                     let mut hello = Hello::new(Role::Monitor, self.identity.cluster_id);
                     (hello.id, hello.incarnation) = (self.identity.id, self.identity.incarnation);
-                    MonitorClient::new(vec![leader], hello).died(daemon, life).await.is_ok()
+                    let client = MonitorClient::new(vec![leader], hello);
+                    client.died(daemon, life).await.map_err(|error| error.to_string())
                 }
-                Err(_) => false,
+                Err(error) => Err(error.to_string()),
             };
-            if told {
-                return;
+            match told {
+                Ok(_) => return,
+                Err(error) => tracing::info!(error, "nobody has taken note yet of how this monitor ended"),
             }
             tokio::time::sleep(TELL_AGAIN).await;
         }
