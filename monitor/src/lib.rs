@@ -19,6 +19,8 @@
 //! | [`health`] | coded checks, with remedies |
 //! | `client`, `link` | [`MonitorClient`], for every other daemon and the command line |
 //! | [`backup`] | the map in a file, and back |
+//! | `attention`, `rates` | mutes, deaths and rates, for people |
+//! | [`life`] | how a daemon knows that its last life ended without a stop |
 //! | `metrics` | what Prometheus is told |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
