@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::leader::report::NodeTrouble;
 use trefoil_core::map::deaths::Deaths;
 use trefoil_core::map::liveness::Liveness;
+use trefoil_core::map::restore::RESTORED_HOLDER;
 use trefoil_core::map::{ClusterMap, HolderKind};
 use trefoil_core::{Generation, NodeId, Time, VolumeId};
 
@@ -123,6 +124,9 @@ checks! {
     COPIES_BEHIND = HEALTH_WARN,
         "Nodes have copies that are behind and are being repaired.",
         "Wait. If the number does not fall, see that the volumes are attached or healers run, and that all nodes are up.";
+    FRONT_END_SILENT = HEALTH_WARN,
+        "Front ends that hold volumes have not renewed their leases for twice as long as they should. They are dead, hang, or do not reach the monitors. If it is only the latter, their volumes go on; how they are is not known.",
+        "Look at the front end (its process, its log, its host), and at the network between it and the monitors. When its lease has run out, its volumes can be attached by another one.";
     DAEMON_DIED_RECENTLY = HEALTH_WARN,
         "Daemons have ended without having been stopped: killed, crashed, hung until their watchdog ended them, or without power; front ends: a lease ran out without a release. They may be back. It is shown for a week, so that what dies again and again is not overlooked.",
         "Find out why: the daemon's log before its last start, the host's kernel log, memory (`journalctl -k`, `coredumpctl`). Then `trefoil health ack-crash DAEMON`.";
@@ -185,6 +189,8 @@ pub struct VolumeStatus {
     pub healing: bool,
     /// Not held, and not known to be whole.
     pub needs_heal: bool,
+    /// Microseconds since its holder has renewed its lease; none: nobody holds it.
+    pub unrenewed: Option<u64>,
 }
 
 /// How everything is.
@@ -229,6 +235,8 @@ pub(crate) struct Facts<'a> {
     pub said: BTreeMap<NodeId, Said>,
     pub volumes: Vec<VolumeStatus>,
     pub rates: &'a Rates,
+    /// A front end that has not renewed for so long (µs) is silent: two renewals.
+    pub silent_after: u64,
     pub now: Time,
     /// Milliseconds since 1970.
     pub wall: u64,
@@ -313,10 +321,7 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
                 details: details.into_iter().take(DETAILS_MAX).collect(),
                 remedy: kind.remedy.to_owned(),
                 count: count as u64,
-                muted: map.mutes.0.get(kind.code).filter(|mute| mute.until > facts.wall).map(|mute| Muted {
-                    left_s: mute.until.saturating_sub(facts.wall).div_ceil(1000),
-                    because: mute.because.clone(),
-                }),
+                muted: muted(map, kind.code, count as u64, facts.wall),
             });
         }
     };
@@ -396,6 +401,8 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         .filter_map(|it| map.volumes.get(&it.volume).map(|volume| volume.name.clone()))
         .collect();
     report(VOLUME_NEEDS_HEAL, unhealed.len(), "volumes to be healed", unhealed);
+    let silent = silent_front_ends(&facts);
+    report(FRONT_END_SILENT, silent.len(), "front ends silent", silent);
     let died: Vec<_> = map.deaths.recent(facts.wall).collect();
     let deaths = died.iter().map(|(_, it)| it.times as usize).sum();
     let died = died.iter().map(|(daemon, it)| death(daemon, it, facts.wall)).collect();
@@ -432,6 +439,12 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     }
 }
 
+/// The mute of a check, while it holds: not a moment longer than its time, and not for more than was muted.
+fn muted(map: &ClusterMap, code: &str, count: u64, now: u64) -> Option<Muted> {
+    let mute = map.mutes.0.get(code).filter(|mute| mute.until > now && count <= mute.count)?;
+    Some(Muted { left_s: mute.until.saturating_sub(now).div_ceil(1000), because: mute.because.clone() })
+}
+
 /// `1 node down`, `2 nodes down`. `what` begins with one of the nouns below, in the plural.
 fn counted(count: usize, what: &str) -> String {
     let plural = ["nodes", "groups", "volumes", "monitors", "ends"];
@@ -439,6 +452,27 @@ fn counted(count: usize, what: &str) -> String {
         Some(noun) if count == 1 => format!("1 {}", what.replacen(noun, &noun[..noun.len() - 1], 1)),
         _ => format!("{count} {what}"),
     }
+}
+
+/// Front ends that hold volumes and do not renew, in words.
+fn silent_front_ends(facts: &Facts<'_>) -> Vec<String> {
+    let mut all: BTreeMap<(&str, u64), (usize, u64)> = BTreeMap::new();
+    for it in &facts.volumes {
+        let holder = facts.map.volumes.get(&it.volume).and_then(|volume| volume.holder.as_ref());
+        let silent = it.unrenewed.filter(|time| *time > facts.silent_after);
+        if let (Some(holder), Some(silent)) = (holder, silent)
+            && holder.kind == HolderKind::FrontEnd
+            && holder.name != RESTORED_HOLDER
+        {
+            let front_end = all.entry((&holder.name, holder.boot)).or_default();
+            *front_end = (front_end.0 + 1, front_end.1.max(silent));
+        }
+    }
+    let text = |((name, _), (volumes, silent)): (&(&str, u64), &(usize, u64))| {
+        let noun = if *volumes == 1 { "volume" } else { "volumes" };
+        format!("{name}: {volumes} {noun}, not heard of for {} s", silent / 1_000_000)
+    };
+    all.iter().map(text).collect()
 }
 
 /// One daemon that died, in words.
@@ -468,6 +502,7 @@ pub(crate) fn volume_status(map: &ClusterMap, id: VolumeId, expired: bool, diffe
         attached: held && kind == Some(HolderKind::FrontEnd),
         healing: held && kind == Some(HolderKind::Healer),
         needs_heal: !held && (!clean || differs),
+        unrenewed: None,
     }
 }
 

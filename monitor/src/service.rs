@@ -442,6 +442,7 @@ impl Service {
             said: soft.reports.said(now),
             volumes,
             rates: &soft.rates,
+            silent_after: 2 * self.renew,
             now,
             wall: wall_clock(),
             started: reign.started,

@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cluster::trefoil;
+use crate::cluster::{trefoil, turn};
 use crate::nbd_client::Endpoint;
 use crate::prober::Prober;
 use crate::tools::{Finished, Running, end, lacks, skip, wait_until};
@@ -30,6 +31,7 @@ struct Hosts {
     name: String,
     folder: tempfile::TempDir,
     daemons: BTreeMap<String, Child>,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Hosts {
@@ -50,7 +52,7 @@ impl Hosts {
         let folder =
             tempfile::Builder::new().prefix("trefoil-part-").tempdir().expect("a temporary directory");
         let name = format!("tp{}h", std::process::id());
-        let hosts = Hosts { script, name, folder, daemons: BTreeMap::new() };
+        let hosts = Hosts { script, name, folder, daemons: BTreeMap::new(), _turn: turn() };
         let made = hosts.net(&["up", &STORAGE.to_string()]);
         if !made.status.success() {
             println!("SKIP: no network name spaces here: {}", made.err);
