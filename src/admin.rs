@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 use trefoil_core::crush::CrushMap;
 use trefoil_core::ids::{NodeId, PgId, PoolId, VolumeId};
+use trefoil_core::map::admin::PoolChange;
 use trefoil_core::map::{Ack, ClusterMap, Event, FailureDomain, MapError, MoveLimits, Out};
 use trefoil_monitor::rpc::{MonitorsStatus, MovesStatus, PgStatus, RpcError, VolumeKey};
 use trefoil_monitor::{CallError, MonitorClient};
@@ -195,6 +196,43 @@ impl Admin {
     /// What the nodes of a placement group have of it.
     pub async fn pg(&mut self, pg: PgId) -> Outcome<PgStatus> {
         self.client.pg(pg).await.map_err(|error| self.failed(error))
+    }
+
+    /// Drains a node, or undoes it. `seen`: the version of the CRUSH map that was looked at.
+    pub async fn drain_node(&mut self, node: NodeId, drain: bool, seen: u64) -> Outcome<Replaced> {
+        match self.client.drain_node(node, drain, seen).await {
+            Ok(()) => Ok(Replaced::Done),
+            Err(CallError::Answered(RpcError::Refused(MapError::CrushChanged { .. }))) => {
+                Ok(Replaced::Changed)
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Removes a node that holds nothing.
+    pub async fn remove_node(&mut self, node: NodeId) -> Outcome {
+        self.client.remove_node(node).await.map_err(|error| self.failed(error))
+    }
+
+    /// Changes a setting of a pool.
+    pub async fn set_pool(&mut self, pool: String, change: PoolChange) -> Outcome {
+        let changed = self.client.set_pool(pool.clone(), change).await;
+        changed.map_err(|error| self.failed(error).context(format!("pool {pool} was not changed")))
+    }
+
+    /// Mutes a health check that applies.
+    pub async fn mute(&mut self, code: String, time: Duration, because: String) -> Outcome {
+        self.client.mute(code, time, because).await.map_err(|error| self.failed(error))
+    }
+
+    /// Ends a mute.
+    pub async fn unmute(&mut self, code: String) -> Outcome {
+        self.client.unmute(code).await.map_err(|error| self.failed(error))
+    }
+
+    /// Takes note that daemons have died; all, where none is named.
+    pub async fn acknowledge_deaths(&mut self, daemons: Vec<String>) -> Outcome {
+        self.client.acknowledge_deaths(daemons).await.map_err(|error| self.failed(error))
     }
 
     /// Makes a volume.

@@ -62,12 +62,13 @@ enum Command {
     Init(cmd::init::InitArgs),
     Doctor(cmd::doctor::DoctorArgs),
     Status(cmd::status::StatusArgs),
+    Health(cmd::health::HealthArgs),
     Events(cmd::events::EventsArgs),
     Top(cmd::top::TopArgs),
     /// Make, list, show and remove volumes
     #[command(subcommand)]
     Volume(cmd::volume::VolumeCommand),
-    /// Show storage nodes, take them out and in
+    /// Show storage nodes, drain and remove them, take them out and in
     #[command(subcommand)]
     Node(cmd::lists::NodeCommand),
     /// Show placement groups: where they live, and what each copy holds
@@ -76,7 +77,7 @@ enum Command {
     /// Show, pause, undo and limit what is on the move
     #[command(subcommand)]
     Move(cmd::moves::MoveCommand),
-    /// Make and show pools
+    /// Make, show and change pools
     #[command(subcommand)]
     Pool(cmd::pool::PoolCommand),
     Monitor(cmd::daemons::MonitorArgs),
@@ -113,6 +114,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Outcome {
         Command::Init(args) => cmd::init::run(args, out),
         Command::Doctor(args) => cmd::doctor::run(args, out),
         Command::Status(args) => cmd::status::run(args, global, out),
+        Command::Health(args) => cmd::health::run(args, global, out),
         Command::Events(args) => cmd::events::run(args, global, out),
         Command::Top(args) => cmd::top::run(args, global, out),
         Command::Volume(command) => cmd::volume::run(command, global, out),

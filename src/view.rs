@@ -30,6 +30,8 @@ pub struct StatusView {
     pub volumes: VolumeCounts,
     /// Room on the nodes that have been heard of.
     pub space: SpaceView,
+    /// What the nodes do for front ends and for recovery.
+    pub io: IoView,
     /// What is being repaired.
     pub recovery: RecoveryView,
 }
@@ -49,6 +51,10 @@ pub struct ClusterView {
 pub struct MonitorView {
     pub leader: String,
     pub leading_for_s: u64,
+    /// Monitors in all.
+    pub total: u64,
+    /// Those that have answered the leader lately.
+    pub up: u64,
 }
 
 /// See [`StatusView`].
@@ -60,6 +66,8 @@ pub struct NodeCounts {
     pub down: u64,
     /// Not heard of since the monitor started.
     pub unknown: u64,
+    /// CRUSH gives them nothing: taken out, or drained.
+    pub out: u64,
 }
 
 /// See [`StatusView`].
@@ -70,6 +78,8 @@ pub struct PgCounts {
     pub active: u64,
     pub degraded: u64,
     pub unavailable: u64,
+    /// Whose members are being changed; whatever they are besides.
+    pub moving: u64,
 }
 
 /// See [`StatusView`].
@@ -80,6 +90,8 @@ pub struct VolumeCounts {
     pub attached: u64,
     pub healing: u64,
     pub needs_heal: u64,
+    /// Processes that have them.
+    pub front_ends: u64,
 }
 
 /// See [`StatusView`].
@@ -103,6 +115,19 @@ pub struct RecoveryView {
     pub checksum_errors: u64,
 }
 
+/// See [`StatusView`]. Per second, of all nodes that are known; a write is counted once for each copy.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct IoView {
+    pub nodes_known: u64,
+    pub reads_per_s: u64,
+    pub writes_per_s: u64,
+    pub read_bytes_per_s: u64,
+    pub write_bytes_per_s: u64,
+    /// That nodes got from others to repair their copies.
+    pub recovery_bytes_per_s: u64,
+}
+
 /// An entry of `trefoil node list`.
 #[derive(Clone, Debug, Serialize)]
 pub struct NodeView {
@@ -116,6 +141,10 @@ pub struct NodeView {
     pub state: &'static str,
     /// CRUSH gives it nothing: its data is to live elsewhere.
     pub out: bool,
+    /// It is being drained: its weight is zero until it is removed, or that is undone.
+    pub draining: bool,
+    /// Placement groups that it takes part in: as a member, or on its way to be one.
+    pub pgs: u64,
     /// When it came up or went down, in milliseconds since 1970.
     pub since_ms: u64,
     /// Its device class.
@@ -169,6 +198,12 @@ pub struct PoolView {
     /// `majority` or `all-in-sync`.
     pub ack: Ack,
     pub volumes: u64,
+    /// The rule's name; empty if the CRUSH map has none of that id.
+    pub rule_name: String,
+    /// The sizes of its volumes, as clients see them.
+    pub volume_bytes: u64,
+    pub degraded_pgs: u64,
+    pub unavailable_pgs: u64,
 }
 
 /// An entry of `trefoil volume list`, and `trefoil volume info`.
@@ -239,18 +274,25 @@ impl Snapshot {
                 id: hex(&status.cluster_id),
                 map_version: status.version,
             },
-            monitor: MonitorView { leader: self.from.clone(), leading_for_s: status.leading_for / 1_000_000 },
+            monitor: MonitorView {
+                leader: self.from.clone(),
+                leading_for_s: status.leading_for / 1_000_000,
+                total: status.monitors.len() as u64,
+                up: status.monitors.iter().filter(|it| it.up == Some(true)).count() as u64,
+            },
             nodes: NodeCounts {
                 total: status.nodes.len() as u64,
                 up: nodes_with(&|node| node.up == Some(true)),
                 down: nodes_with(&|node| node.up == Some(false)),
                 unknown: nodes_with(&|node| node.up.is_none()),
+                out: map.nodes.values().filter(|it| it.out.is_some() || it.drained.is_some()).count() as u64,
             },
             pgs: PgCounts {
                 total: status.pgs,
                 active: status.pgs.saturating_sub(status.pgs_degraded + status.pgs_unavailable),
                 degraded: status.pgs_degraded,
                 unavailable: status.pgs_unavailable,
+                moving: status.pgs_moving,
             },
             pools: map.pools.len() as u64,
             volumes: VolumeCounts {
@@ -258,6 +300,7 @@ impl Snapshot {
                 attached: volumes_with(|volume| volume.attached),
                 healing: volumes_with(|volume| volume.healing),
                 needs_heal: volumes_with(|volume| volume.needs_heal),
+                front_ends: status.front_ends,
             },
             space: SpaceView {
                 nodes_known: beats().count() as u64,
@@ -271,13 +314,30 @@ impl Snapshot {
                 bad_blocks: sum(|beat| beat.bad_blocks),
                 checksum_errors: sum(|beat| beat.checksum_errors),
             },
+            io: self.io(),
         }
+    }
+
+    fn io(&self) -> IoView {
+        let known = self.status.nodes.iter().filter_map(|node| node.io);
+        known.fold(IoView::default(), |sum, it| IoView {
+            nodes_known: sum.nodes_known + 1,
+            reads_per_s: sum.reads_per_s.saturating_add(it.reads),
+            writes_per_s: sum.writes_per_s.saturating_add(it.writes),
+            read_bytes_per_s: sum.read_bytes_per_s.saturating_add(it.read_bytes),
+            write_bytes_per_s: sum.write_bytes_per_s.saturating_add(it.write_bytes),
+            recovery_bytes_per_s: sum.recovery_bytes_per_s.saturating_add(it.recovery_bytes),
+        })
     }
 
     /// `trefoil node list`.
     pub fn nodes(&self) -> Vec<NodeView> {
         let states: BTreeMap<NodeId, &NodeStatus> =
             self.status.nodes.iter().map(|status| (status.node, status)).collect();
+        let mut pgs: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for (_, pg) in self.map.pgs.iter() {
+            pg.nodes().for_each(|node| *pgs.entry(node).or_default() += 1);
+        }
         let view = |(id, node): (&NodeId, &std::sync::Arc<trefoil_core::map::Node>)| {
             let status = states.get(id);
             let beat = status.and_then(|status| status.heartbeat.as_ref());
@@ -292,6 +352,8 @@ impl Snapshot {
                     None => "unknown",
                 },
                 out: node.out.is_some(),
+                draining: node.drained.is_some(),
+                pgs: pgs.get(id).copied().unwrap_or(0),
                 since_ms: node.since,
                 class: node.class.clone(),
                 size_bytes: node.size,
@@ -339,7 +401,12 @@ impl Snapshot {
 
     /// `trefoil pool list`.
     pub fn pools(&self) -> Vec<PoolView> {
-        let volumes = |id| self.map.volumes.values().filter(|volume| volume.pool == id).count() as u64;
+        let volumes = |id| self.map.volumes.values().filter(move |volume| volume.pool == id);
+        let rule_name =
+            |id| self.map.crush.def().rules.iter().find(|it| it.id == id).map(|it| it.name.clone());
+        let in_state = |id, state: &str| {
+            self.map.pool_pgs(id).filter(|(_, pg)| self.pg_state(*pg) == state).count() as u64
+        };
         let pools = self.map.pools.iter().map(|(id, pool)| PoolView {
             id: id.0,
             name: pool.name.clone(),
@@ -347,7 +414,11 @@ impl Snapshot {
             pg_num: pool.pg_num,
             rule: pool.rule,
             ack: pool.ack,
-            volumes: volumes(*id),
+            volumes: volumes(*id).count() as u64,
+            rule_name: rule_name(pool.rule).unwrap_or_default(),
+            volume_bytes: volumes(*id).map(|it| it.size).fold(0, u64::saturating_add),
+            degraded_pgs: in_state(*id, "degraded"),
+            unavailable_pgs: in_state(*id, "unavailable"),
         });
         pools.collect()
     }

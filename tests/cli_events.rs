@@ -76,12 +76,15 @@ fn what_happens_is_told_and_nodes_go_out_and_in() {
     follower.kill().unwrap();
     follower.wait().unwrap();
 
-    assert_eq!(good(&["node", "out", "1", "--monitor", &monitor]).trim(), "out: 1");
+    let told = bad(&["node", "out", "1", "--yes", "--json", "--monitor", &monitor], 1);
+    assert!(told.contains("would no longer find 3 places"), "{told}");
+    let told = good(&["node", "out", "1", "--force", "--monitor", &monitor]);
+    assert!(told.ends_with("out: node.1\n"), "{told}");
     let list = good(&["node", "list", "--monitor", &monitor]);
     assert!(list.contains("down, out"), "{list}");
     let status = good(&["status", "--monitor", &monitor]);
     assert!(status.contains("NODE_OUT"), "{status}");
-    assert_eq!(good(&["node", "in", "1", "--monitor", &monitor]).trim(), "in: 1");
+    assert_eq!(good(&["node", "in", "1", "--monitor", &monitor]).trim(), "in: node.1");
     let told = texts(&monitor);
     let last: Vec<&str> = told.iter().rev().take(2).rev().map(String::as_str).collect();
     assert_eq!(last, ["node.1 out, on command: its data is re-homed", "node.1 in"]);

@@ -27,7 +27,7 @@ fn three_hosts_get_their_files_and_a_second_call_changes_nothing() {
     let told = good(&texts(&arguments));
     assert!(told.contains("next:") && told.contains("trefoil-storage-node@N"), "{told}");
     let there = |name: &str| dir.join(name).exists();
-    assert!(there("a/monitor/0.toml") && !there("b/monitor/0.toml") && there("c/nbd/0.toml"));
+    assert!(there("a/monitor/0.toml") && there("c/monitor/0.toml") && there("c/nbd/0.toml"));
     assert!(
         there("a/storage-node/0.toml") && !there("a/storage-node/1.toml") && there("b/storage-node/1.toml")
     );
@@ -35,12 +35,21 @@ fn three_hosts_get_their_files_and_a_second_call_changes_nothing() {
     for line in [
         "device = \"/dev/y\"",
         "listen = \"127.0.0.2:10811\"",
-        "monitors = [\"127.0.0.1:10800\"]",
+        "monitors = [\"127.0.0.1:10800\", \"127.0.0.2:10800\", \"127.0.0.3:10800\"]",
         "host = \"b\"",
     ] {
         assert!(node.lines().any(|it| it == line), "{line} is not in\n{node}");
     }
     let monitor = fs::read_to_string(dir.join("a/monitor/0.toml")).unwrap();
+    let second = fs::read_to_string(dir.join("b/monitor/0.toml")).unwrap();
+    let own = |text: &str, id: u32| {
+        text.lines().any(|line| line == format!("id = {id}"))
+            && text.lines().any(|line| line == format!("listen = \"127.0.0.{id}:10800\""))
+    };
+    assert!(own(&monitor, 1) && own(&second, 2), "{second}");
+    let peers =
+        |text: &str| text.split_once("\npeers = [\n").unwrap().1.split_once(']').unwrap().0.to_owned();
+    assert_eq!((peers(&monitor).lines().count(), peers(&monitor)), (3, peers(&second)), "the same list");
     assert!(monitor.contains("\nnodes = 4\n") && monitor.contains("failure_domain = \"host\""), "{monitor}");
 
     fs::remove_file(dir.join("c/nbd/0.toml")).unwrap();
@@ -63,7 +72,11 @@ fn what_cannot_be_is_refused_before_anything_is_written() {
     assert!(told(&three(&["--device", "dev/x"])).contains("give the whole path"));
     assert!(told(&three(&["--device", "/dev/x", "--device", "a:/dev/x"])).contains("given twice for host a"));
     assert!(told(&three(&["--device", "d:/dev/x"])).contains("no --host is called d"));
-    assert!(told(&three(&["--device", "/dev/x", "--monitor-on", "d"])).contains("no --host has that name"));
+    assert!(
+        told(&three(&["--device", "/dev/x", "--monitors", "a,d,b"])).contains("d: no --host has that name")
+    );
+    assert!(told(&three(&["--device", "/dev/x", "--monitors", "a,b"])).contains("3 go on without one"));
+    assert!(told(&three(&["--device", "/dev/x", "--monitors", "a,b,a"])).contains("named twice"));
     assert!(told(&three(&["--device", "/dev/x", "--cluster-name", "a b"])).contains("is no name"));
     assert!(told(&three(&["--device", "/dev/x", "--size", "1M"])).contains("--size"));
     assert!(told(&three(&["--device", "/dev/x", "--memory", "1M"])).contains("memory_bytes"));
@@ -84,10 +97,11 @@ fn one_hosts_files_go_where_the_units_look() {
     assert!(bad(&[&all[..], &THREE].concat(), 2).contains("--for HOST"));
     assert!(bad(&[&all[..], &THREE, &["--for", "d"]].concat(), 2).contains("--for d"));
     let made: Value = serde_json::from_str(&good(&[&all[..], &THREE, &["--for", "b"]].concat())).unwrap();
-    assert_eq!(made["monitors"][0], "127.0.0.1:10800");
+    assert_eq!(made["monitors"][1], "127.0.0.2:10800");
     let paths: Vec<&str> =
         made["files"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap()).collect();
-    assert_eq!(paths, [format!("{dir_text}/storage-node/0.toml"), format!("{dir_text}/nbd/0.toml")]);
+    let expected = ["monitor", "storage-node", "nbd"].map(|role| format!("{dir_text}/{role}/0.toml"));
+    assert_eq!(paths, expected);
     assert_eq!(made["hosts"].as_array().unwrap().len(), 3);
 }
 

@@ -54,8 +54,13 @@ fn status(dir: &Path) -> String {
     stdout(&run(&["status", "--json", "--monitor", &monitor]))
 }
 
+/// The health, but for what has died and is back: that is told for a week.
 fn health(dir: &Path) -> String {
     let status: Value = serde_json::from_str(&status(dir)).unwrap_or_default();
+    let only_deaths = |checks: &Vec<Value>| checks.iter().all(|it| it["code"] == "DAEMON_DIED_RECENTLY");
+    if status["checks"].as_array().is_some_and(only_deaths) {
+        return "HEALTH_OK".to_owned();
+    }
     status["health"].as_str().unwrap_or_default().to_owned()
 }
 

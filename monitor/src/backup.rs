@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use trefoil_core::map::restore::RESTORED_HOLDER;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind};
 
 /// The first bytes of a backup. The last one is the version of the format.
@@ -170,8 +171,7 @@ pub fn restore(
         Err(error) => return Err(io_error(dir)(error)),
     }
     let mut map = backup.map.clone();
-    let nobody =
-        Holder { name: "restored-from-a-backup".to_owned(), boot: random.1, kind: HolderKind::FrontEnd };
+    let nobody = Holder { name: RESTORED_HOLDER.to_owned(), boot: random.1, kind: HolderKind::FrontEnd };
     if !map.restored(&nobody) {
         return Err(BackupError::UsedUp);
     }

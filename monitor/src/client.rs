@@ -10,6 +10,7 @@
 //! connection (for a newer map) go on there. A monitor that hangs is found out in about
 //! two seconds: while something is unanswered, it is asked whether it is there.
 
+mod admin;
 mod moving;
 
 use crate::health::Status;

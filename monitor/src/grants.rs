@@ -287,7 +287,8 @@ pub(crate) fn volume_statuses(map: &ClusterMap, soft: &mut Soft, now: Time) -> V
     let differing: std::collections::BTreeSet<VolumeId> = reports.map(|it| it.volume).collect();
     let volumes = map.volumes.keys().map(|id| {
         let expired = soft.leases.expired(map, *id, now);
-        health::volume_status(map, *id, expired, differing.contains(id))
+        let unrenewed = soft.leases.unrenewed(map, *id, now);
+        health::VolumeStatus { unrenewed, ..health::volume_status(map, *id, expired, differing.contains(id)) }
     });
     volumes.collect()
 }

@@ -3,12 +3,15 @@
 //! Computed when somebody asks, from the map and from what nodes have said since this monitor leads.
 //! What is not known is never shown as healthy.
 
+use crate::rates::{IoRates, Rates};
 use crate::reports::Said;
 use crate::rpc::{DeviceHealth, Heartbeat, MonitorStatus};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::leader::report::NodeTrouble;
+use trefoil_core::map::deaths::Deaths;
 use trefoil_core::map::liveness::Liveness;
+use trefoil_core::map::restore::RESTORED_HOLDER;
 use trefoil_core::map::{ClusterMap, HolderKind};
 use trefoil_core::{Generation, NodeId, Time, VolumeId};
 
@@ -127,6 +130,12 @@ checks! {
     MOVES_PAUSED = HEALTH_WARN,
         "Placement groups do not move, because an administrator has paused moves or undone some. Nodes that are added get nothing, and copies on nodes that are lost are not made elsewhere.",
         "Run `trefoil move resume` when what it was paused for is over.";
+    FRONT_END_SILENT = HEALTH_WARN,
+        "Front ends that hold volumes have not renewed their leases for twice as long as they should. They are dead, hang, or do not reach the monitors. If it is only the latter, their volumes go on; how they are is not known.",
+        "Look at the front end (its process, its log, its host), and at the network between it and the monitors. When its lease has run out, its volumes can be attached by another one.";
+    DAEMON_DIED_RECENTLY = HEALTH_WARN,
+        "Daemons have ended without having been stopped: killed, crashed, hung until their watchdog ended them, or without power; front ends: a lease ran out without a release. They may be back. It is shown for a week, so that what dies again and again is not overlooked.",
+        "Find out why: the daemon's log before its last start, the host's kernel log, memory (`journalctl -k`, `coredumpctl`). Then `trefoil health ack-crash DAEMON`.";
     VOLUME_NEEDS_HEAL = HEALTH_WARN,
         "Volumes that nobody has attached were not released with all copies whole, or nodes say that their copies differ.",
         "Wait for a healer (any running daemon). If it stays, see that all nodes of the volumes are up.";
@@ -145,6 +154,19 @@ pub struct Check {
     pub details: Vec<String>,
     /// What to do.
     pub remedy: String,
+    /// How many: a mute ends when this grows.
+    pub count: u64,
+    /// Somebody does not want to hear of it for a while: it does not count for the whole.
+    pub muted: Option<Muted>,
+}
+
+/// A check that is muted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Muted {
+    /// Seconds until it is heard of again, if it becomes no worse.
+    pub left_s: u64,
+    /// Why, in somebody's words; may be empty.
+    pub because: String,
 }
 
 /// A node's last heartbeat.
@@ -156,6 +178,8 @@ pub struct NodeStatus {
     pub up: Option<bool>,
     /// What it said; none as above.
     pub heartbeat: Option<Heartbeat>,
+    /// What it does per second; none: not known.
+    pub io: Option<IoRates>,
 }
 
 /// A volume's holder.
@@ -171,6 +195,8 @@ pub struct VolumeStatus {
     pub healing: bool,
     /// Not held, and not known to be whole.
     pub needs_heal: bool,
+    /// Microseconds since its holder has renewed its lease; none: nobody holds it.
+    pub unrenewed: Option<u64>,
 }
 
 /// How everything is.
@@ -200,6 +226,10 @@ pub struct Status {
     pub pgs_degraded: u64,
     /// Those without a majority up.
     pub pgs_unavailable: u64,
+    /// Those whose members are being changed.
+    pub pgs_moving: u64,
+    /// Processes that hold volumes with a lease that has not run out: front ends.
+    pub front_ends: u64,
 }
 
 /// What a status is made of.
@@ -212,7 +242,12 @@ pub(crate) struct Facts<'a> {
     /// Why it is not known where placement groups live, for a map that was restored.
     pub unsettled: (usize, Vec<String>),
     pub volumes: Vec<VolumeStatus>,
+    pub rates: &'a Rates,
+    /// A front end that has not renewed for so long (µs) is silent: two renewals.
+    pub silent_after: u64,
     pub now: Time,
+    /// Milliseconds since 1970.
+    pub wall: u64,
     pub started: Time,
 }
 
@@ -223,6 +258,7 @@ struct PgCounts {
     unavailable_ids: Vec<String>,
     degraded: usize,
     degraded_ids: Vec<String>,
+    moving: u64,
 }
 
 /// Looks at every placement group. There may be a million, and the monitor does nothing else meanwhile:
@@ -232,7 +268,8 @@ fn count_pgs(map: &ClusterMap) -> PgCounts {
     for (id, node) in &map.nodes {
         up[id.0 as usize] = node.up;
     }
-    let mut counts = PgCounts::default();
+    let moving = map.moves.active.len() as u64;
+    let mut counts = PgCounts { moving, ..PgCounts::default() };
     if up.iter().all(|up| *up) && map.nodes.len() == up.len() {
         return counts;
     }
@@ -288,9 +325,11 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
             checks.push(Check {
                 code: kind.code.to_owned(),
                 health: kind.health,
-                summary: format!("{count} {what}"),
+                summary: counted(count, what),
                 details: details.into_iter().take(DETAILS_MAX).collect(),
                 remedy: kind.remedy.to_owned(),
+                count: count as u64,
+                muted: muted(map, kind.code, count as u64, facts.wall),
             });
         }
     };
@@ -308,13 +347,13 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
     let silent = nodes_with(&|id| {
         up(id) && facts.liveness.known(id) && facts.liveness.silent(id, facts.now).is_some()
     });
-    nodes_report(NODE_SILENT, "nodes that are silent", silent);
+    nodes_report(NODE_SILENT, "nodes silent", silent);
     let held = map.nodes.iter().filter_map(|(id, node)| {
         let left = facts.liveness.held_down(map, *id, facts.now);
         (left > 0 && facts.liveness.silent(*id, facts.now).is_none())
             .then(|| format!("{id} ({}): for {} s more", node.address, left.div_ceil(1_000_000)))
     });
-    nodes_report(NODE_HELD_DOWN, "nodes held down, because they come and go", held.collect());
+    nodes_report(NODE_HELD_DOWN, "nodes held down for coming and going", held.collect());
     nodes_report(NODE_OUT, "nodes out", nodes_with(&|id| map.nodes[&id].out.is_some()));
     let nearly = said(|it| {
         !it.full
@@ -378,15 +417,30 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         .filter_map(|it| map.volumes.get(&it.volume).map(|volume| volume.name.clone()))
         .collect();
     report(VOLUME_NEEDS_HEAL, unhealed.len(), "volumes to be healed", unhealed);
-    checks.sort_by_key(|check| std::cmp::Reverse(check.health));
+    let silent = silent_front_ends(&facts);
+    report(FRONT_END_SILENT, silent.len(), "front ends silent", silent);
+    let died: Vec<_> = map.deaths.recent(facts.wall).collect();
+    let deaths = died.iter().map(|(_, it)| it.times as usize).sum();
+    let died = died.iter().map(|(daemon, it)| death(daemon, it, facts.wall)).collect();
+    report(DAEMON_DIED_RECENTLY, deaths, "ends of daemons that were not stops, in the last week", died);
+    checks.sort_by_key(|check| (check.muted.is_some(), std::cmp::Reverse(check.health)));
 
     let nodes = map.nodes.iter().map(|(id, node)| NodeStatus {
         node: *id,
         up: facts.liveness.known(*id).then_some(node.up).or((!node.up).then_some(false)),
         heartbeat: facts.heartbeats.get(id).cloned(),
+        io: facts.rates.of(*id, facts.now),
     });
+    let holder = |it: &VolumeStatus| {
+        let holder = map.volumes.get(&it.volume).filter(|_| it.attached)?.holder.as_ref()?;
+        Some((holder.name.as_str(), holder.boot))
+    };
+    let front_ends: BTreeSet<_> = facts.volumes.iter().filter_map(holder).collect();
+    let heard = checks.iter().filter(|check| check.muted.is_none());
     Status {
-        health: checks.iter().map(|check| check.health).max().unwrap_or(Health::HEALTH_OK),
+        health: heard.map(|check| check.health).max().unwrap_or(Health::HEALTH_OK),
+        front_ends: front_ends.len() as u64,
+        pgs_moving: pgs.moving,
         cluster_name: map.name.clone(),
         cluster_id: map.cluster_id,
         version: map.version,
@@ -398,6 +452,57 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         pgs_unavailable: pgs.unavailable as u64,
         volumes: facts.volumes,
         checks,
+    }
+}
+
+/// The mute of a check, while it holds: not a moment longer than its time, and not for more than was muted.
+fn muted(map: &ClusterMap, code: &str, count: u64, now: u64) -> Option<Muted> {
+    let mute = map.mutes.0.get(code).filter(|mute| mute.until > now && count <= mute.count)?;
+    Some(Muted { left_s: mute.until.saturating_sub(now).div_ceil(1000), because: mute.because.clone() })
+}
+
+/// `1 node down`, `2 nodes down`. `what` begins with one of the nouns below, in the plural.
+fn counted(count: usize, what: &str) -> String {
+    let plural = ["nodes", "groups", "volumes", "monitors", "ends"];
+    match plural.iter().find(|noun| what.split(' ').take(2).any(|word| word == **noun)) {
+        Some(noun) if count == 1 => format!("1 {}", what.replacen(noun, &noun[..noun.len() - 1], 1)),
+        _ => format!("{count} {what}"),
+    }
+}
+
+/// Front ends that hold volumes and do not renew, in words.
+fn silent_front_ends(facts: &Facts<'_>) -> Vec<String> {
+    let mut all: BTreeMap<(&str, u64), (usize, u64)> = BTreeMap::new();
+    for it in &facts.volumes {
+        let holder = facts.map.volumes.get(&it.volume).and_then(|volume| volume.holder.as_ref());
+        let silent = it.unrenewed.filter(|time| *time > facts.silent_after);
+        if let (Some(holder), Some(silent)) = (holder, silent)
+            && holder.kind == HolderKind::FrontEnd
+            && holder.name != RESTORED_HOLDER
+        {
+            let front_end = all.entry((&holder.name, holder.boot)).or_default();
+            *front_end = (front_end.0 + 1, front_end.1.max(silent));
+        }
+    }
+    let text = |((name, _), (volumes, silent)): (&(&str, u64), &(usize, u64))| {
+        let noun = if *volumes == 1 { "volume" } else { "volumes" };
+        format!("{name}: {volumes} {noun}, not heard of for {} s", silent / 1_000_000)
+    };
+    all.iter().map(text).collect()
+}
+
+/// One daemon that died, in words.
+fn death(daemon: &str, it: &Deaths, now: u64) -> String {
+    let seconds = now.saturating_sub(it.at) / 1000;
+    let ago = match (seconds / 86_400, seconds / 3600, seconds / 60) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, _) => format!("{hours} h"),
+        (days, ..) => format!("{days} d"),
+    };
+    match it.times {
+        1 => format!("{daemon}, noticed {ago} ago"),
+        times => format!("{daemon}, {times} times, last noticed {ago} ago"),
     }
 }
 
@@ -413,6 +518,7 @@ pub(crate) fn volume_status(map: &ClusterMap, id: VolumeId, expired: bool, diffe
         attached: held && kind == Some(HolderKind::FrontEnd),
         healing: held && kind == Some(HolderKind::Healer),
         needs_heal: !held && (!clean || differs),
+        unrenewed: None,
     }
 }
 
@@ -443,6 +549,14 @@ mod tests {
         let reads = DeviceHealth { reads: 9, read_us: 80_000, ..fine };
         let quick = DeviceHealth { reads: 9, read_us: 800, ..fine };
         assert_eq!(slow_nodes(&[quick, quick, reads]), [2]);
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(counted(1, "nodes with copies behind"), "1 node with copies behind");
+        assert_eq!(counted(1, "placement groups without a majority"), "1 placement group without a majority");
+        assert_eq!(counted(2, "nodes down"), "2 nodes down");
+        assert_eq!(counted(1, "cluster without a pool"), "1 cluster without a pool");
     }
 
     #[test]

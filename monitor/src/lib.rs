@@ -21,12 +21,15 @@
 //! | `client`, `link` | [`MonitorClient`], for every other daemon and the command line |
 //! | [`backup`] | the map in a file, and back |
 //! | `layout` | after that: where placement groups live by now, by what nodes say |
+//! | `attention`, `rates` | mutes, deaths and rates, for people |
+//! | [`life`] | how a daemon knows that its last life ended without a stop |
 //! | `metrics` | what Prometheus is told |
 //! | `raft` | openraft over `redb` |
 //! | `config` | [`MonitorConfig`] |
 //!
 //! The rules are in `trefoil_core::map`; here is what feeds them: sockets, a disk, a clock.
 
+mod attention;
 pub mod backup;
 mod client;
 mod config;
@@ -35,12 +38,14 @@ mod grants;
 pub mod health;
 mod history;
 mod layout;
+pub mod life;
 mod link;
 mod members;
 mod metrics;
 mod mover;
 mod peers;
 mod raft;
+mod rates;
 mod reign;
 mod reports;
 pub mod rpc;
@@ -50,4 +55,5 @@ mod service;
 pub use client::{Attached, CallError, MonitorClient, RETRY_MAX, Renewed};
 pub use config::{Bootstrap, MONITORS_MAX, MonitorConfig, PeerConfig};
 pub use grants::HEALS_MAX;
+pub use rates::IoRates;
 pub use server::{Monitor, run};

@@ -119,8 +119,20 @@ fn health(status: &Status, text: &mut Text) {
     let help = "1: the health check applies. docs/operations.md says what each code means and what to do.";
     let mut family = text.family("trefoil_health_check", Kind::Gauge, help);
     for check in CHECKS {
-        let applies = status.checks.iter().any(|it| it.code == check.code);
+        let applies = status.checks.iter().any(|it| it.code == check.code && it.muted.is_none());
         family.sample(&[("code", check.code), ("level", level(check.health).1)], applies);
+    }
+    let help = "1: the health check applies, and somebody has muted it: trefoil_health_check is 0 meanwhile.";
+    let mut family = text.family("trefoil_health_check_muted", Kind::Gauge, help);
+    for check in CHECKS {
+        let muted = status.checks.iter().any(|it| it.code == check.code && it.muted.is_some());
+        family.sample(&[("code", check.code), ("level", level(check.health).1)], muted);
+    }
+    let help =
+        "How many nodes, groups or whatever it counts each health check that applies is about, muted or not.";
+    let mut family = text.family("trefoil_health_check_count", Kind::Gauge, help);
+    for check in &status.checks {
+        family.sample(&[("code", &check.code)], check.count);
     }
     let help = "For how long this monitor leads.";
     text.gauge("trefoil_monitor_leading_seconds", help, seconds(status.leading_for));
@@ -262,7 +274,7 @@ mod tests {
             };
             map.apply(&register).unwrap();
         }
-        let node = |n: u32, up, heartbeat| NodeStatus { node: NodeId(n), up, heartbeat };
+        let node = |n: u32, up, heartbeat| NodeStatus { node: NodeId(n), up, heartbeat, io: None };
         let beat = Heartbeat { bytes_total: 100, bytes_used: 60, ..Heartbeat::default() };
         let status = Status {
             monitors: Vec::new(),
@@ -273,6 +285,8 @@ mod tests {
                 summary: String::new(),
                 details: vec![],
                 remedy: String::new(),
+                count: 1,
+                muted: None,
             }],
             cluster_name: "c".to_owned(),
             cluster_id: [1; 16],
@@ -283,6 +297,8 @@ mod tests {
             pgs: 32,
             pgs_degraded: 20,
             pgs_unavailable: 2,
+            pgs_moving: 0,
+            front_ends: 0,
         };
         let raft = RaftState { id: 1, leads: true, term: 3, ..RaftState::default() };
         let mut snapshot = Snapshot { raft, map: Arc::new(map), status: Some(status) };

@@ -13,6 +13,7 @@
 use crate::layout::Layouts;
 use crate::mover::Desk;
 use crate::raft::LeaderId;
+use crate::rates::Rates;
 use crate::reports::Reports;
 use crate::rpc::Heartbeat;
 use crate::service::Service;
@@ -62,6 +63,19 @@ pub(crate) struct Soft {
     pub desk: Desk,
     /// What nodes know of the layout of a map that was restored.
     pub layouts: Layouts,
+    /// What nodes do.
+    pub rates: Rates,
+    /// When mutes were last looked at.
+    pub mutes_seen: Time,
+}
+
+impl Soft {
+    /// A node is one of the cluster no more.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.heartbeats.remove(&node);
+        self.liveness.forget(node);
+        self.rates.forget(node);
+    }
 }
 
 impl Reign {
@@ -85,6 +99,8 @@ impl Reign {
                 healed: BTreeMap::new(),
                 desk: Desk::default(),
                 layouts: Layouts::default(),
+                rates: Rates::default(),
+                mutes_seen: now,
             }),
             healing: Cell::new(false),
             work: Notify::new(),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 use trefoil_core::crush::CrushMap;
 use trefoil_core::leader::report::NodeReport;
+use trefoil_core::map::admin::PoolChange;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::mover::Waits;
 use trefoil_core::map::{Ack, Event, FailureDomain, Holder, LayoutReport, MapError, MoveLimits, Out, Volume};
@@ -121,11 +122,31 @@ pub struct Heartbeat {
     pub read_bytes: u64,
     /// See `reads`.
     pub write_bytes: u64,
+    /// Bytes that came from other nodes to repair copies, since the node started.
+    pub recovery_bytes: u64,
     /// Its device.
     pub device: DeviceHealth,
     /// Groups of which the node has seen that its copy differs from a peer's (section 8): all of them at
     /// present, at most [`DIFFERING_MAX`].
     pub differing: Vec<GroupId>,
+}
+
+/// A daemon that has a directory of its own.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Daemon {
+    /// A storage node.
+    Node(NodeId),
+    /// A monitor, by its number.
+    Monitor(u64),
+}
+
+impl std::fmt::Display for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Daemon::Node(node) => write!(f, "{node}"),
+            Daemon::Monitor(id) => write!(f, "monitor.{id}"),
+        }
+    }
 }
 
 /// What is asked.
@@ -335,6 +356,53 @@ pub enum Request {
         /// Which one.
         pg: PgId,
     },
+    /// The asker's life before this one ended without a stop.
+    Died {
+        /// Who it is.
+        daemon: Daemon,
+        /// Names the life that ended.
+        life: u64,
+    },
+    /// Somebody has seen that daemons died.
+    AcknowledgeDeaths {
+        /// Which ones, as health names them; none: all.
+        daemons: Vec<String>,
+    },
+    /// A health check that applies is not to be heard of for a while.
+    Mute {
+        /// Its code.
+        code: String,
+        /// Milliseconds.
+        time_ms: u64,
+        /// Why; may be empty.
+        because: String,
+    },
+    /// It is to be heard of again.
+    Unmute {
+        /// Its code.
+        code: String,
+    },
+    /// A node's data is to live elsewhere for good, or not any more.
+    DrainNode {
+        /// Which one.
+        node: NodeId,
+        /// Or undo it.
+        drain: bool,
+        /// [`trefoil_core::map::ClusterMap::crush_version`] that was looked at.
+        seen: u64,
+    },
+    /// A node that holds nothing is one of the cluster no more.
+    RemoveNode {
+        /// Which one.
+        node: NodeId,
+    },
+    /// A setting of a pool.
+    SetPool {
+        /// The pool's name.
+        pool: String,
+        /// Which, and to what.
+        change: PoolChange,
+    },
 }
 
 /// A move that is under way.
@@ -446,6 +514,9 @@ impl Request {
                 | Request::AddMonitor { .. }
                 | Request::RemoveMonitor { .. }
                 | Request::ReplaceCrush { .. }
+                | Request::DrainNode { .. }
+                | Request::RemoveNode { .. }
+                | Request::Unmute { .. }
         )
     }
 }

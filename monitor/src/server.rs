@@ -2,6 +2,7 @@
 
 use crate::config::{Bootstrap, MONITORS_MAX, MonitorConfig};
 use crate::found;
+use crate::life::Life;
 use crate::members;
 use crate::metrics;
 use crate::mover;
@@ -9,7 +10,8 @@ use crate::peers::{JOBS_MAX, Peers};
 use crate::raft::{Identity, Machine, Member, Network, PeerAnswer, Raft, SNAPSHOT_PART_BYTES, Store};
 use crate::reign;
 use crate::rpc::{
-    self, KIND_PEER_REQUEST, KIND_PEER_RESPONSE, KIND_REQUEST, KIND_RESPONSE, REQUESTS_MAX, Request, RpcError,
+    self, Daemon, KIND_PEER_REQUEST, KIND_PEER_RESPONSE, KIND_REQUEST, KIND_RESPONSE, REQUESTS_MAX, Request,
+    RpcError,
 };
 use crate::service::{Answer, Service, Settings};
 use anyhow::Context;
@@ -234,6 +236,15 @@ impl Monitor {
             let snapshot = async move || metrics::Snapshot::take(&told).await;
             service.spawn(trefoil_metrics::serve(listener, snapshot, metrics::render));
         }
+        let life = Life::begin(&config.data_dir);
+        if let Err(error) = &life {
+            let dir = config.data_dir.display();
+            tracing::warn!(%error, "no mark in {dir}: it will not be known how this monitor ends");
+        }
+        if let Some(died) = life.as_ref().ok().and_then(|life| life.died) {
+            tracing::warn!("this monitor had ended without having been stopped");
+            service.spawn(service.clone().tell_own_death(died));
+        }
         let mut watching = watching;
         let result = tokio::select! {
             () = serve => Ok(()),
@@ -250,6 +261,9 @@ impl Monitor {
         service.tasks.borrow_mut().abort_all();
         let mut tasks = service.tasks.take();
         while tasks.join_next().await.is_some() {}
+        if let (Ok(()), Ok(life)) = (&result, life) {
+            life.end();
+        }
         result
     }
 }
@@ -440,11 +454,19 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::Events { .. }
         | Request::AddMonitor { .. }
         | Request::RemoveMonitor { .. }
-        | Request::ReplaceCrush { .. }
         | Request::PauseMoves { .. }
         | Request::UndoMove { .. }
         | Request::SetMoveLimits { .. }
-        | Request::Pg { .. } => role == Role::Client,
+        | Request::Pg { .. }
+        | Request::AcknowledgeDeaths { .. }
+        | Request::Mute { .. }
+        | Request::Unmute { .. }
+        | Request::DrainNode { .. }
+        | Request::RemoveNode { .. }
+        | Request::SetPool { .. }
+        | Request::ReplaceCrush { .. } => role == Role::Client,
+        Request::Died { daemon: Daemon::Node(_), .. } => role == Role::StorageNode,
+        Request::Died { daemon: Daemon::Monitor(_), .. } => role == Role::Monitor,
         Request::GetMap { .. }
         | Request::WaitMap { .. }
         | Request::MapPart { .. }

@@ -100,7 +100,7 @@ impl From<RpcError> for Answer {
 pub(crate) type Result<T, E = RpcError> = std::result::Result<T, E>;
 
 /// Milliseconds since 1970, for people. A clock before 1970 says 0.
-fn wall_clock() -> u64 {
+pub(crate) fn wall_clock() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
 }
@@ -108,6 +108,9 @@ fn wall_clock() -> u64 {
 /// The node that has that store.
 pub(crate) fn known_node(map: &ClusterMap, node: NodeId, incarnation: Incarnation) -> Result<&Node> {
     let Some(known) = map.nodes.get(&node) else {
+        if let Some(node) = map.removed_node(incarnation) {
+            return Err(MapError::Removed { node }.into());
+        }
         return Err(MapError::Missing { what: "node".to_owned(), name: node.to_string() }.into());
     };
     if known.incarnation != incarnation {
@@ -239,6 +242,24 @@ impl Service {
             Request::SetNodesOut { nodes } => {
                 self.propose(&*self.reign()?, Command::SetNodesOut { nodes }).await?
             }
+            Request::Died { daemon, life } => self.died(daemon, life).await?,
+            Request::AcknowledgeDeaths { daemons } => {
+                self.propose(&*self.reign()?, Command::AcknowledgeDeaths { daemons }).await?
+            }
+            Request::Mute { code, time_ms, because } => self.mute(code, time_ms, because).await?,
+            Request::Unmute { code } => self.unmute(code).await?,
+            Request::DrainNode { node, drain, seen } => {
+                self.propose(&*self.reign()?, Command::DrainNode { node, drain, seen }).await?
+            }
+            Request::RemoveNode { node } => {
+                let reign = self.reign()?;
+                let reply = self.propose(&reign, Command::RemoveNode { node }).await?;
+                reign.soft.borrow_mut().forget_node(node);
+                reply
+            }
+            Request::SetPool { pool, change } => {
+                self.propose(&*self.reign()?, Command::SetPool { pool, change }).await?
+            }
             Request::Status => return Ok(Response::Status(Box::new(self.status().await?)).into()),
             Request::RegisterNode { id, incarnation, address, host, class, size } => {
                 let now = wall_clock();
@@ -326,6 +347,7 @@ impl Service {
             let floor = known.max(map.position(id));
             let now = self.now();
             soft.liveness.heard(id, now);
+            soft.rates.heard(&heartbeat, now);
             let kept = soft.heartbeats.entry(id).or_default();
             *kept = heartbeat;
             // A node that fell back must not take the memory of it along.
@@ -419,11 +441,16 @@ impl Service {
     /// How everything is, as far as this monitor knows while it leads.
     pub async fn status(&self) -> Result<Status> {
         let reign = self.confirmed_reign().await?;
+        Ok(self.status_now(&reign))
+    }
+
+    /// The same, without a question to the others.
+    pub(crate) fn status_now(&self, reign: &Reign) -> Status {
         let map = self.map();
         let now = self.now();
         let soft = &mut *reign.soft.borrow_mut();
         let volumes = volume_statuses(&map, soft, now);
-        Ok(health::status(Facts {
+        health::status(Facts {
             map: &map,
             monitors: self.monitors().monitors,
             liveness: &soft.liveness,
@@ -431,9 +458,12 @@ impl Service {
             said: soft.reports.said(now),
             unsettled: soft.layouts.unsettled(&map),
             volumes,
+            rates: &soft.rates,
+            silent_after: 2 * self.renew,
             now,
+            wall: wall_clock(),
             started: reign.started,
-        }))
+        })
     }
 
     /// Nodes that are down for long are taken out, where that does no harm.
@@ -498,6 +528,7 @@ impl Service {
             self.propose(&reign, Command::SetNodesUp { nodes, now }).await?;
         }
         self.take_out(&reign).await?;
+        self.end_mutes(&reign).await?;
         if positions {
             let positions: Vec<_> = {
                 let soft = reign.soft.borrow();

@@ -1,6 +1,9 @@
 //! A monitor on loopback with real clients: what was answered survives, one holder at a time, bad input
 //! hurts nobody.
 
+mod common;
+
+use common::*;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -28,16 +31,6 @@ fn config(dir: &Path) -> MonitorConfig {
         bootstrap: Some(Bootstrap::default()),
         ..MonitorConfig::default()
     }
-}
-
-/// Runs a test on a runtime of its own. What is not stopped in order when the test ends is dropped in
-/// mid-air, as by SIGKILL.
-fn on_runtime<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs")
-    })
 }
 
 struct Running {
@@ -76,12 +69,6 @@ impl Running {
     }
 }
 
-async fn register(client: &MonitorClient, n: u64) -> NodeId {
-    let address = ([127, 0, 0, 1], 7000 + n as u16).into();
-    let host = format!("host{n}");
-    client.register_node(None, Incarnation(100 + n), address, host, None, 8 << 30).await.unwrap()
-}
-
 /// Three nodes, the pool, and a volume.
 async fn cluster(running: &Running) -> VolumeId {
     let nodes = running.client(Role::StorageNode);
@@ -89,11 +76,7 @@ async fn cluster(running: &Running) -> VolumeId {
         assert_eq!(register(&nodes, n).await, NodeId(n as u32));
     }
     let admin = running.client(Role::Client);
-    let mut map = admin.get_map(0).await.unwrap().unwrap();
-    while map.pools.is_empty() {
-        let newer = admin.wait_map(map.layout, Duration::from_secs(5)).await;
-        map = newer.unwrap().expect("the pool was not made");
-    }
+    pool(&admin).await;
     create(&admin, "disk0").await
 }
 
@@ -101,10 +84,6 @@ async fn create(admin: &MonitorClient, name: &str) -> VolumeId {
     let size = 1 << 30;
     let created = admin.create_volume(name.to_owned(), "default".to_owned(), size, 4 << 20, None);
     created.await.unwrap()
-}
-
-fn holder(name: &str, boot: u64) -> Holder {
-    Holder { name: name.to_owned(), boot, kind: HolderKind::FrontEnd }
 }
 
 async fn try_attach(client: &MonitorClient, who: &Holder) -> Attached {
@@ -118,12 +97,6 @@ async fn attach(client: &MonitorClient, who: &Holder) -> Granted {
         Attached::Granted(granted) => granted,
         busy => panic!("{busy:?}"),
     }
-}
-
-async fn renew(client: &MonitorClient, who: &Holder, granted: &Granted) -> Renewal {
-    let volumes = vec![(granted.volume, granted.generation)];
-    let renewed = client.renew(who.clone(), volumes, Vec::new(), Duration::from_secs(5));
-    renewed.await.unwrap().volumes[0].1
 }
 
 fn renewed(release_please: bool) -> Renewal {

@@ -70,7 +70,7 @@ async fn node(at: SocketAddr, id: NodeId, nodes: Rc<Nodes>) {
                 continue;
             }
             let groups = nodes.groups.borrow().get(&id).cloned().unwrap_or_default();
-            let list = GroupList { pg: request.pg, epoch: request.epoch, groups };
+            let list = GroupList { pg: request.pg, epoch: request.epoch, groups, amnesia: false };
             client.listed(id, incarnation(id), list).await.unwrap();
         }
     }

@@ -1,13 +1,16 @@
 //! Several monitors in one process, with real sockets and files: founding, losing the leader, adding, removing,
 //! replacing, strangers, and a cluster from a backup.
 
+mod common;
+
+use common::*;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::{Holder, HolderKind, LayoutReport, MapError};
+use trefoil_core::map::{Holder, LayoutReport, MapError, Out};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::*;
 use trefoil_monitor::backup::{self, Backup};
@@ -17,14 +20,6 @@ use trefoil_transport::{Hello, Role};
 
 const LEASE: Duration = Duration::from_millis(3000);
 const MARGIN: Duration = Duration::from_millis(400);
-
-fn on_runtime<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs")
-    })
-}
 
 /// Ports that nothing listens on now.
 fn addresses(count: usize) -> Vec<SocketAddr> {
@@ -127,17 +122,8 @@ impl Cluster {
 }
 
 async fn nodes(client: &MonitorClient) {
-    for n in 0..3u64 {
-        let address = ([127, 0, 0, 1], 7000 + n as u16).into();
-        let host = format!("host{n}");
-        client.register_node(None, Incarnation(100 + n), address, host, None, 8 << 30).await.unwrap();
-    }
-}
-
-async fn pool(admin: &MonitorClient) {
-    let mut map = admin.get_map(0).await.unwrap().unwrap();
-    while map.pools.is_empty() {
-        map = admin.wait_map(map.layout, Duration::from_secs(5)).await.unwrap().expect("a pool");
+    for n in 0..3 {
+        register(client, n).await;
     }
 }
 
@@ -152,10 +138,6 @@ async fn create(admin: &MonitorClient, name: &str) {
     }
 }
 
-fn holder(name: &str, boot: u64) -> Holder {
-    Holder { name: name.to_owned(), boot, kind: HolderKind::FrontEnd }
-}
-
 async fn attach(client: &MonitorClient, name: &str, who: &Holder) -> Granted {
     loop {
         let asked = client.attach(VolumeKey::Name(name.to_owned()), who.clone(), Generation(0)).await;
@@ -165,11 +147,6 @@ async fn attach(client: &MonitorClient, name: &str, who: &Holder) -> Granted {
             Err(error) => panic!("{error}"),
         }
     }
-}
-
-async fn renew(client: &MonitorClient, who: &Holder, granted: &Granted) -> Renewal {
-    let volumes = vec![(granted.volume, granted.generation)];
-    client.renew(who.clone(), volumes, Vec::new(), Duration::from_secs(8)).await.unwrap().volumes[0].1
 }
 
 #[test]
@@ -217,6 +194,51 @@ fn three_monitors_lose_their_leader_and_no_change_is_lost_or_doubled() {
             };
             assert_eq!(seen.monitors.len(), 3);
         }
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn what_people_have_said_outlives_a_leader() {
+    let dir = tempfile::tempdir().unwrap();
+    on_runtime(async {
+        let mut cluster = Cluster::start(dir.path(), 3);
+        let (admin, node) = (cluster.client(Role::Client), cluster.client(Role::StorageNode));
+        nodes(&node).await;
+        pool(&admin).await;
+        let refused = admin.mute("NODE_OUT".to_owned(), Duration::from_secs(60), String::new()).await;
+        assert!(refused.unwrap_err().to_string().contains("does not apply now"));
+        admin.set_nodes_out(vec![(NodeId(2), Some(Out::Administrator))]).await.unwrap();
+        admin.mute("NODE_OUT".to_owned(), Duration::from_secs(60), "new disk".to_owned()).await.unwrap();
+        for _ in 0..2 {
+            node.died(Daemon::Node(NodeId(1)), 77).await.unwrap();
+        }
+        assert!(admin.died(Daemon::Node(NodeId(1)), 78).await.is_err(), "only daemons say so, of themselves");
+        assert!(node.died(Daemon::Monitor(1), 78).await.is_err());
+        let leader = cluster.leader(&admin).await;
+        cluster.stop_one(leader).await;
+        let status = loop {
+            match admin.status().await {
+                Ok(status) => break status,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        let check = |code: &str| status.checks.iter().find(|check| check.code == code).unwrap();
+        let muted = check("NODE_OUT").muted.as_ref().unwrap();
+        assert!(muted.because == "new disk" && (30..=60).contains(&muted.left_s), "{muted:?}");
+        assert_eq!(
+            (check("DAEMON_DIED_RECENTLY").count, check("DAEMON_DIED_RECENTLY").details.len()),
+            (1, 1)
+        );
+        assert_eq!(
+            status.checks.last().map(|check| check.code.as_str()),
+            Some("NODE_OUT"),
+            "muted ones are last"
+        );
+        admin.acknowledge_deaths(vec![]).await.unwrap();
+        node.died(Daemon::Node(NodeId(1)), 77).await.unwrap();
+        let status = admin.status().await.unwrap();
+        assert!(!status.checks.iter().any(|check| check.code == "DAEMON_DIED_RECENTLY"), "it is no news");
         cluster.stop().await;
     });
 }

@@ -11,8 +11,8 @@
 //!
 //! What an edit means and what it would move is worked out in `trefoil_core` (`crush::edit`, `map::diff`).
 
-mod change;
-mod diff;
+pub mod change;
+pub mod diff;
 mod edit;
 mod file;
 mod rule;

@@ -25,6 +25,8 @@ use trefoil_core::map::is_name;
 const HOSTS_MAX: usize = 1000;
 /// Devices of one host.
 const DEVICES_MAX: usize = 128;
+/// Monitors where there are hosts enough, and nobody says otherwise.
+const MONITORS_DEFAULT: usize = 3;
 /// Where the monitor listens.
 const MONITOR_PORT: u16 = 10800;
 /// Where NBD clients find the front end on their own host.
@@ -36,17 +38,19 @@ const EXAMPLES: &str = "\
 Examples:
   trefoil init ./prod --cluster-name prod --allow-plaintext \\
       --host a=192.0.2.1 --host b=192.0.2.2 --host c=192.0.2.3 --device /dev/nvme1n1
+  trefoil init ./prod --monitors b,c,d,e,f --host a=192.0.2.1 ... --device /dev/nvme1n1
   trefoil init ./prod --host a=192.0.2.1 ... --device a:/dev/sdb --device b:/dev/sdc ...
   trefoil init --config-dir /etc/trefoil --for b --host a=192.0.2.1 ... # this host's part alone
   trefoil init --config-dir /etc/trefoil --size 20G \\
       --device /srv/trefoil/0 --device /srv/trefoil/1 --device /srv/trefoil/2   # a trial on one host
 
-What is made, for each host: monitor/0.toml (on one of them), storage-node/N.toml for each device, and
+What is made, for each host: monitor/0.toml (where there is one), storage-node/N.toml for each device, and
 nbd/0.toml. DIR gets a directory for each host; copy what is in it to /etc/trefoil there. Each key is
 explained in the files. docs/deploy.md goes on from here.
 
-There is one monitor until others are added, and no encryption yet: that is what --allow-plaintext means,
-without which only loopback addresses are taken.";
+Three hosts or more get three monitors, on the first three of them: the cluster goes on without any one of
+these. There is no encryption yet: that is what --allow-plaintext means, without which only loopback addresses
+are taken.";
 
 /// Make the configuration of a cluster, host by host
 #[derive(Args, Debug)]
@@ -67,9 +71,9 @@ pub struct InitArgs {
     /// A host and its address in the storage network; may be given several times [default: this one, 127.0.0.1]
     #[arg(long, value_name = "NAME=IP")]
     host: Vec<HostArg>,
-    /// The host of the monitor [default: the first]
-    #[arg(long, value_name = "HOST")]
-    monitor_on: Option<String>,
+    /// The hosts of the monitors, with commas: 1, 3 or 5 [default: the first three, or with fewer the first]
+    #[arg(long, value_name = "HOST,...", value_delimiter = ',', alias = "monitor-on")]
+    monitors: Vec<String>,
     /// A device of each host, or with HOST: before it, of one; may be given several times
     #[arg(long, value_name = "[HOST:]PATH", required = true)]
     device: Vec<String>,
@@ -139,8 +143,8 @@ struct FileView {
 /// Runs the command.
 pub fn run(args: &InitArgs, out: &mut dyn Write) -> Outcome {
     let hosts = hosts(args).map_err(Failure::usage)?;
-    let monitor = monitor(args, &hosts).map_err(Failure::usage)?;
-    let mut planned = plan(args, &hosts, monitor).map_err(Failure::usage)?;
+    let monitors = monitors(args, &hosts).map_err(Failure::usage)?;
+    let mut planned = plan(args, &hosts, &monitors).map_err(Failure::usage)?;
     if args.config_dir.is_some() {
         let only = match (&args.only, hosts.as_slice()) {
             (Some(name), _) if hosts.iter().any(|host| host.name == *name) => name.clone(),
@@ -164,13 +168,14 @@ pub fn run(args: &InitArgs, out: &mut dyn Write) -> Outcome {
     };
     if args.json {
         let files = files.iter().map(view).collect();
-        let view = View { cluster_name: &args.cluster_name, monitors: vec![monitor.1], hosts: &hosts, files };
+        let monitors = addresses(&monitors);
+        let view = View { cluster_name: &args.cluster_name, monitors, hosts: &hosts, files };
         return output::json(out, &view);
     }
     for (path, _) in &files {
         writeln!(out, "made {}", path.display())?;
     }
-    write!(out, "{}", next_steps(args, &hosts, monitor.1))?;
+    write!(out, "{}", next_steps(args, &hosts, &monitors))?;
     Ok(())
 }
 
@@ -207,15 +212,37 @@ fn hosts(args: &InitArgs) -> anyhow::Result<Vec<HostArg>> {
     Ok(hosts)
 }
 
-fn monitor<'a>(args: &InitArgs, hosts: &'a [HostArg]) -> anyhow::Result<(&'a str, SocketAddr)> {
-    let found = match &args.monitor_on {
-        Some(name) => hosts.iter().find(|host| host.name == *name),
-        None => hosts.first(),
+/// A monitor's host, and where it listens.
+type MonitorAt<'a> = (&'a str, SocketAddr);
+
+/// The monitors' hosts, in the order of their numbers.
+fn monitors<'a>(args: &InitArgs, hosts: &'a [HostArg]) -> anyhow::Result<Vec<MonitorAt<'a>>> {
+    let chosen: Vec<&HostArg> = match args.monitors.as_slice() {
+        [] if hosts.len() >= MONITORS_DEFAULT => hosts.iter().take(MONITORS_DEFAULT).collect(),
+        [] => hosts.iter().take(1).collect(),
+        names => {
+            let find = |name: &String| {
+                let found = hosts.iter().find(|host| host.name == *name);
+                found.with_context(|| format!("--monitors {name}: no --host has that name"))
+            };
+            names.iter().map(find).collect::<anyhow::Result<_>>()?
+        }
     };
-    let host = found.with_context(|| {
-        format!("--monitor-on {}: no --host has that name", args.monitor_on.as_deref().unwrap_or_default())
-    })?;
-    Ok((&host.name, SocketAddr::new(host.address, MONITOR_PORT)))
+    for (i, host) in chosen.iter().enumerate() {
+        let twice = chosen[..i].iter().any(|other| other.name == host.name);
+        ensure!(!twice, "--monitors: {} is named twice; each monitor has a host of its own", host.name);
+    }
+    ensure!(
+        matches!(chosen.len(), 1 | 3 | 5),
+        "--monitors names {} hosts: 3 go on without one of them, 5 without two; any other number is worse",
+        chosen.len()
+    );
+    let at = |host: &'a HostArg| (host.name.as_str(), SocketAddr::new(host.address, MONITOR_PORT));
+    Ok(chosen.into_iter().map(at).collect())
+}
+
+fn addresses(monitors: &[MonitorAt<'_>]) -> Vec<SocketAddr> {
+    monitors.iter().map(|(_, address)| *address).collect()
 }
 
 /// The devices of a host, in order.
@@ -246,7 +273,7 @@ fn devices<'a>(args: &'a InitArgs, hosts: &[HostArg], host: &HostArg) -> anyhow:
 }
 
 /// Every file of every host.
-fn plan(args: &InitArgs, hosts: &[HostArg], monitor: (&str, SocketAddr)) -> anyhow::Result<Vec<Planned>> {
+fn plan(args: &InitArgs, hosts: &[HostArg], monitors: &[MonitorAt<'_>]) -> anyhow::Result<Vec<Planned>> {
     if let Some(size) = args.size {
         let block = BLOCK_SIZE as u64;
         ensure!(
@@ -264,6 +291,7 @@ fn plan(args: &InitArgs, hosts: &[HostArg], monitor: (&str, SocketAddr)) -> anyh
         nodes >= NODES_MIN,
         "{nodes} devices in all: three copies need at least {NODES_MIN} storage nodes, each with its own device"
     );
+    let all = addresses(monitors);
     let mut planned = Vec::new();
     for (host, devices) in of_hosts {
         let mut add = |role: &'static str, number: usize, text: String| {
@@ -271,9 +299,11 @@ fn plan(args: &InitArgs, hosts: &[HostArg], monitor: (&str, SocketAddr)) -> anyh
             planned.push(Planned { host: host.name.clone(), role, path, text });
         };
         let plaintext = !host.address.is_loopback();
-        if host.name == monitor.0 {
+        if let Some(at) = monitors.iter().position(|(name, _)| *name == host.name) {
             let many_hosts = with_devices >= NODES_MIN;
-            add("monitor", 0, files::monitor(&args.cluster_name, monitor.1, nodes, many_hosts, plaintext)?);
+            let (cluster_name, id) = (args.cluster_name.as_str(), at + 1);
+            let monitor = files::Monitor { cluster_name, id, all: &all, nodes, many_hosts, plaintext };
+            add("monitor", 0, files::monitor(&monitor)?);
         }
         for (number, device) in devices.into_iter().enumerate() {
             let port = NODE_PORT + u16::try_from(number)?;
@@ -282,7 +312,7 @@ fn plan(args: &InitArgs, hosts: &[HostArg], monitor: (&str, SocketAddr)) -> anyh
                 device,
                 size: args.size,
                 listen: SocketAddr::new(host.address, port),
-                monitor: monitor.1,
+                monitors: &all,
                 host: &host.name,
                 memory: args.memory,
                 plaintext,
@@ -290,7 +320,7 @@ fn plan(args: &InitArgs, hosts: &[HostArg], monitor: (&str, SocketAddr)) -> anyh
             add("storage-node", number, files::storage_node(&node)?);
         }
         let listen = SocketAddr::from(([127, 0, 0, 1], NBD_PORT));
-        add("nbd", 0, files::nbd(listen, monitor.1)?);
+        add("nbd", 0, files::nbd(listen, &all)?);
     }
     Ok(planned)
 }
@@ -336,7 +366,10 @@ fn make_one(path: &Path, text: &str) -> anyhow::Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn next_steps(args: &InitArgs, hosts: &[HostArg], monitor: SocketAddr) -> String {
+fn next_steps(args: &InitArgs, hosts: &[HostArg], monitors: &[MonitorAt<'_>]) -> String {
+    let names: Vec<&str> = monitors.iter().map(|(name, _)| *name).collect();
+    let texts: Vec<String> = addresses(monitors).iter().map(SocketAddr::to_string).collect();
+    let monitor = texts.join(",");
     let mut text = String::from("\nnext:\n");
     let mut step = |line: String| text += &format!("  {line}\n");
     if let Some(dir) = &args.dir {
@@ -345,7 +378,14 @@ fn next_steps(args: &InitArgs, hosts: &[HostArg], monitor: SocketAddr) -> String
         }
     }
     step("on each host: scripts/install, then trefoil doctor".to_owned());
-    step("on the monitor's host: systemctl enable --now trefoil-monitor@0".to_owned());
+    match names.as_slice() {
+        [one] => step(format!("on {one}: systemctl enable --now trefoil-monitor@0")),
+        // Each is ready when all are there.
+        _ => step(format!(
+            "on each of {}: systemctl enable --now --no-block trefoil-monitor@0 (they wait for each other)",
+            names.join(", ")
+        )),
+    }
     if args.size.is_none() {
         step(format!("on each host, each device: trefoil --monitor {monitor} storage-node format DEVICE"));
     }

@@ -1,6 +1,6 @@
 //! `trefoil node ...`, and what lists share.
 
-use super::Global;
+use super::{Global, node};
 use crate::admin;
 use crate::failure::Outcome;
 use crate::output::{self, ago};
@@ -10,8 +10,6 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::Write;
 use std::time::SystemTime;
-use trefoil_core::ids::NodeId;
-use trefoil_core::map::Out;
 
 /// The option that all lists share.
 #[derive(Args, Debug)]
@@ -35,17 +33,11 @@ Examples:
 Examples:
   trefoil node out 4
   trefoil node in 4")]
-    Out(NodesArgs),
+    Out(node::OutArgs),
     /// Give nodes data again
-    In(NodesArgs),
-}
-
-/// Which nodes.
-#[derive(Args, Debug)]
-pub struct NodesArgs {
-    /// Their ids, as `trefoil node list` shows them
-    #[arg(required = true, value_name = "ID")]
-    ids: Vec<u32>,
+    In(node::NodesArgs),
+    Drain(node::DrainArgs),
+    Remove(node::RemoveArgs),
 }
 
 /// Writes a list as a table, or as JSON.
@@ -76,17 +68,27 @@ pub fn joined(numbers: &[u32]) -> String {
 
 /// Runs `trefoil node ...`.
 pub fn node(command: &NodeCommand, global: &Global, out: &mut dyn Write) -> Outcome {
-    let (args, by) = match command {
-        NodeCommand::List(args) => return node_list(args, global, out),
-        NodeCommand::Out(args) => (args, Some(Out::Administrator)),
-        NodeCommand::In(args) => (args, None),
-    };
-    let nodes: Vec<(NodeId, Option<Out>)> = args.ids.iter().map(|id| (NodeId(*id), by)).collect();
-    admin::block_on(async { admin::Admin::connect(global)?.set_nodes_out(nodes).await })?;
-    let word = if by.is_some() { "out" } else { "in" };
-    let texts: Vec<String> = args.ids.iter().map(u32::to_string).collect();
-    writeln!(out, "{word}: {}", texts.join(", "))?;
-    Ok(())
+    match command {
+        NodeCommand::List(args) => node_list(args, global, out),
+        NodeCommand::Out(args) => node::out(args, global, out),
+        NodeCommand::In(args) => node::back_in(args, global, out),
+        NodeCommand::Drain(args) => node::drain(args, global, out),
+        NodeCommand::Remove(args) => node::remove(args, global, out),
+    }
+}
+
+/// `up`, and what is to become of the node.
+fn state(node: &NodeView) -> String {
+    let mut text = node.state.to_owned();
+    if node.out {
+        text += ", out";
+    }
+    match (node.draining, node.pgs) {
+        (false, _) => {}
+        (true, 0) => text += ", drained",
+        (true, _) => text += ", draining",
+    }
+    text
 }
 
 fn node_list(args: &ListArgs, global: &Global, out: &mut dyn Write) -> Outcome {
@@ -96,8 +98,9 @@ fn node_list(args: &ListArgs, global: &Global, out: &mut dyn Write) -> Outcome {
             node.id.to_string(),
             node.host.clone(),
             node.address.clone(),
-            if node.out { format!("{}, out", node.state) } else { node.state.to_owned() },
+            state(node),
             ago(node.since_ms, now),
+            node.pgs.to_string(),
             Size(node.size_bytes).to_string(),
             known(node.used_bytes.map(Size)),
             known(node.log_position),
@@ -111,6 +114,7 @@ fn node_list(args: &ListArgs, global: &Global, out: &mut dyn Write) -> Outcome {
         "ADDRESS",
         "STATE",
         ">SINCE",
+        ">PGS",
         ">SIZE",
         ">USED",
         ">LOG POSITION",

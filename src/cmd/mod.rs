@@ -7,16 +7,19 @@ pub mod daemons;
 pub mod doctor;
 pub mod events;
 pub mod format;
+pub mod health;
 pub mod init;
 pub mod lists;
 pub mod monitor;
 pub mod moves;
+pub mod node;
 pub mod pg;
 pub mod pool;
 pub mod status;
 pub mod store;
 pub mod top;
 pub mod volume;
+pub mod wish;
 
 use clap::Args;
 

@@ -1,18 +1,21 @@
-//! `trefoil pool create|list`.
+//! `trefoil pool create|set|list`.
 //!
 //! What a pool may be is the monitors' to say; here a rule's name is looked up, and nothing else.
 
-use super::Global;
+use super::crush::change::Options;
 use super::lists::{ListArgs, list};
-use crate::admin::{self, Admin, NewPool};
-use crate::failure::Outcome;
+use super::{Global, wish};
+use crate::admin::{self, Admin, NewPool, Replaced};
+use crate::failure::{Failure, Outcome};
 use crate::output;
+use crate::size::Size;
 use crate::view::PoolView;
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::Write;
 use trefoil_core::crush::CrushMap;
-use trefoil_core::map::{Ack, FailureDomain, PG_NUM_DEFAULT, POOL_SIZE_DEFAULT};
+use trefoil_core::map::admin::PoolChange;
+use trefoil_core::map::{Ack, Command, FailureDomain, PG_NUM_DEFAULT, POOL_SIZE_DEFAULT};
 
 /// `trefoil pool ...`.
 #[derive(Subcommand, Debug)]
@@ -22,8 +25,9 @@ pub enum PoolCommand {
 Examples:
   trefoil pool create fast --rule fast --pg-num 128
   trefoil pool create trial --domain osd
-  trefoil pool create vital --copies 5 --ack all-in-sync --json")]
+  trefoil pool create vital --copies 5 --json")]
     Create(CreateArgs),
+    Set(SetArgs),
     /// List pools: copies, placement groups, rule
     #[command(after_help = "\
 Examples:
@@ -40,6 +44,8 @@ pub struct CreateArgs {
     /// Copies: 3 or 5
     #[arg(long, value_name = "N", default_value_t = POOL_SIZE_DEFAULT)]
     copies: u8,
+    #[command(flatten)]
+    two: TwoCopies,
     /// Placement groups
     #[arg(long, value_name = "N", default_value_t = PG_NUM_DEFAULT)]
     pg_num: u32,
@@ -55,6 +61,56 @@ pub struct CreateArgs {
     /// Write JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The words without which no pool has two copies.
+#[derive(Args, Clone, Copy, Debug)]
+struct TwoCopies {
+    /// Two copies: writes wait whenever one of them is away, and where the two differ nobody can say which is right
+    #[arg(long)]
+    yes_two_copies_cannot_outvote_each_other: bool,
+}
+
+impl TwoCopies {
+    fn check(self, copies: u8) -> Outcome {
+        if copies != 2 || self.yes_two_copies_cannot_outvote_each_other {
+            return Ok(());
+        }
+        Err(Failure::usage(anyhow!(
+            "two copies: writes wait whenever one of the two nodes is away, and where the two differ no majority can say \
+             which is right. Take 3; or say --yes-two-copies-cannot-outvote-each-other"
+        )))
+    }
+}
+
+/// Change a setting of a pool: its CRUSH rule, or its number of copies
+///
+/// `rule NAME|ID`: its placement groups are then wanted where that rule says; what would move is shown first. `copies N`
+/// (or `size N`): 3, 5 or, with words, 2; only while the pool has no volume.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  trefoil pool set default rule ssd --dry-run
+  trefoil pool set default rule ssd --yes
+  trefoil pool set vital copies 5 --yes")]
+pub struct SetArgs {
+    /// The pool's name
+    name: String,
+    /// The setting
+    key: Key,
+    /// Its new value
+    value: String,
+    #[command(flatten)]
+    two: TwoCopies,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Key {
+    Rule,
+    #[value(alias = "size")]
+    Copies,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -73,11 +129,40 @@ enum AckArg {
 pub fn run(command: &PoolCommand, global: &Global, out: &mut dyn Write) -> Outcome {
     match command {
         PoolCommand::Create(args) => create(args, global, out),
+        PoolCommand::Set(args) => set(args, global, out),
         PoolCommand::List(args) => list_pools(args, global, out),
     }
 }
 
+fn set(args: &SetArgs, global: &Global, out: &mut dyn Write) -> Outcome {
+    let change = match args.key {
+        Key::Rule => {
+            let rule = rule_id(&admin::snapshot(global)?.map.crush, &args.value)?;
+            PoolChange::Rule(rule)
+        }
+        Key::Copies => {
+            let copies = args.value.parse().map_err(|_| {
+                Failure::usage(anyhow!("{:?} is no number of copies: choose 3 or 5", args.value))
+            })?;
+            args.two.check(copies)?;
+            PoolChange::Copies(copies)
+        }
+    };
+    let pool = args.name.clone();
+    let perform = async |admin: &mut Admin, _: &_| {
+        admin.set_pool(pool.clone(), change).await?;
+        Ok(Replaced::Done)
+    };
+    let done = match change {
+        PoolChange::Rule(rule) => format!("pool {pool}: rule {rule}"),
+        PoolChange::Copies(copies) => format!("pool {pool}: {copies} copies"),
+    };
+    let commands = |_: &_| vec![Command::SetPool { pool: pool.clone(), change }];
+    wish::make(commands, perform, &done, &args.options, global, out)
+}
+
 fn create(args: &CreateArgs, global: &Global, out: &mut dyn Write) -> Outcome {
+    args.two.check(args.copies)?;
     let ack = match args.ack {
         AckArg::Majority => Ack::Majority,
         AckArg::AllInSync => Ack::AllInSync,
@@ -124,11 +209,25 @@ fn list_pools(args: &ListArgs, global: &Global, out: &mut dyn Write) -> Outcome 
             pool.name.clone(),
             pool.copies.to_string(),
             pool.pg_num.to_string(),
-            pool.rule.to_string(),
+            format!("{} ({})", pool.rule_name, pool.rule),
             ack.to_owned(),
             pool.volumes.to_string(),
+            Size(pool.volume_bytes).to_string(),
+            pool.degraded_pgs.to_string(),
+            pool.unavailable_pgs.to_string(),
         ]
     };
-    let headers = [">ID", "NAME", ">COPIES", ">PGS", ">RULE", "ACK", ">VOLUMES"];
+    let headers = [
+        ">ID",
+        "NAME",
+        ">COPIES",
+        ">PGS",
+        "RULE",
+        "ACK",
+        ">VOLUMES",
+        ">PROVISIONED",
+        ">DEGRADED",
+        ">UNAVAILABLE",
+    ];
     list(args, out, admin::snapshot(global)?.pools(), &headers, row)
 }

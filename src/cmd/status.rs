@@ -4,6 +4,7 @@
 //! at all, but an error (see `admin`).
 
 use super::Global;
+use super::health::muted;
 use crate::admin;
 use crate::failure::{EXIT_ERR, EXIT_WARN, Failure, Outcome};
 use crate::output::{self, count, duration, printable};
@@ -12,7 +13,7 @@ use crate::view::StatusView;
 use clap::Args;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use trefoil_monitor::health::Health;
+use trefoil_monitor::health::{Check, Health};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,12 +59,12 @@ fn screen(status: &StatusView, color: bool) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{label:<10}{value}");
     };
-    line("health", &health(status.health, color));
+    line("health", &health(status.health, &status.checks, color));
     for check in &status.checks {
-        line(
-            "",
-            &format!("{}: {}", health_word(&check.code, check.health, color), printable(&check.summary)),
-        );
+        line("", &format!("{}: {}{}", word(check, color), printable(&check.summary), muted(check)));
+        if check.muted.is_some() {
+            continue;
+        }
         if !check.details.is_empty() {
             line("", &format!("    {}", some_of(&check.details)));
         }
@@ -72,22 +73,29 @@ fn screen(status: &StatusView, color: bool) -> String {
     let cluster = &status.cluster;
     line("cluster", &format!("{}, id {}, map {}", printable(&cluster.name), cluster.id, cluster.map_version));
     let monitor = &status.monitor;
-    line("monitor", &format!("{} leads, for {}", monitor.leader, duration(monitor.leading_for_s)));
+    let mut value = format!("{} of {} up", monitor.up, monitor.total);
+    let _ = write!(value, "; {} leads, for {}", monitor.leader, duration(monitor.leading_for_s));
+    line("monitors", &value);
 
     let nodes = &status.nodes;
     let mut value = format!("{} of {} up", nodes.up, nodes.total);
     push_if(&mut value, nodes.down, "down");
     push_if(&mut value, nodes.unknown, "not heard of yet");
+    push_if(&mut value, nodes.out, "out or drained");
     line("nodes", &value);
 
     let pgs = &status.pgs;
     let mut value = format!("{} of {} active", pgs.active, pgs.total);
     push_if(&mut value, pgs.degraded, "degraded (I/O goes on)");
     push_if(&mut value, pgs.unavailable, "UNAVAILABLE (I/O waits)");
+    push_if(&mut value, pgs.moving, "on the move");
     line("pgs", &format!("{value}, in {}", count(status.pools, "pool")));
 
     let volumes = &status.volumes;
     let mut value = format!("{} of {} attached", volumes.attached, volumes.total);
+    if volumes.attached > 0 {
+        let _ = write!(value, " by {}", count(volumes.front_ends, "front end"));
+    }
     push_if(&mut value, volumes.healing, "being healed");
     push_if(&mut value, volumes.needs_heal, "waiting to be healed");
     line("volumes", &value);
@@ -110,6 +118,7 @@ fn screen(status: &StatusView, color: bool) -> String {
         },
     );
 
+    line("io", &io(status));
     let recovery = &status.recovery;
     let mut value = match recovery.copies_behind {
         0 => "no copies behind".to_owned(),
@@ -120,10 +129,37 @@ fn screen(status: &StatusView, color: bool) -> String {
     if silent > 0 {
         value = format!("{value} among the nodes that are up; not known of {silent}");
     }
+    if status.io.recovery_bytes_per_s > 0 {
+        let _ = write!(value, ", {}/s from other nodes", Size(status.io.recovery_bytes_per_s));
+    }
     push_if(&mut value, recovery.bad_blocks, "bad blocks");
     push_if(&mut value, recovery.checksum_errors, "checksum errors since the nodes started");
     line("recovery", &value);
     text
+}
+
+/// What nodes do for front ends, as far as it is known.
+fn io(status: &StatusView) -> String {
+    let (io, total) = (&status.io, status.nodes.total);
+    if io.nodes_known == 0 {
+        return "not known yet".to_owned();
+    }
+    let mut text = format!(
+        "{} reads/s ({}/s), {} writes/s ({}/s), each copy counted",
+        io.reads_per_s,
+        Size(io.read_bytes_per_s),
+        io.writes_per_s,
+        Size(io.write_bytes_per_s)
+    );
+    if io.nodes_known < total {
+        let _ = write!(text, "; not known of {}", count(total - io.nodes_known, "node"));
+    }
+    text
+}
+
+/// A check's code, in colour unless it is muted.
+fn word(check: &Check, color: bool) -> String {
+    health_word(&check.code, check.health, color && check.muted.is_none())
 }
 
 /// As many as fit a line; `--json` has more.
@@ -142,17 +178,24 @@ fn push_if(text: &mut String, n: u64, what: &str) {
     }
 }
 
-/// `HEALTH_OK` and so on, in colour on a terminal.
-pub fn health(health: Health, color: bool) -> String {
+/// `HEALTH_OK` and so on, in colour on a terminal; and what it does not count.
+pub fn health(health: Health, checks: &[Check], color: bool) -> String {
     let word = match health {
         Health::HEALTH_OK => "HEALTH_OK",
         Health::HEALTH_WARN => "HEALTH_WARN",
         Health::HEALTH_ERR => "HEALTH_ERR",
     };
-    health_word(word, health, color)
+    let mut text = health_word(word, health, color);
+    let muted = checks.iter().filter(|check| check.muted.is_some());
+    let muted: Vec<String> = muted.map(|check| printable(&check.code)).collect();
+    if !muted.is_empty() {
+        let _ = write!(text, " (muted: {})", muted.join(", "));
+    }
+    text
 }
 
-fn health_word(word: &str, health: Health, color: bool) -> String {
+/// A code in the colour of how bad it is.
+pub fn health_word(word: &str, health: Health, color: bool) -> String {
     let word = printable(word);
     let code = match health {
         _ if !color => return word,
@@ -167,20 +210,28 @@ fn health_word(word: &str, health: Health, color: bool) -> String {
 mod tests {
     use super::*;
     use crate::view::*;
-    use trefoil_monitor::health::Check;
+    use trefoil_monitor::health::Muted;
 
     fn well() -> StatusView {
         StatusView {
             health: Health::HEALTH_OK,
             checks: vec![],
             cluster: ClusterView { name: "c".into(), id: "00".into(), map_version: 7 },
-            monitor: MonitorView { leader: "127.0.0.1:1".into(), leading_for_s: 61 },
+            monitor: MonitorView { leader: "127.0.0.1:1".into(), leading_for_s: 61, total: 3, up: 3 },
             nodes: NodeCounts { total: 3, up: 3, ..NodeCounts::default() },
             pgs: PgCounts { total: 32, active: 32, ..PgCounts::default() },
             pools: 1,
-            volumes: VolumeCounts { total: 2, attached: 1, ..VolumeCounts::default() },
+            volumes: VolumeCounts { total: 2, attached: 1, front_ends: 1, ..VolumeCounts::default() },
             space: SpaceView { nodes_known: 3, total_bytes: 300 << 30, used_bytes: 150 << 30 },
             recovery: RecoveryView { nodes_known: 3, ..RecoveryView::default() },
+            io: IoView {
+                nodes_known: 3,
+                reads_per_s: 100,
+                read_bytes_per_s: 4 << 20,
+                writes_per_s: 30,
+                write_bytes_per_s: 1 << 20,
+                recovery_bytes_per_s: 0,
+            },
         }
     }
 
@@ -189,11 +240,12 @@ mod tests {
         let expected = "\
 health    HEALTH_OK
 cluster   c, id 00, map 7
-monitor   127.0.0.1:1 leads, for 1m01s
+monitors  3 of 3 up; 127.0.0.1:1 leads, for 1m01s
 nodes     3 of 3 up
 pgs       32 of 32 active, in 1 pool
-volumes   1 of 2 attached
+volumes   1 of 2 attached by 1 front end
 space     150 GiB of 300 GiB used (50 %), copies counted
+io        100 reads/s (4 MiB/s), 30 writes/s (1 MiB/s), each copy counted
 recovery  no copies behind
 ";
         assert_eq!(screen(&well(), false), expected);
@@ -210,9 +262,12 @@ recovery  no copies behind
             summary: "12 placement groups without a majority".into(),
             details: (0..12).map(|i| format!("1.{i:x}")).collect(),
             remedy: "Bring them\nback.".into(),
+            count: 12,
+            muted: None,
         }];
-        status.nodes = NodeCounts { total: 3, up: 1, down: 1, unknown: 1 };
-        status.pgs = PgCounts { total: 32, active: 0, degraded: 20, unavailable: 12 };
+        status.nodes = NodeCounts { total: 3, up: 1, down: 1, unknown: 1, out: 0 };
+        status.pgs = PgCounts { total: 32, active: 0, degraded: 20, unavailable: 12, moving: 0 };
+        (status.io.nodes_known, status.io.recovery_bytes_per_s) = (1, 3 << 20);
         status.recovery = RecoveryView { nodes_known: 1, bad_blocks: 2, ..RecoveryView::default() };
         let text = screen(&status, false);
         let expected = "\
@@ -226,10 +281,33 @@ health    HEALTH_ERR
         let pgs =
             "pgs       0 of 32 active, 20 degraded (I/O goes on), 12 UNAVAILABLE (I/O waits), in 1 pool\n";
         assert!(text.contains(pgs), "{text}");
-        let recovery =
-            "recovery  no copies behind among the nodes that are up; not known of 2, 2 bad blocks\n";
+        let recovery = "recovery  no copies behind among the nodes that are up; not known of 2, 3 MiB/s from other nodes, 2 bad blocks\n";
         assert!(text.contains(recovery), "{text}");
+        assert!(text.contains("counted; not known of 2 nodes\n"), "{text}");
+        status.io = IoView::default();
+        assert!(screen(&status, false).contains("io        not known yet\n"));
         status.space = SpaceView::default();
         assert!(screen(&status, false).contains("space     not known: no node has been heard of yet\n"));
+    }
+
+    #[test]
+    fn a_muted_check_is_one_line_and_the_health_says_that_there_is_one() {
+        let mut status = well();
+        status.checks = vec![Check {
+            code: "NODE_DOWN".into(),
+            health: Health::HEALTH_WARN,
+            summary: "1 nodes down".into(),
+            details: vec!["node.1".into()],
+            remedy: "Look.".into(),
+            count: 1,
+            muted: Some(Muted { left_s: 14_400, because: "new disk".into() }),
+        }];
+        let text = screen(&status, false);
+        let expected = "\
+health    HEALTH_OK (muted: NODE_DOWN)
+          NODE_DOWN: 1 nodes down [muted, 4h00m left: new disk]
+cluster   c, id 00, map 7
+";
+        assert!(text.starts_with(expected), "{text}");
     }
 }

@@ -116,10 +116,15 @@ fn kill_all_of(pids: &Pids) {
     }
 }
 
+/// The turn of a test that starts daemons by itself.
+pub fn turn() -> MutexGuard<'static, ()> {
+    lock(&ONE_AT_A_TIME)
+}
+
 impl Cluster {
     /// Starts one and waits until it serves.
     pub fn start(shape: Shape) -> Self {
-        let turn = lock(&ONE_AT_A_TIME);
+        let turn = turn();
         let folder =
             tempfile::Builder::new().prefix("trefoil-system-").tempdir().expect("a temporary directory");
         let pids = Pids::default();

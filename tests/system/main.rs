@@ -10,6 +10,7 @@
 //! | [`kills`] | storage nodes and the monitor killed or stopped under load |
 //! | [`moving`] | placement groups move under load: nodes added, out, lost; kills in the middle; undone, paused |
 //! | [`monitors`] | three monitors: the leader killed, a minority stopped, all restarted, replaced, restored |
+//! | [`partition`] | five monitors: two killed, a minority cut off from the others, all restarted |
 //! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
 //! | [`power`] | everything killed at once in mid-write |
 //! | [`takeover`] | two front ends for one volume |
@@ -42,6 +43,7 @@ mod monitors;
 mod moving;
 mod nbd_client;
 mod offline;
+mod partition;
 mod power;
 mod prober;
 mod reclaim;

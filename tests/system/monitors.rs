@@ -220,3 +220,63 @@ fn a_cluster_is_restored_from_an_old_backup() {
     drop(client);
     println!("generation {before} before, {} after", generation(&cluster));
 }
+
+/// How long until a check applies whose details name `whom`.
+#[track_caller]
+fn seen(cluster: &Cluster, code: &str, whom: &str) -> Duration {
+    let start = Instant::now();
+    let mut last = Value::Null;
+    let applies = |health: &Value| {
+        let checks = health["checks"].as_array().cloned().unwrap_or_default();
+        checks.iter().any(|it| it["code"] == code && it["details"].to_string().contains(whom))
+    };
+    let found = wait_until(Duration::from_secs(60), || {
+        last = serde_json::from_str(&cluster.run(&["health"]).out).unwrap_or_default();
+        applies(&last)
+    });
+    assert!(found, "no {code} of {whom:?}: {last:#}\n{}", cluster.logs());
+    start.elapsed()
+}
+
+#[test]
+fn monitors_and_front_ends_that_die_or_hang_are_seen_within_seconds() {
+    let mut cluster = Cluster::start(shape());
+    let client = cluster.connect("disk0");
+    client.write(0, &[7; 4096]).expect("it writes");
+    let leading = leader(&cluster);
+    let other = cluster.names("monitor").into_iter().find(|name| *name != leading).expect("a follower");
+    let address = cluster.process(&other).address.clone();
+    cluster.signal(&other, Signal::SIGSTOP);
+    let hung = seen(&cluster, "MONITOR_DOWN", &address);
+    cluster.signal(&other, Signal::SIGCONT);
+    cluster.wait_until_whole(Duration::from_secs(30));
+    cluster.kill(&other);
+    let dead = seen(&cluster, "MONITOR_DOWN", &address);
+    cluster.restart(&other);
+    cluster.wait_until_whole(Duration::from_secs(30));
+
+    let front_end = cluster.names("nbd").remove(0);
+    cluster.signal(&front_end, Signal::SIGSTOP);
+    let front_hung = seen(&cluster, "FRONT_END_SILENT", "1 volume, not heard of");
+    cluster.signal(&front_end, Signal::SIGCONT);
+    cluster.wait_until_whole(Duration::from_secs(30));
+    client.write(0, &[8; 4096]).expect("it goes on");
+    cluster.kill(&front_end);
+    let front_dead = seen(&cluster, "FRONT_END_SILENT", "1 volume, not heard of");
+    cluster.restart(&front_end);
+    // It, or a healer, is given the volume when the lease has run out: then it is known that the old one died.
+    seen(&cluster, "DAEMON_DIED_RECENTLY", "front end");
+    cluster.wait_until_whole(Duration::from_secs(30));
+    for (what, took) in [
+        ("a monitor that hangs", hung),
+        ("a dead monitor", dead),
+        ("a front end that hangs", front_hung),
+        ("a dead front end", front_dead),
+    ] {
+        println!("{what} was seen after {:.1} s", took.as_secs_f64());
+        // The aim is 5 s; a busy machine may take as much again.
+        assert!(took < Duration::from_secs(10), "{what}: {took:?}");
+    }
+    drop(client);
+    cluster.stop();
+}

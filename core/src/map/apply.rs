@@ -6,7 +6,7 @@ use super::{ClusterMap, types::*};
 use crate::crush::CrushMap;
 use crate::ids::*;
 use crate::limits::{GROUP_OBJECTS_MAX, OBJECT_SIZE_MAX, OBJECT_SIZE_MIN};
-use crate::placement::{PgConfig, PgTable, SLOTS_MAX};
+use crate::placement::{PgConfig, PgTable};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -97,6 +97,9 @@ impl ClusterMap {
         match command {
             Command::Init { .. } => Err(MapError::AlreadyInitialised),
             Command::RegisterNode { id, incarnation, address, host, class, size, now } => {
+                if let Some(node) = self.removed_node(*incarnation) {
+                    return Err(MapError::Removed { node });
+                }
                 let known = match id {
                     // Made after the backup that this map was restored from: it keeps its number, which other
                     // nodes know it by.
@@ -119,6 +122,7 @@ impl ClusterMap {
                             lost: false,
                             out: None,
                             flaps: 0,
+                            drained: None,
                         },
                     ),
                 }
@@ -153,6 +157,13 @@ impl ClusterMap {
             Command::SetMoveLimits { limits } => self.limit_moves(*limits),
             Command::HoldMove { pg, epoch } => self.hold_move(*pg, *epoch),
             Command::AdoptLayout { configs, last } => self.adopt_layout(configs, *last),
+            Command::Mute { code, mute, now } => self.mute(code, mute, *now),
+            Command::Unmute { codes } => self.unmute(codes),
+            Command::Died { daemon, life, now } => self.died(daemon, *life, *now),
+            Command::AcknowledgeDeaths { daemons } => self.acknowledge_deaths(daemons),
+            Command::DrainNode { node, drain, seen } => self.drain_node(*node, *drain, *seen),
+            Command::RemoveNode { node } => self.remove_node(*node),
+            Command::SetPool { pool, change } => self.set_pool(pool, *change),
         }
     }
 
@@ -299,9 +310,7 @@ impl ClusterMap {
             return Err(full("pools", POOLS_MAX as u64));
         }
         // A node or leader takes no configuration of more than SLOTS_MAX: I/O would wait for ever.
-        if size.is_multiple_of(2) || size < 3 || usize::from(size) > SLOTS_MAX {
-            return Err(MapError::Invalid(format!("{size} copies: choose 3 or 5")));
-        }
+        super::admin::check_copies(size, ack)?;
         // At most PGS_MAX: it was checked each time that the map grew.
         let used = self.pgs.len() as u32;
         let most = POOL_PGS_MAX.min(PGS_MAX - used);

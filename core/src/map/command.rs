@@ -3,7 +3,9 @@
 //! A command carries everything that its effect depends on; times and random numbers are drawn by
 //! the monitor that proposes it. Append variants at the end only: logs are read after an upgrade.
 
+use super::admin::PoolChange;
 use super::moves::MoveLimits;
+use super::mutes::{Mute, MuteEnd};
 use super::types::*;
 use crate::crush::CrushMap;
 use crate::ids::*;
@@ -88,7 +90,7 @@ pub enum Command {
     CreatePool {
         /// Its name.
         name: String,
-        /// Copies: 3 or 5.
+        /// Copies: 3 or 5; or 2, for those who know that two cannot outvote each other.
         size: u8,
         /// Placement groups.
         pg_num: u32,
@@ -195,6 +197,55 @@ pub enum Command {
         configs: Vec<(PgId, PgConfig)>,
         /// All have been adopted, with those of this command: the map is that of the cluster again.
         last: bool,
+    },
+    /// A health check is not to be heard of for a while.
+    Mute {
+        /// Its code.
+        code: String,
+        /// Until when, and what for.
+        mute: Mute,
+        /// Milliseconds since 1970.
+        now: u64,
+    },
+    /// Mutes end.
+    Unmute {
+        /// Which ones, and why.
+        codes: Vec<(String, MuteEnd)>,
+    },
+    /// A daemon has ended without having been stopped.
+    Died {
+        /// Which one.
+        daemon: String,
+        /// Names the life that ended: told again, it is no news.
+        life: u64,
+        /// Milliseconds since 1970.
+        now: u64,
+    },
+    /// Somebody has seen that daemons died.
+    AcknowledgeDeaths {
+        /// Which ones; none: all.
+        daemons: Vec<String>,
+    },
+    /// A node's data is to live elsewhere for good, or not any more.
+    DrainNode {
+        /// Which one.
+        node: NodeId,
+        /// Or undo it.
+        drain: bool,
+        /// [`ClusterMap::crush_version`](super::ClusterMap::crush_version) that was looked at.
+        seen: u64,
+    },
+    /// A node that holds nothing is one of the cluster no more.
+    RemoveNode {
+        /// Which one.
+        node: NodeId,
+    },
+    /// A setting of a pool.
+    SetPool {
+        /// The pool's name.
+        pool: String,
+        /// Which, and to what.
+        change: PoolChange,
     },
 }
 
@@ -326,6 +377,15 @@ pub enum MapError {
         seen: u64,
         /// What it is.
         current: u64,
+    },
+    /// The store is that of a node that was removed.
+    #[error(
+        "this store was {node}, which was removed from the cluster: to add the device as a new node, format it anew \
+         (`trefoil storage-node format --force`) and start it with an empty state_dir"
+    )]
+    Removed {
+        /// What it was.
+        node: NodeId,
     },
     /// The epoch was not the current one.
     #[error("placement group {pg} is in epoch {current}, not {given}: it was changed since; look again")]

@@ -7,7 +7,10 @@
 //!
 //! A delta comes from outside: one that does not fit is refused, and the map is as it was.
 
+use super::admin::Removed;
 use super::cow::Changes;
+use super::deaths::DeathLog;
+use super::mutes::Mutes;
 use super::{ClusterMap, EventLog, Moves, Node, Pool, Positions, Restored, Volume};
 use crate::crush::{Bucket, ChooseArgs, CrushMap, Device, MapDef, Rule, Tunables, TypeName};
 use crate::ids::*;
@@ -53,6 +56,9 @@ pub struct MapDelta {
     forgotten: Option<Vec<(VolumeId, VolumeId)>>,
     moves: Option<Moves>,
     restored: Option<Restored>,
+    mutes: Option<Mutes>,
+    deaths: Option<DeathLog>,
+    removed: Option<Removed>,
 }
 
 /// What becomes of a pool's placement groups.
@@ -220,6 +226,9 @@ impl ClusterMap {
             events: (self.events != older.events).then(|| self.events.clone()),
             moves: (self.moves != older.moves).then(|| self.moves.clone()),
             restored: (self.restored != older.restored).then(|| self.restored.clone()),
+            mutes: (self.mutes != older.mutes).then(|| self.mutes.clone()),
+            deaths: (self.deaths != older.deaths).then(|| self.deaths.clone()),
+            removed: (self.removed != older.removed).then(|| self.removed.clone()),
         })
     }
 
@@ -277,6 +286,15 @@ impl ClusterMap {
         }
         if let Some(restored) = &delta.restored {
             self.restored.clone_from(restored);
+        }
+        if let Some(mutes) = &delta.mutes {
+            self.mutes = mutes.clone();
+        }
+        if let Some(deaths) = &delta.deaths {
+            self.deaths = deaths.clone();
+        }
+        if let Some(removed) = &delta.removed {
+            self.removed = removed.clone();
         }
         (self.version, self.layout) = (delta.version, delta.layout);
         self.crush_version = delta.crush_version;

@@ -218,18 +218,23 @@ pub fn crush_diff(
     }
     let mut later = map.clone();
     later.crush = Arc::new(new.clone());
+    Ok(map_diff(map, &later, rooms))
+}
+
+/// The same for any change of what is wanted where: the CRUSH map, nodes that are out, the rules of pools.
+pub fn map_diff(map: &ClusterMap, later: &ClusterMap, rooms: &BTreeMap<NodeId, Room>) -> CrushDiff {
     let sizes = Sizes::new(map, rooms);
     let mut diff = CrushDiff::default();
     for (id, pool) in &map.pools {
-        pool_diff(map, &later, *id, pool, &sizes, &mut diff);
+        pool_diff(map, later, *id, pool, &sizes, &mut diff);
     }
-    diff.rules = rules_diff(map, &later);
+    diff.rules = rules_diff(map, later);
     let full = |(node, it): (&NodeId, &NodeDiff)| {
         let room = rooms.get(node).filter(|room| it.used_after(room.used) > room.total.max(room.used));
         room.map(|room| (*node, *room))
     };
     diff.crowded = diff.nodes.iter().filter_map(full).collect();
-    Ok(diff)
+    diff
 }
 
 fn pool_diff(
@@ -256,6 +261,7 @@ fn pool_diff(
         first_short: None,
     };
     let (mut before, mut after) = (map.placer(), later.placer());
+    let later_pool = later.pools.get(&id).unwrap_or(pool);
     for (pg, config) in map.pool_pgs(id) {
         let acting = config.new;
         for node in acting {
@@ -269,7 +275,7 @@ fn pool_diff(
             Ok(_) => found.pending += 1,
             Err(_) => found.short_before += 1,
         }
-        let target = match after.place(id, pool, pg.pg) {
+        let target = match after.place(id, later_pool, pg.pg) {
             Ok(target) => target,
             Err(error) => {
                 found.short_after += 1;

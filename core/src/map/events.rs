@@ -4,7 +4,10 @@
 //! that began to move, volumes that were made and removed. The log is agreed on like all of the map, so each monitor
 //! shows the same, and a change of leader loses nothing. Nothing is decided by it.
 
-use super::{ClusterMap, Command, MapError, Out, Reply};
+use super::admin::PoolChange;
+use super::mutes::MuteEnd;
+use super::restore::RESTORED_HOLDER;
+use super::{ClusterMap, Command, HolderKind, MapError, Out, Reply};
 use crate::ids::*;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -96,12 +99,63 @@ pub enum Happened {
     },
     /// Another CRUSH map is in use.
     CrushChanged,
+    /// A daemon had ended without having been stopped.
+    DaemonDied {
+        /// Which one.
+        daemon: String,
+    },
+    /// A health check is not to be heard of.
+    Muted {
+        /// Its code.
+        code: String,
+        /// For how long (ms).
+        time: u64,
+        /// What it counted.
+        count: u64,
+        /// In somebody's words.
+        because: String,
+    },
+    /// A health check is heard of again.
+    MuteEnded {
+        /// Its code.
+        code: String,
+        /// Why.
+        why: MuteEnd,
+    },
+    /// A node's data is to live elsewhere for good.
+    NodeDrained {
+        /// Which one.
+        node: NodeId,
+    },
+    /// That was undone.
+    DrainUndone {
+        /// Which one.
+        node: NodeId,
+    },
+    /// A node is one of the cluster no more.
+    NodeRemoved {
+        /// Which one.
+        node: NodeId,
+    },
+    /// A setting of a pool was changed.
+    PoolChanged {
+        /// Its name.
+        name: String,
+        /// Which, and to what.
+        change: PoolChange,
+    },
 }
 
 impl Happened {
     /// True for what somebody should look at.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Happened::NodeDown { .. } | Happened::NodeLost { .. } | Happened::NodeOut { .. })
+        matches!(
+            self,
+            Happened::NodeDown { .. }
+                | Happened::NodeLost { .. }
+                | Happened::NodeOut { .. }
+                | Happened::DaemonDied { .. }
+        )
     }
 }
 
@@ -139,6 +193,23 @@ impl fmt::Display for Happened {
             Happened::VolumeMade { name } => write!(f, "volume {name} made"),
             Happened::VolumeRemoved { name } => write!(f, "volume {name} removed"),
             Happened::CrushChanged => write!(f, "CRUSH map changed"),
+            Happened::DaemonDied { daemon } => write!(f, "{daemon} had ended without having been stopped"),
+            Happened::Muted { code, time, count, because } => {
+                write!(f, "{code} muted for {}, at {count}", For(*time))?;
+                if because.is_empty() { Ok(()) } else { write!(f, ": {because}") }
+            }
+            Happened::MuteEnded { code, why } => write!(f, "{code} not muted any more: {why}"),
+            Happened::NodeDrained { node } => {
+                write!(f, "{node} to be drained: its data is to live elsewhere")
+            }
+            Happened::DrainUndone { node } => write!(f, "{node} not to be drained any more"),
+            Happened::NodeRemoved { node } => write!(f, "{node} removed"),
+            Happened::PoolChanged { name, change: PoolChange::Rule(rule) } => {
+                write!(f, "pool {name}: rule {rule}")
+            }
+            Happened::PoolChanged { name, change: PoolChange::Copies(copies) } => {
+                write!(f, "pool {name}: {copies} copies")
+            }
         }
     }
 }
@@ -182,7 +253,14 @@ impl ClusterMap {
         let version = self.version;
         let reply = self.apply(command)?;
         if self.version != version {
-            let events = before.happened(self, command, at);
+            let died: Vec<_> = before.front_ends_gone(self, &reply);
+            let mut events = before.happened(self, command, at);
+            for (name, boot) in died {
+                let daemon = format!("front end {name}");
+                if self.note_death(&daemon, boot, at) {
+                    events.push(Happened::DaemonDied { daemon });
+                }
+            }
             if !events.is_empty() {
                 let log = Arc::make_mut(&mut self.events);
                 events.into_iter().for_each(|what| log.push(at, what));
@@ -198,15 +276,33 @@ struct Before {
     nodes: Vec<(NodeId, Option<super::Node>)>,
     next_node: NodeId,
     volume: Option<String>,
+    /// Front ends that held volumes which are granted to somebody now: volume, name, life.
+    holders: Vec<(VolumeId, String, u64)>,
+    deaths: super::deaths::DeathLog,
+    mutes: super::mutes::Mutes,
 }
 
 impl Before {
     fn of(map: &ClusterMap, command: &Command) -> Before {
-        let mut before = Before { next_node: map.next_node, ..Before::default() };
+        let (deaths, mutes) = (map.deaths.clone(), map.mutes.clone());
+        let mut before = Before { next_node: map.next_node, deaths, mutes, ..Before::default() };
         let ids: Vec<NodeId> = match command {
             Command::SetNodesUp { nodes, .. } => nodes.iter().map(|(id, _)| *id).collect(),
             Command::SetNodesOut { nodes } => nodes.iter().map(|(id, _)| *id).collect(),
             Command::SetNodeLost { node, .. } => vec![*node],
+            Command::DrainNode { node, .. } => vec![*node],
+            Command::GrantGenerations { grants, holder } => {
+                // The same process, or one that nobody is (a restored map's), has not died.
+                let left = |volume: &VolumeId| {
+                    let old = map.volumes.get(volume)?.holder.as_ref()?;
+                    let died =
+                        old.kind == HolderKind::FrontEnd && !old.is(holder) && old.name != RESTORED_HOLDER;
+                    died.then(|| (*volume, old.name.clone(), old.boot))
+                };
+                let left = grants.iter().filter_map(|grant| left(&grant.volume));
+                before.holders = left.take(PER_COMMAND_MAX).collect();
+                Vec::new()
+            }
             Command::RemoveVolume { volume, .. } => {
                 before.volume = map.volumes.get(volume).map(|it| it.name.clone());
                 Vec::new()
@@ -217,6 +313,17 @@ impl Before {
         before.nodes =
             nodes.map(|id| (id, map.nodes.get(&id).map(|node| super::Node::clone(node)))).collect();
         before
+    }
+
+    /// The front ends whose volume has been granted to somebody else although they had not released it.
+    fn front_ends_gone(&self, map: &ClusterMap, reply: &Reply) -> Vec<(String, u64)> {
+        if !matches!(reply, Reply::Granted(_)) {
+            return Vec::new();
+        }
+        let holder = |volume: VolumeId| map.volumes.get(&volume).and_then(|it| it.holder.as_ref());
+        let gone =
+            |(volume, _, boot): &&(VolumeId, String, u64)| holder(*volume).is_some_and(|it| it.boot != *boot);
+        self.holders.iter().filter(gone).map(|(_, name, boot)| (name.clone(), *boot)).collect()
     }
 
     fn happened(self, map: &ClusterMap, command: &Command, at: u64) -> Vec<Happened> {
@@ -239,6 +346,11 @@ impl Before {
                 (Some(_), None) => events.push(Happened::NodeIn { node }),
                 _ => {}
             }
+            match (before.drained, now.drained) {
+                (None, Some(_)) => events.push(Happened::NodeDrained { node }),
+                (Some(_), None) => events.push(Happened::DrainUndone { node }),
+                _ => {}
+            }
         }
         match command {
             Command::Init { name, .. } => events.push(Happened::ClusterMade { name: name.clone() }),
@@ -251,6 +363,21 @@ impl Before {
                 events.extend(self.volume.map(|name| Happened::VolumeRemoved { name }));
             }
             Command::SetCrush { .. } | Command::ReplaceCrush { .. } => events.push(Happened::CrushChanged),
+            Command::Died { daemon, .. } if map.deaths != self.deaths => {
+                events.push(Happened::DaemonDied { daemon: daemon.clone() });
+            }
+            Command::Mute { code, mute, now } => {
+                let (time, code) = (mute.until.saturating_sub(*now), code.clone());
+                events.push(Happened::Muted { code, time, count: mute.count, because: mute.because.clone() });
+            }
+            Command::Unmute { codes } => {
+                let ended = codes.iter().filter(|(code, _)| self.mutes.0.contains_key(code));
+                events.extend(ended.map(|(code, why)| Happened::MuteEnded { code: code.clone(), why: *why }));
+            }
+            Command::RemoveNode { node } => events.push(Happened::NodeRemoved { node: *node }),
+            Command::SetPool { pool, change } => {
+                events.push(Happened::PoolChanged { name: pool.clone(), change: *change });
+            }
             _ => {}
         }
         events

@@ -208,6 +208,12 @@ impl LeaseTable {
         self.leases.remove(&volume);
     }
 
+    /// For how long the holder has not renewed (µs); none if there is no holder.
+    pub fn unrenewed(&mut self, map: &ClusterMap, volume: VolumeId, now: Time) -> Option<u64> {
+        let it = map.volumes.get(&volume).filter(|it| it.holder.is_some())?;
+        Some(now.since(self.lease(volume, it.generation, now).renewed))
+    }
+
     /// True if the volume's holder may not believe in its lease any more, or there is none.
     pub fn expired(&mut self, map: &ClusterMap, volume: VolumeId, now: Time) -> bool {
         let Some(it) = map.volumes.get(&volume) else {

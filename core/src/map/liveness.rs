@@ -63,6 +63,11 @@ impl Liveness {
         it.last = now;
     }
 
+    /// The node is one of the map no more.
+    pub fn forget(&mut self, node: NodeId) {
+        self.heard.remove(&node);
+    }
+
     /// True if the node has been heard of since this monitor leads. What the map says of one that has
     /// not is what an earlier leader knew.
     pub fn known(&self, node: NodeId) -> bool {

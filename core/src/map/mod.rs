@@ -14,6 +14,8 @@
 //! | `pgs`, `cow` | its large parts, which versions share |
 //! | `delta` | from one version to a later one |
 //! | [`restore`] | the map of a backup, made fit to be used again |
+//! | [`admin`] | nodes that are drained and removed, settings of pools |
+//! | [`mutes`], [`deaths`] | checks that are not to be heard of, daemons that died: for people |
 //! | [`diff`] | what another CRUSH map would move |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
 //! | [`events`] | what has happened, for people |
@@ -36,9 +38,11 @@
 //! are shared between versions: a clone costs next to nothing, a change what it changes
 //! ([`CowMap`], [`PgTable`](crate::placement::PgTable)). `trefoil bench map` measures it.
 
+pub mod admin;
 mod apply;
 mod command;
 mod cow;
+pub mod deaths;
 mod delta;
 pub mod diff;
 pub mod events;
@@ -46,6 +50,7 @@ pub mod lease;
 pub mod liveness;
 pub mod mover;
 mod moves;
+pub mod mutes;
 pub mod outs;
 mod pgs;
 mod placer;
@@ -107,6 +112,11 @@ pub struct ClusterMap {
     pub moves: Moves,
     /// What a restore from a backup has left open.
     pub restored: Restored,
+    /// Health checks that are not to be heard of. Only the monitors have them.
+    pub mutes: mutes::Mutes,
+    /// Daemons that died. Only the monitors have them.
+    pub deaths: deaths::DeathLog,
+    removed: admin::Removed,
 }
 
 impl Default for ClusterMap {
@@ -137,6 +147,9 @@ impl ClusterMap {
             forgotten: Vec::new(),
             moves: Moves::default(),
             restored: Restored::default(),
+            mutes: mutes::Mutes::default(),
+            deaths: deaths::DeathLog::default(),
+            removed: Arc::default(),
         }
     }
 
@@ -216,7 +229,14 @@ impl ClusterMap {
     /// The map without what only the monitors need of it: what daemons are sent. Log positions change
     /// all the time, and those of ten thousand nodes would outweigh any other change; events are for people.
     pub fn without_positions(&self) -> ClusterMap {
-        ClusterMap { positions: Arc::default(), events: Arc::default(), ..self.clone() }
+        ClusterMap {
+            positions: Arc::default(),
+            events: Arc::default(),
+            mutes: mutes::Mutes::default(),
+            deaths: deaths::DeathLog::default(),
+            removed: Arc::default(),
+            ..self.clone()
+        }
     }
 
     /// What has happened.

@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+/// The name of the holder that a restored map gives every volume to: nobody, and nobody who has died.
+pub const RESTORED_HOLDER: &str = "restored-from-a-backup";
 /// Generations of each volume that are left out. (At one grant a second: half a year's.)
 pub const GENERATIONS_SKIPPED: u64 = 1 << 24;
 /// Volume ids that are left out.

@@ -59,6 +59,8 @@ pub struct Node {
     pub out: Option<Out>,
     /// How often it has gone down, each time less than [`STEADY_MS`] after it came up.
     pub flaps: u16,
+    /// It is being drained: its CRUSH weight is zero, and was this before (16.16).
+    pub drained: Option<u32>,
 }
 
 /// Who said that a node is out.

@@ -3,6 +3,7 @@
 mod full;
 mod moves;
 mod slow;
+mod two;
 mod world;
 
 use trefoil_core::client::{OpError, OpKind};

@@ -25,7 +25,7 @@ use trefoil_core::limits::FRAME_MAX;
 use trefoil_core::map::ClusterMap;
 
 /// How often an edit is worked out again because somebody else was faster.
-const TRIES_MAX: usize = 5;
+pub const TRIES_MAX: usize = 5;
 /// Bytes of a map on its way to the monitors; a frame has a little more than the map in it.
 const MAP_WIRE_BYTES_MAX: usize = FRAME_MAX - (64 << 10);
 /// Bytes per second that the cluster is taken to copy where nobody says.
@@ -63,18 +63,18 @@ pub struct Rates {
 pub struct Options {
     /// Make it although rules would no longer find enough places, or nodes would be too small
     #[arg(long)]
-    force: bool,
+    pub force: bool,
     /// Do not ask, although data would move
     #[arg(long)]
-    yes: bool,
+    pub yes: bool,
     /// Say what would happen, and change nothing
     #[arg(long)]
-    dry_run: bool,
+    pub dry_run: bool,
     #[command(flatten)]
-    rates: Rates,
+    pub rates: Rates,
     /// Write JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// What was done, for scripts.
@@ -186,7 +186,7 @@ fn strange_devices(map: &ClusterMap, new: &CrushMap) -> Vec<String> {
     strange.map(text).collect()
 }
 
-fn refuse(view: &DiffView, options: &Options) -> anyhow::Result<()> {
+pub fn refuse(view: &DiffView, options: &Options) -> anyhow::Result<()> {
     if view.problems.is_empty() || options.force {
         return Ok(());
     }
@@ -194,7 +194,7 @@ fn refuse(view: &DiffView, options: &Options) -> anyhow::Result<()> {
 }
 
 /// Asks a person; a script has to say `--yes`.
-fn confirm(view: &DiffView) -> anyhow::Result<()> {
+pub fn confirm(view: &DiffView) -> anyhow::Result<()> {
     let pgs = count(view.moved_pgs, "placement group");
     ensure!(
         std::io::stdin().is_terminal(),

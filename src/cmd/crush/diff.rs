@@ -17,7 +17,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use trefoil_core::crush::CrushMap;
 use trefoil_core::ids::NodeId;
-use trefoil_core::map::diff::{CrushDiff, PgMove, RULE_COPIES, RULE_SAMPLES, Room, crush_diff};
+use trefoil_core::map::ClusterMap;
+use trefoil_core::map::diff::{CrushDiff, PgMove, RULE_COPIES, RULE_SAMPLES, Room, crush_diff, map_diff};
 
 /// Placement groups and nodes that are shown unless all are asked for.
 const LINES_SHOWN: usize = 24;
@@ -162,17 +163,29 @@ fn numbers(nodes: impl IntoIterator<Item = NodeId>) -> Vec<u32> {
 
 /// What the new map would change.
 pub fn view(snapshot: &Snapshot, new: &CrushMap, rates: Rates) -> anyhow::Result<DiffView> {
+    let diff = crush_diff(&snapshot.map, new, &rooms(snapshot))?;
+    Ok(view_of(snapshot, &diff, *new == *snapshot.map.crush, rates))
+}
+
+/// What the change to a later map would change.
+pub fn view_later(snapshot: &Snapshot, later: &ClusterMap, rates: Rates) -> DiffView {
+    let diff = map_diff(&snapshot.map, later, &rooms(snapshot));
+    view_of(snapshot, &diff, later.version == snapshot.map.version, rates)
+}
+
+fn rooms(snapshot: &Snapshot) -> BTreeMap<NodeId, Room> {
     let beats = snapshot.status.nodes.iter().filter_map(|it| Some((it.node, it.heartbeat.as_ref()?)));
-    let rooms: BTreeMap<NodeId, Room> =
-        beats.map(|(node, beat)| (node, Room { total: beat.bytes_total, used: beat.bytes_used })).collect();
+    beats.map(|(node, beat)| (node, Room { total: beat.bytes_total, used: beat.bytes_used })).collect()
+}
+
+fn view_of(snapshot: &Snapshot, diff: &CrushDiff, same: bool, rates: Rates) -> DiffView {
     let map = &snapshot.map;
-    let diff = crush_diff(map, new, &rooms)?;
     let (rate, node_rate) = (rates.rate.0, rates.node_rate.map(|rate| rate.0));
     let pool_name =
         |it: &PgMove| map.pools.get(&it.pg.pool).map_or_else(String::new, |pool| pool.name.clone());
-    Ok(DiffView {
+    DiffView {
         crush_version: map.crush_version,
-        same: *new == *map.crush,
+        same,
         moved_pgs: diff.moves.len() as u64,
         moved_copies: diff.pools.iter().map(|pool| pool.moved_copies).sum(),
         bytes: diff.bytes,
@@ -184,9 +197,9 @@ pub fn view(snapshot: &Snapshot, new: &CrushMap, rates: Rates) -> anyhow::Result
         node_moves_at_once: map.moves.limits.node,
         moves_paused: map.moves.paused,
         problems: diff.problems().iter().map(ToString::to_string).collect(),
-        pools: pools(&diff),
-        nodes: nodes(&diff),
-        rules: rules(&diff),
+        pools: pools(diff),
+        nodes: nodes(diff),
+        rules: rules(diff),
         moves: diff
             .moves
             .iter()
@@ -200,7 +213,7 @@ pub fn view(snapshot: &Snapshot, new: &CrushMap, rates: Rates) -> anyhow::Result
                 bytes: it.copy_bytes.saturating_mul(it.coming().count() as u64),
             })
             .collect(),
-    })
+    }
 }
 
 fn pools(diff: &CrushDiff) -> Vec<PoolDiffView> {

@@ -34,14 +34,35 @@ fn plaintext(on: bool) -> &'static str {
     }
 }
 
-/// A monitor's. `nodes`: of the whole cluster.
-pub fn monitor(
-    cluster_name: &str,
-    listen: SocketAddr,
-    nodes: usize,
-    many_hosts: bool,
-    allow_plaintext: bool,
-) -> anyhow::Result<String> {
+/// What a monitor's depends on.
+pub struct Monitor<'a> {
+    pub cluster_name: &'a str,
+    /// Its number, from 1: its place among `all`.
+    pub id: usize,
+    /// Where the monitors listen, this one included.
+    pub all: &'a [SocketAddr],
+    /// Of the whole cluster.
+    pub nodes: usize,
+    pub many_hosts: bool,
+    pub plaintext: bool,
+}
+
+/// Addresses as a list of TOML.
+fn listed(addresses: &[SocketAddr]) -> String {
+    let texts: Vec<String> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
+    format!("[{}]", texts.join(", "))
+}
+
+/// A monitor's.
+pub fn monitor(it: &Monitor<'_>) -> anyhow::Result<String> {
+    let Monitor { cluster_name, id, all, nodes, many_hosts, plaintext: allow_plaintext } = *it;
+    let listen = id.checked_sub(1).and_then(|at| all.get(at)).context("a monitor without an address")?;
+    let peers: Vec<String> =
+        (1..).zip(all).map(|(id, at)| format!("    {{ id = {id}, address = \"{at}\" }},\n")).collect();
+    let (id, peers) = match all.len() {
+        1 => ("# id = 1".to_owned(), "# peers = []".to_owned()),
+        _ => (format!("id = {id}"), format!("peers = [\n{}]", peers.concat())),
+    };
     let domain = if many_hosts { "host" } else { "osd" };
     let pgs = (nodes * PGS_PER_NODE / 3).next_power_of_two().clamp(32, PGS_MAX);
     let default = MonitorConfig::default();
@@ -53,10 +74,11 @@ pub fn monitor(
 listen = \"{listen}\"
 # Where the other monitors, nodes and clients reach it, where that is not `listen`: advertise = \"ADDR:PORT\"
 # Its number among the monitors, from 1.
-# id = 1
+{id}
 # The first 3 or 5 monitors of a new cluster, this one included, the same list on each, as
 # [{{ id = 1, address = \"192.0.2.1:10800\" }}, {{ id = 2, address = \"192.0.2.2:10800\" }}, ...]; empty: this one alone.
-# peers = []
+# They wait for each other when they first start; later this is only another way to find the others.
+{peers}
 # For a monitor that is added to a cluster later (`trefoil monitor add`): addresses of monitors of it.
 # join = []
 # A leader that is not heard of for so many ms, up to twice as many, is replaced.
@@ -94,7 +116,7 @@ size = 3
 pg_num = {pgs}
 # No two copies on the same \"host\"; \"osd\": on the same storage node (with fewer than three hosts).
 failure_domain = \"{domain}\"
-# A write is answered when a \"majority\" of copies has it, or \"all-in-sync\".
+# A write is answered when a \"majority\" of copies has it.
 ack = \"majority\"
 ",
         name = quoted(cluster_name),
@@ -124,7 +146,7 @@ pub struct Node<'a> {
     /// Where it listens.
     pub listen: SocketAddr,
     /// The monitor.
-    pub monitor: SocketAddr,
+    pub monitors: &'a [SocketAddr],
     /// The host's name.
     pub host: &'a str,
     /// Its memory.
@@ -160,7 +182,7 @@ listen = \"{listen}\"
 # The address that others are told, where it is another one (address translation).
 # advertise = \"{listen}\"
 {plaintext}# The monitors. All of them, where there are several.
-monitors = [\"{monitor}\"]
+monitors = {monitors}
 # The CRUSH host that it is put in at its first start, and the class of its device there (ssd, hdd, ...).
 host = {host}
 # class = \"ssd\"
@@ -187,7 +209,7 @@ memory_bytes = {memory}
         device = quoted(node.device.to_str().context("a device's path that is not UTF-8")?),
         listen = node.listen,
         plaintext = plaintext(node.plaintext),
-        monitor = node.monitor,
+        monitors = listed(node.monitors),
         host = quoted(node.host),
         memory = node.memory.0,
         table = node.memory.0 / 8 * 3,
@@ -203,7 +225,7 @@ memory_bytes = {memory}
 }
 
 /// A front end's.
-pub fn nbd(listen: SocketAddr, monitor: SocketAddr) -> anyhow::Result<String> {
+pub fn nbd(listen: SocketAddr, monitors: &[SocketAddr]) -> anyhow::Result<String> {
     let default = NbdConfig::default();
     let text = format!(
         "# An NBD front end: serves volumes to the virtual machines of this host.
@@ -217,7 +239,7 @@ listen = [\"{listen}\"]
 # by a front end of their own.
 # allow_plaintext = false
 # The monitors. All of them, where there are several.
-monitors = [\"{monitor}\"]
+monitors = {monitors}
 # What it is called as the holder of volumes [default: host and process id].
 # name = \"nbd@host\"
 # Volumes that are exported [default: all].
@@ -232,6 +254,7 @@ monitors = [\"{monitor}\"]
 # time. 0: never.
 # busy_poll_us = {poll}
 ",
+        monitors = listed(monitors),
         connections = default.connections_max,
         poll = default.busy_poll_us,
     );
@@ -243,9 +266,18 @@ monitors = [\"{monitor}\"]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::LazyLock;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
+    }
+
+    static MONITORS: LazyLock<Vec<SocketAddr>> =
+        LazyLock::new(|| (1..=3).map(|n| at(&format!("192.0.2.{n}:10800"))).collect());
+
+    fn one(all: &[SocketAddr], nodes: usize) -> String {
+        let it = Monitor { cluster_name: "prod", id: 1, all, nodes, many_hosts: true, plaintext: true };
+        monitor(&it).unwrap()
     }
 
     fn node() -> Node<'static> {
@@ -254,7 +286,7 @@ mod tests {
             device: Path::new("/dev/disk/by-id/odd\"name"),
             size: None,
             listen: at("192.0.2.1:10812"),
-            monitor: at("192.0.2.1:10800"),
+            monitors: &MONITORS,
             host: "a",
             memory: Size(1 << 30),
             plaintext: true,
@@ -272,7 +304,7 @@ mod tests {
 
     #[test]
     fn every_key_is_there_and_explained() {
-        let monitor_text = monitor("prod", at("127.0.0.1:1"), 3, true, false).unwrap();
+        let monitor_text = one(&[at("127.0.0.1:1")], 3);
         // Keys that have a default show in it; the others are named here.
         let default = |text: String, more: &[&str]| {
             let table: toml::Table = text.parse().unwrap();
@@ -288,7 +320,7 @@ mod tests {
         for (text, keys) in [
             (monitor_text, monitor_keys),
             (storage_node(&node()).unwrap(), node_keys),
-            (nbd(at("127.0.0.1:1"), at("127.0.0.1:2")).unwrap(), nbd_keys),
+            (nbd(at("127.0.0.1:1"), &[at("127.0.0.1:2")]).unwrap(), nbd_keys),
         ] {
             let table = with_all_keys(&text);
             for key in keys {
@@ -312,8 +344,10 @@ mod tests {
         assert!(format!("{:#}", storage_node(&small).unwrap_err()).contains("memory_bytes"));
 
         for (nodes, pgs) in [(3, 32), (9, 128), (30, 512)] {
-            let text = monitor("prod", at("192.0.2.1:10800"), nodes, true, true).unwrap();
+            let text = one(&MONITORS, nodes);
             let config: MonitorConfig = toml::from_str(&text).unwrap();
+            assert_eq!((config.id, config.peers.len(), config.peers[2].id), (1, 3, 3));
+            assert_eq!((config.listen, config.peers[2].address), (MONITORS[0], MONITORS[2]));
             let made = config.bootstrap.unwrap();
             assert_eq!((made.nodes, made.pg_num), (nodes, pgs), "{nodes}");
         }
@@ -321,14 +355,19 @@ mod tests {
 
     #[test]
     fn commented_defaults_are_the_defaults() {
-        let table = with_all_keys(&monitor("prod", at("127.0.0.1:1"), 3, true, false).unwrap());
+        let table = with_all_keys(&one(&[at("127.0.0.1:1")], 3));
         let config: MonitorConfig = table.try_into().unwrap();
         let bootstrap = config.bootstrap.clone();
         let data_dir = config.data_dir.clone();
         let (listen, cluster_name) = (config.listen, config.cluster_name.clone());
-        assert_eq!(
-            config,
-            MonitorConfig { listen, data_dir, cluster_name, bootstrap, ..MonitorConfig::default() }
-        );
+        let expected = MonitorConfig {
+            listen,
+            data_dir,
+            cluster_name,
+            bootstrap,
+            allow_plaintext: true,
+            ..MonitorConfig::default()
+        };
+        assert_eq!(config, expected);
     }
 }

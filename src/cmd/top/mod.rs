@@ -146,8 +146,9 @@ fn screen(view: &TopView, color: bool, rows_max: usize) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{label:<10}{value}");
     };
-    let codes: Vec<String> = status.checks.iter().map(|check| printable(&check.code)).collect();
-    line("health", [health(status.health, color), codes.join(" ")].join(" ").trim_end());
+    let heard = status.checks.iter().filter(|check| check.muted.is_none());
+    let codes: Vec<String> = heard.map(|check| printable(&check.code)).collect();
+    line("health", [health(status.health, &status.checks, color), codes.join(" ")].join(" ").trim_end());
     let (nodes, pgs, volumes) = (&status.nodes, &status.pgs, &status.volumes);
     let unknown = if nodes.unknown > 0 { format!(" ({} unknown)", nodes.unknown) } else { String::new() };
     let cluster = format!(

@@ -10,7 +10,7 @@ use super::storage::Storage;
 use crate::device::latency::DeviceStats;
 use crate::store::Store;
 use bytes::Bytes;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -21,7 +21,8 @@ use trefoil_core::map::{ClusterMap, LayoutReport, MapError};
 use trefoil_core::node::{Input, Node, Ticket};
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Epoch, Incarnation, NodeId, PgId, VolumeId};
-use trefoil_monitor::rpc::{DIFFERING_MAX, DeviceHealth, Heartbeat, RpcError};
+use trefoil_monitor::life::Life;
+use trefoil_monitor::rpc::{DIFFERING_MAX, Daemon as DaemonName, DeviceHealth, Heartbeat, RpcError};
 use trefoil_monitor::{CallError, MonitorClient};
 
 /// Time between heartbeats.
@@ -34,6 +35,8 @@ const MAP_WAIT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest wait for something that the monitors want to know.
 const WORK_WAIT: Duration = Duration::from_secs(20);
+/// The pause before a death is told again that the monitors have not taken note of.
+const TELL_AGAIN: Duration = Duration::from_secs(2);
 /// A map with more placement groups is not written by the thread that serves I/O.
 const KEEP_AT_ONCE_PGS: usize = 16 << 10;
 
@@ -103,6 +106,8 @@ pub struct Membership {
     pub start_position: Cell<Option<u64>>,
     /// The record that says that state is lost, while it is not known to be durable.
     pub lost_ticket: Cell<Option<Ticket>>,
+    /// The mark that this process runs.
+    pub life: RefCell<Option<Life>>,
 }
 
 impl Membership {
@@ -206,6 +211,7 @@ impl Membership {
                 writes: counters.writes,
                 read_bytes: counters.read_bytes,
                 write_bytes: counters.write_bytes,
+                recovery_bytes: counters.peer_bytes_received,
                 device,
                 differing,
             }
@@ -244,6 +250,37 @@ impl Membership {
     pub fn stopped(&self, position: u64) {
         if self.start_position.get().is_none() && self.lost_ticket.get().is_none() {
             self.checked(position);
+        }
+    }
+
+    /// Leaves the mark that this process runs. The life before, if it ended without a stop.
+    pub fn begin_life(&self) -> Option<u64> {
+        match Life::begin(self.state.path()) {
+            Ok(life) => {
+                let died = life.died;
+                *self.life.borrow_mut() = Some(life);
+                died
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no mark in the state_dir: it will not be known how this node ends");
+                None
+            }
+        }
+    }
+
+    /// The process ends because it was told to.
+    pub fn end_life(&self) {
+        if let Some(life) = self.life.take() {
+            life.end();
+        }
+    }
+
+    /// Tells the monitors, until they have taken note, that a life of this node ended without a stop.
+    pub async fn tell_death(self: Rc<Self>, died: u64) {
+        tracing::warn!(node = %self.node, "this node had ended without having been stopped");
+        while let Err(error) = self.client.died(DaemonName::Node(self.node), died).await {
+            tracing::debug!(%error, "nobody has taken note yet");
+            sleep(TELL_AGAIN).await;
         }
     }
 
@@ -339,6 +376,11 @@ impl Membership {
                             tracing::warn!(%node, "the monitors had forgotten this node: introduced again")
                         }
                         Err(error) => tracing::warn!(%error, "the monitors do not know this node"),
+                    }
+                }
+                Ok(Err(CallError::Answered(RpcError::Refused(error @ MapError::Removed { .. })))) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::error!(%error, "this node is one of the cluster no more; it holds nothing: stop it");
                     }
                 }
                 answer if !std::mem::replace(&mut told, true) => {

@@ -40,6 +40,11 @@ impl StateDir {
         Ok(StateDir(path.to_owned()))
     }
 
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// Where the index is.
     pub fn index(&self) -> PathBuf {
         self.0.join("index")

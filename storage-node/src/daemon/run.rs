@@ -12,7 +12,7 @@ use super::metrics;
 use crate::config::{ConfigError, NodeConfig};
 use crate::device::wake::AsyncWaker;
 use crate::store::{FormatError, FormatOptions, OpenError, Recovered, Store, format};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -106,6 +106,9 @@ pub async fn run(
         Some(_) => {}
         None => tracing::warn!("a task outlived the node; the next start replays more of the log"),
     }
+    if result.is_ok() {
+        membership.end_life();
+    }
     result
 }
 
@@ -138,6 +141,9 @@ async fn serve_node(
     tokio::task::spawn_local(accept);
     let disk = tokio::task::spawn_local(daemon.clone().disk(waker, Store::has_work));
     tokio::task::spawn_local(membership.clone().heartbeats(daemon.clone()));
+    if let Some(died) = membership.begin_life() {
+        tokio::task::spawn_local(membership.clone().tell_death(died));
+    }
     tokio::task::spawn_local(membership.clone().follow_map(daemon.clone(), map));
     tokio::task::spawn_local(membership.clone().lists(daemon.clone()));
     tokio::task::spawn_local(membership.clone().tell_lists(daemon.clone()));
@@ -248,6 +254,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         registration: Registration { address, host: config.host.clone(), class: config.class.clone(), size },
         start_position,
         lost_ticket: Cell::new(None),
+        life: RefCell::new(None),
     });
     if let Some(why) = &lost {
         tracing::error!(why, "the store has lost state: its copies have no vote until they are repaired");

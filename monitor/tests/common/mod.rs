@@ -1,0 +1,49 @@
+//! What the tests of monitors share: a runtime, and what nodes, administrators and front ends ask.
+
+// Each test file is a crate of its own and uses a part.
+#![allow(dead_code)]
+
+use std::time::Duration;
+use trefoil_core::map::lease::Renewal;
+use trefoil_core::map::{Holder, HolderKind};
+use trefoil_core::*;
+use trefoil_monitor::MonitorClient;
+use trefoil_monitor::rpc::Granted;
+
+/// Runs a test on a runtime of its own. What is not stopped in order when the test ends is dropped in
+/// mid-air, as by SIGKILL.
+pub fn on_runtime<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs")
+    })
+}
+
+/// Node `n` introduces itself, with incarnation 100 + n, on a host of its own.
+pub async fn register(client: &MonitorClient, n: u64) -> NodeId {
+    let address = ([127, 0, 0, 1], 7000 + n as u16).into();
+    let host = format!("host{n}");
+    client.register_node(None, Incarnation(100 + n), address, host, None, 8 << 30).await.unwrap()
+}
+
+/// Waits for the first pool.
+pub async fn pool(admin: &MonitorClient) {
+    let mut map = admin.get_map(0).await.unwrap().unwrap();
+    while map.pools.is_empty() {
+        let newer = admin.wait_map(map.layout, Duration::from_secs(5)).await;
+        map = newer.unwrap().expect("the pool was not made");
+    }
+}
+
+/// A front end's process.
+pub fn holder(name: &str, boot: u64) -> Holder {
+    Holder { name: name.to_owned(), boot, kind: HolderKind::FrontEnd }
+}
+
+/// A holder renews what it was granted.
+pub async fn renew(client: &MonitorClient, who: &Holder, granted: &Granted) -> Renewal {
+    let volumes = vec![(granted.volume, granted.generation)];
+    let renewed = client.renew(who.clone(), volumes, Vec::new(), Duration::from_secs(8));
+    renewed.await.unwrap().volumes[0].1
+}
