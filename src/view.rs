@@ -68,6 +68,8 @@ pub struct NodeCounts {
     pub unknown: u64,
     /// CRUSH gives them nothing: taken out, or drained.
     pub out: u64,
+    /// Of those that are up: not heard of for so long that nobody knows how they are (NODE_SILENT).
+    pub silent: u64,
 }
 
 /// See [`StatusView`].
@@ -285,6 +287,7 @@ impl Snapshot {
                 up: nodes_with(&|node| node.up == Some(true)),
                 down: nodes_with(&|node| node.up == Some(false)),
                 unknown: nodes_with(&|node| node.up.is_none()),
+                silent: status.checks.iter().find(|it| it.code == "NODE_SILENT").map_or(0, |it| it.count),
                 out: map.nodes.values().filter(|it| it.out.is_some() || it.drained.is_some()).count() as u64,
             },
             pgs: PgCounts {

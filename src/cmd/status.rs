@@ -79,6 +79,7 @@ fn screen(status: &StatusView, color: bool) -> String {
 
     let nodes = &status.nodes;
     let mut value = format!("{} of {} up", nodes.up, nodes.total);
+    push_if(&mut value, nodes.silent, "of them silent (nobody knows how they are)");
     push_if(&mut value, nodes.down, "down");
     push_if(&mut value, nodes.unknown, "not heard of yet");
     push_if(&mut value, nodes.out, "out or drained");
@@ -265,7 +266,7 @@ recovery  no copies behind
             count: 12,
             muted: None,
         }];
-        status.nodes = NodeCounts { total: 3, up: 1, down: 1, unknown: 1, out: 0 };
+        status.nodes = NodeCounts { total: 3, up: 1, down: 1, unknown: 1, silent: 1, out: 1 };
         status.pgs = PgCounts { total: 32, active: 0, degraded: 20, unavailable: 12, moving: 0 };
         (status.io.nodes_known, status.io.recovery_bytes_per_s) = (1, 3 << 20);
         status.recovery = RecoveryView { nodes_known: 1, bad_blocks: 2, ..RecoveryView::default() };
@@ -277,7 +278,9 @@ health    HEALTH_ERR
             > Bring them\u{fffd}back.
 ";
         assert!(text.starts_with(expected), "{text}");
-        assert!(text.contains("nodes     1 of 3 up, 1 down, 1 not heard of yet\n"), "{text}");
+        let nodes = "nodes     1 of 3 up, 1 of them silent (nobody knows how they are), 1 down, 1 not heard of yet, \
+                     1 out or drained\n";
+        assert!(text.contains(nodes), "{text}");
         let pgs =
             "pgs       0 of 32 active, 20 degraded (I/O goes on), 12 UNAVAILABLE (I/O waits), in 1 pool\n";
         assert!(text.contains(pgs), "{text}");

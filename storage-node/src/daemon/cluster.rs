@@ -378,10 +378,10 @@ impl Membership {
                         Err(error) => tracing::warn!(%error, "the monitors do not know this node"),
                     }
                 }
-                Ok(Err(CallError::Answered(RpcError::Refused(error @ MapError::Removed { .. })))) => {
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::error!(%error, "this node is one of the cluster no more; it holds nothing: stop it");
-                    }
+                Ok(Err(CallError::Answered(RpcError::Refused(error @ MapError::Removed { .. }))))
+                    if !std::mem::replace(&mut told, true) =>
+                {
+                    tracing::error!(%error, "this node is one of the cluster no more; it holds nothing: stop it");
                 }
                 answer if !std::mem::replace(&mut told, true) => {
                     let why = answer.map_or_else(|_| "no answer".to_owned(), |answer| format!("{answer:?}"));
