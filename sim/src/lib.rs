@@ -29,6 +29,7 @@ pub mod coverage;
 pub mod payload;
 pub mod plan;
 pub mod queue;
+pub mod raft;
 pub mod rng;
 pub mod runner;
 pub mod store;

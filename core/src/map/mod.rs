@@ -16,6 +16,7 @@
 //! | [`restore`] | the map of a backup, made fit to be used again |
 //! | [`diff`] | what another CRUSH map would move |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
+//! | [`reign`] | what a leader may decide, and for how long it is true |
 //! | [`events`] | what has happened, for people |
 //! | [`outs`] | which nodes that are down are given up: a rule without state |
 //! | [`liveness`] | which nodes have been heard of: the same |
@@ -49,6 +50,7 @@ mod moves;
 pub mod outs;
 mod pgs;
 mod placer;
+pub mod reign;
 pub mod restore;
 mod types;
 

@@ -1,7 +1,7 @@
 //! The state machine: applies committed commands to the map that the rest of the monitor reads.
 
 use super::store::{Failure, SNAPSHOT, Store, decode, encode};
-use super::{Member, Outcome, SNAPSHOT_BYTES_MAX, Types};
+use super::{Member, Outcome, SNAPSHOT_BYTES_MAX, Types, reign_of};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{
     AnyError, Entry, EntryPayload, LogId, OptionalSend, SnapshotMeta, StorageError, StorageIOError,
@@ -103,10 +103,9 @@ impl RaftStateMachine<Types> for Machine {
             state.applied = Some(entry.log_id);
             outcomes.push(match entry.payload {
                 EntryPayload::Blank => Outcome::Nothing,
-                EntryPayload::Normal(proposal) if proposal.reign != entry.log_id.leader_id => {
-                    Outcome::Superseded
+                EntryPayload::Normal(proposal) => {
+                    map.apply_written(&proposal, reign_of(&entry.log_id.leader_id))
                 }
-                EntryPayload::Normal(proposal) => Outcome::Done(map.apply_at(&proposal.command, proposal.at)),
                 EntryPayload::Membership(membership) => {
                     state.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Outcome::Nothing

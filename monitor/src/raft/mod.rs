@@ -23,7 +23,8 @@ pub(crate) use store::{Failure, Identity, OpenError, Store};
 use serde::{Deserialize, Serialize};
 use std::io::Cursor;
 use std::net::{Ipv4Addr, SocketAddr};
-use trefoil_core::map::{Command, MapError, Reply};
+use trefoil_core::map::reign::ReignId;
+pub(crate) use trefoil_core::map::reign::{Outcome, Proposal};
 
 /// Bytes of a snapshot: the largest map, and what is beside it.
 pub(crate) const SNAPSHOT_BYTES_MAX: usize = trefoil_core::map::MAP_BYTES_MAX + (1 << 20);
@@ -45,31 +46,9 @@ impl Default for Member {
     }
 }
 
-/// One reign: a monitor leads in a term once, without a gap.
-pub(crate) type LeaderId = openraft::LeaderId<u64>;
-
-/// What is written to the log: a command, and the reign in which it was decided.
-///
-/// What a leader knows beside the map (whose lease has run out, above all) is true for as long as it leads. A
-/// command that it decided on, lost the lead over, and wrote when it led again, may rest on renewals that
-/// it has not seen. Such an entry is applied as nothing, everywhere.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Proposal {
-    pub reign: LeaderId,
-    /// When it was proposed: milliseconds since 1970, for people.
-    pub at: u64,
-    pub command: Command,
-}
-
-/// What came of an entry.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum Outcome {
-    /// It has no command: a new leader's first, or a change of the monitors.
-    Nothing,
-    /// It was decided in another reign than it was written in, and changed nothing.
-    Superseded,
-    /// The command was applied.
-    Done(Result<Reply, MapError>),
+/// The reign of an entry, or of a vote: a monitor leads in a term once, without a gap.
+pub(crate) fn reign_of(leader: &openraft::LeaderId<u64>) -> ReignId {
+    ReignId { term: leader.term, monitor: leader.node_id }
 }
 
 openraft::declare_raft_types!(

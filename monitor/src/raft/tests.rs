@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
+use trefoil_core::map::Command;
 
 /// The only monitor.
 const VOTER: u64 = 1;
@@ -62,7 +63,7 @@ async fn start(dir: &Path) -> (Raft, SharedMap) {
 }
 
 async fn write(raft: &Raft, command: Command) {
-    let reign = raft.metrics().borrow().vote.leader_id;
+    let reign = reign_of(&raft.metrics().borrow().vote.leader_id);
     match raft.client_write(Proposal { reign, at: 1, command }).await.unwrap().data {
         Outcome::Done(result) => result.unwrap(),
         other => panic!("{other:?}"),
@@ -122,9 +123,11 @@ fn what_was_decided_in_another_reign_changes_nothing() {
         let (raft, map) = start(dir.path()).await;
         let identity = identity();
         write(&raft, Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name }).await;
-        let reign = raft.metrics().borrow().vote.leader_id;
+        let reign = reign_of(&raft.metrics().borrow().vote.leader_id);
         // An earlier reign of the same monitor, and one of another in the same term.
-        for reign in [LeaderId::new(reign.term - 1, VOTER), LeaderId::new(reign.term, VOTER + 1)] {
+        let earlier = ReignId { term: reign.term - 1, ..reign };
+        let another = ReignId { monitor: VOTER + 1, ..reign };
+        for reign in [earlier, another] {
             let written = raft.client_write(Proposal { reign, at: 1, command: register(1) }).await.unwrap();
             assert!(matches!(written.data, Outcome::Superseded), "{:?}", written.data);
         }
