@@ -118,6 +118,7 @@ impl Disk {
 
 /// What monitors say to each other.
 #[derive(Clone, Debug)]
+#[allow(missing_docs)]
 pub enum Msg {
     /// Vote for me.
     Vote { ballot: ReignId, last: (ReignId, u64) },
@@ -251,17 +252,28 @@ impl Raft {
         Some(number)
     }
 
-    fn tell(&self, n: usize, out: &mut Out) {
-        let Role::Leader { peers, round, .. } = &self.role else { return };
-        let (peer, ballot, round) = (&peers[n], self.disk.ballot, *round);
-        let prev = peer.next.saturating_sub(1).min(self.disk.last());
+    /// What was sent and not answered may be lost: it is sent again from here on.
+    pub fn resend(&mut self) {
+        if let Role::Leader { peers, .. } = &mut self.role {
+            peers.iter_mut().filter(|it| it.matched > 0).for_each(|it| it.next = it.matched + 1);
+        }
+    }
+
+    fn tell(&mut self, n: usize, out: &mut Out) {
+        let (ballot, last) = (self.disk.ballot, self.disk.last());
+        let Role::Leader { peers, round, .. } = &mut self.role else { return };
+        let (peer, round) = (&mut peers[n], *round);
+        let prev = peer.next.saturating_sub(1).min(last);
+        // The next message goes on behind this one.
+        peer.next = (prev + ENTRIES_MAX as u64).min(last) + 1;
+        let peer = peer.id;
         let Some(prev_in) = self.disk.written_in(prev) else {
-            return out.push((peer.id, Msg::Snapshot { ballot, round, base: self.disk.base.clone() }));
+            return out.push((peer, Msg::Snapshot { ballot, round, base: self.disk.base.clone() }));
         };
         let from = (prev - self.disk.base.index) as usize;
         let entries = self.disk.log.iter().skip(from).take(ENTRIES_MAX).cloned().collect();
         let commit = self.commit;
-        out.push((peer.id, Msg::Append { ballot, round, prev, prev_in, entries, commit }));
+        out.push((peer, Msg::Append { ballot, round, prev, prev_in, entries, commit }));
     }
 
     /// The newest round of which a majority of the voters has said that this one leads; none before an entry of
@@ -278,6 +290,15 @@ impl Raft {
         let mut rounds: Vec<u64> = self.members.voters.iter().map(|id| answered(*id)).collect();
         rounds.sort_unstable();
         rounds.get((rounds.len().checked_sub(1)?) / 2).copied()
+    }
+
+    /// How far the log must have been applied before anything is judged: all that was committed, and an entry of its
+    /// own ballot.
+    pub fn read_index(&self) -> u64 {
+        match &self.role {
+            Role::Leader { first, .. } => self.commit.max(*first),
+            _ => self.commit,
+        }
     }
 
     /// A learner has everything that is committed.
@@ -380,7 +401,7 @@ impl Raft {
                 match matches {
                     Some(at) => {
                         peer.matched = peer.matched.max(at);
-                        peer.next = peer.matched + 1;
+                        peer.next = peer.next.max(peer.matched + 1);
                     }
                     None => peer.next = (hint + 1).min(last + 1).max(peer.matched + 1),
                 }
