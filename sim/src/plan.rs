@@ -393,6 +393,9 @@ impl Plan {
         if let Some(moves) = &mut self.moves {
             moves.crash_percent = 0;
         }
+        if let Some(monitors) = &mut self.monitors {
+            monitors.lost_percent = 0;
+        }
         self
     }
 

@@ -14,9 +14,7 @@ mod offline;
 mod store;
 
 pub(crate) use machine::{Machine, SharedMap};
-pub(crate) use network::{
-    ENTRY_BYTES_MAX, Job, JobFailed, Network, PeerAnswer, PeerRequest, Who, is_possible,
-};
+pub(crate) use network::{ENTRY_BYTES_MAX, Job, JobFailed, Network, PeerAnswer, PeerRequest, Who, answer};
 pub(crate) use offline::{map_of, seed};
 pub(crate) use store::{Failure, Identity, OpenError, Store};
 
@@ -64,5 +62,9 @@ openraft::declare_raft_types!(
 pub(crate) type Raft = openraft::Raft<Types>;
 pub(crate) type Metrics = openraft::RaftMetrics<u64, Member>;
 
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod simulated_disk;
 #[cfg(test)]
 mod tests;

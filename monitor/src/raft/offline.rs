@@ -15,6 +15,9 @@ pub(crate) fn map_of(store: &Store) -> Result<ClusterMap, Failure> {
         Some(saved) => (saved.meta.last_log_id, decode(&saved.map)?),
         None => (None, ClusterMap::new()),
     };
+    if let Some(purged) = store.purged()?.filter(|purged| applied < Some(*purged)) {
+        return Err(Failure::Hole { snapshot: applied, purged });
+    }
     let from = applied.map_or(0, |at: LogId<u64>| at.index + 1);
     for entry in store.entries(from.., usize::MAX)? {
         if let EntryPayload::Normal(proposal) = &entry.payload {

@@ -6,6 +6,7 @@
 
 use super::{Checked, Violation};
 use crate::plan::VOLUMES_MAX;
+use rustc_hash::FxHashSet;
 use trefoil_core::VolumeId;
 
 #[derive(Copy, Clone, Debug)]
@@ -19,6 +20,7 @@ struct Belief {
 #[derive(Debug, Default)]
 pub struct OneLease {
     beliefs: [Vec<Belief>; VOLUMES_MAX],
+    released: FxHashSet<usize>,
 }
 
 impl OneLease {
@@ -33,7 +35,8 @@ impl OneLease {
     ) -> Checked {
         let beliefs = &mut self.beliefs[volume.0 as usize - 1];
         beliefs.retain(|it| it.until > now && it.leader != leader);
-        if until <= now {
+        // An answer may find one that has released and is about to end.
+        if until <= now || self.released.contains(&leader) {
             return Ok(());
         }
         let other = beliefs.first().copied();
@@ -55,6 +58,7 @@ impl OneLease {
     /// A front end has released.
     pub fn released(&mut self, volume: VolumeId, leader: usize) {
         self.beliefs[volume.0 as usize - 1].retain(|it| it.leader != leader);
+        self.released.insert(leader);
     }
 }
 
@@ -73,6 +77,7 @@ mod tests {
         assert!(leases.given(one, 0, 1, 280, 250).is_err());
         leases.released(one, 2);
         leases.released(one, 0);
+        assert!(leases.given(one, 0, 1, 290, 255).is_ok(), "it makes no use of it");
         assert!(leases.given(one, 3, 3, 400, 260).is_ok());
         assert!(leases.given(one, 4, 4, 250, 260).is_ok(), "over before it came");
     }

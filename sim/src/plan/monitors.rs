@@ -7,7 +7,7 @@ use crate::rng::Rng;
 pub const MONITORS_MAX: usize = 5;
 /// Which runs have monitors that have to agree. Such that those of `tests/seeds.txt` from before there were any
 /// have none.
-const SALT: u64 = 0x6d6f_6e69_746f_7281;
+const SALT: u64 = 0x6d6f_6e69_746f_733b;
 
 /// The monitors, and how well they get on.
 #[derive(Clone, Debug)]
