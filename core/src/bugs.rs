@@ -20,6 +20,14 @@ pub enum Bug {
     NoReopen,
     /// A node answers List and forgets the epoch (N1).
     ListWithoutEpoch,
+    /// What was decided in one reign is applied though it was written in another (6.2).
+    SupersededApplies,
+    /// A new leader takes every lease for one that has run out (6.2).
+    NewReignWaitsForNobody,
+    /// A holder renews between the decision to grant over its lease and the commit (6.2).
+    RenewalSlipsIn,
+    /// The map of a backup goes on with its generations as they are (6.5).
+    RestoreSkipsNothing,
 }
 
 thread_local! {
@@ -57,4 +65,20 @@ pub(crate) fn no_reopen() -> bool {
 
 pub(crate) fn list_without_epoch() -> bool {
     BUG.get() == Some(Bug::ListWithoutEpoch)
+}
+
+pub(crate) fn superseded_applies() -> bool {
+    BUG.get() == Some(Bug::SupersededApplies)
+}
+
+pub(crate) fn new_reign_waits_for_nobody() -> bool {
+    BUG.get() == Some(Bug::NewReignWaitsForNobody)
+}
+
+pub(crate) fn renewal_slips_in() -> bool {
+    BUG.get() == Some(Bug::RenewalSlipsIn)
+}
+
+pub(crate) fn restore_skips_nothing() -> bool {
+    BUG.get() == Some(Bug::RestoreSkipsNothing)
 }

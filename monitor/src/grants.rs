@@ -13,6 +13,7 @@ use crate::service::{Result, Service};
 use std::rc::Rc;
 use trefoil_core::leader::report::{NodeReport, REPORT_NODES_MAX};
 use trefoil_core::map::lease::NotNow;
+use trefoil_core::map::reign::{Confirmed, Fate, NoGrant, OtherReign};
 use trefoil_core::map::{ClusterMap, Command, Grant, Holder, HolderKind, MapError, Reply, Volume};
 use trefoil_core::{Generation, Time, VolumeId};
 
@@ -33,7 +34,7 @@ impl Service {
         holder: Holder,
         above: Generation,
     ) -> Result<Response> {
-        let reign = self.confirmed_reign().await?;
+        let (reign, sure) = self.confirmed().await?;
         let map = self.map();
         let volume = self.find(&map, &key)?;
         if let Some(holder) = map.volumes.get(&volume).and_then(|it| it.holder.clone())
@@ -42,19 +43,19 @@ impl Service {
             // Soon: as soon as it is known where the copies are.
             return Ok(Response::Busy { holder, retry_after: self.renew });
         }
-        let asked = reign.soft.borrow_mut().leases.ask(&map, volume, &holder, self.now());
-        let seen = match asked {
-            Ok(seen) => seen,
-            Err(NotNow::Busy { holder, retry_after }) => {
+        let asked = reign.soft.borrow_mut().leases.ask(sure, &map, volume, &holder, above, self.now());
+        let grant = match asked {
+            Ok(grant) => grant,
+            Err(NoGrant::OtherReign) => return Err(self.not_leading("it has begun to lead anew: ask again")),
+            Err(NoGrant::NotNow(NotNow::Busy { holder, retry_after })) => {
                 return Ok(Response::Busy { holder, retry_after });
             }
-            Err(NotNow::Missing) => {
+            Err(NoGrant::NotNow(NotNow::Missing)) => {
                 let what = "volume".to_owned();
                 let name = volume.to_string();
                 return Err(MapError::Missing { what, name }.into());
             }
         };
-        let grant = Grant { volume, seen, above };
         let mut granted = self.grant(&reign, vec![grant], holder).await?;
         match granted.pop() {
             Some(Ok(granted)) => Ok(Response::Granted(Box::new(granted))),
@@ -94,44 +95,28 @@ impl Service {
     ) -> Result<Vec<Result<Granted, MapError>>> {
         let command = Command::GrantGenerations { grants: grants.clone(), holder };
         let reply = self.propose(reign, command).await;
-        let now = self.now();
-        let leases = &mut reign.soft.borrow_mut().leases;
-        let results = match reply {
-            Ok(Reply::Granted(results)) => results,
-            Ok(_) => return Err(RpcError::Unsure("an answer that fits no grant".to_owned())),
+        let fate = match &reply {
+            Ok(Reply::Granted(results)) => Fate::Applied(results),
             // It may still be committed: the old holder stays without renewal until it is known.
-            Err(error @ RpcError::Unsure(_)) => return Err(error),
-            Err(error) => {
-                for grant in &grants {
-                    leases.not_granted(grant.volume, grant.seen);
-                }
-                return Err(error);
-            }
+            Ok(_) | Err(RpcError::Unsure(_)) => Fate::Unknown,
+            Err(_) => Fate::Never,
         };
         let map = self.map();
-        let mut granted = Vec::with_capacity(results.len());
-        for (grant, result) in grants.iter().zip(results) {
-            granted.push(match (result, map.volumes.get(&grant.volume)) {
-                (Ok(generation), Some(info)) => {
-                    leases.granted(grant.volume, generation, now);
-                    Ok(Granted {
-                        volume: grant.volume,
-                        generation,
-                        info: Volume::clone(info),
-                        lease: self.lease.lease,
-                        renew: self.renew,
-                    })
-                }
-                (Ok(_), None) => {
-                    Err(MapError::Missing { what: "volume".to_owned(), name: grant.volume.to_string() })
-                }
-                (Err(error), _) => {
-                    leases.not_granted(grant.volume, grant.seen);
-                    Err(error)
-                }
-            });
-        }
-        Ok(granted)
+        reign.soft.borrow_mut().leases.settle(&grants, fate, &map, self.now());
+        let Reply::Granted(results) = reply? else {
+            return Err(RpcError::Unsure("an answer that fits no grant".to_owned()));
+        };
+        let granted = |grant: &Grant, result: Result<Generation, MapError>| {
+            let gone = || MapError::Missing { what: "volume".to_owned(), name: grant.volume.to_string() };
+            Ok(Granted {
+                volume: grant.volume,
+                generation: result?,
+                info: Volume::clone(map.volumes.get(&grant.volume).ok_or_else(gone)?),
+                lease: self.lease.lease,
+                renew: self.renew,
+            })
+        };
+        Ok(grants.iter().zip(results).map(|(grant, result)| granted(grant, result)).collect())
     }
 
     pub async fn renew(
@@ -145,18 +130,16 @@ impl Service {
             let text = format!("a report of {} nodes: send at most {REPORT_NODES_MAX}", nodes.len());
             return Err(RpcError::Malformed(text));
         }
-        let reign = self.confirmed_reign().await?;
+        let (reign, sure) = self.confirmed().await?;
         let map = self.map();
         let now = self.now();
         let mut soft = reign.soft.borrow_mut();
         soft.reports.heard(&holder, nodes, now);
-        let renewed: Vec<_> = volumes
-            .iter()
-            .map(|(volume, generation)| {
-                let renewal = soft.leases.renew(&map, &holder, *volume, *generation, now);
-                (*volume, renewal)
-            })
-            .collect();
+        let mut renew = |(volume, generation): &(VolumeId, Generation)| {
+            Ok((*volume, soft.leases.renew(sure, &map, &holder, *volume, *generation, now)?))
+        };
+        let renewed: Result<Vec<_>, OtherReign> = volumes.iter().map(&mut renew).collect();
+        let renewed = renewed.map_err(|error| self.not_leading(&error.to_string()))?;
         let reports = soft.heartbeats.values().flat_map(|it| &it.differing);
         let mut differing: Vec<_> = reports
             .filter(|group| volumes.iter().any(|(volume, _)| *volume == group.volume))
@@ -181,14 +164,7 @@ impl Service {
         let map = self.map();
         let mut soft = reign.soft.borrow_mut();
         for (id, generation, clean) in volumes {
-            let Some(volume) = map.volumes.get(&id) else {
-                continue;
-            };
-            if volume.generation != generation || volume.holder.is_some() {
-                continue;
-            }
-            soft.leases.released(id);
-            if clean {
+            if soft.leases.released(&map, id, generation) && clean {
                 // What nodes said before is over; they say it again if it is not.
                 for heartbeat in soft.heartbeats.values_mut() {
                     heartbeat.differing.retain(|group| group.volume != id);
@@ -199,15 +175,14 @@ impl Service {
     }
 
     pub async fn remove_volume(&self, key: VolumeKey) -> Result<Reply> {
-        let reign = self.confirmed_reign().await?;
+        let (reign, sure) = self.confirmed().await?;
         let map = self.map();
         let volume = self.find(&map, &key)?;
-        let generation = map.volumes.get(&volume).map(|it| it.generation);
-        let expired = reign.soft.borrow_mut().leases.expired(&map, volume, self.now());
-        let expired = generation.filter(|_| expired);
-        let reply = self.propose(&reign, Command::RemoveVolume { volume, expired }).await?;
+        let command = reign.soft.borrow_mut().leases.removal(sure, &map, volume, self.now());
+        let command = command.map_err(|error| self.not_leading(&error.to_string()))?;
+        let reply = self.propose(&reign, command).await?;
         let mut soft = reign.soft.borrow_mut();
-        soft.leases.released(volume);
+        soft.leases.removed(volume);
         soft.healed.remove(&volume);
         Ok(reply)
     }
@@ -218,12 +193,12 @@ impl Service {
         if holder.kind != HolderKind::Healer {
             return Err(RpcError::Malformed("a healer must say that it is one".to_owned()));
         }
-        let reign = self.confirmed_reign().await?;
+        let (reign, sure) = self.confirmed().await?;
         // Two at once would count the same places as free.
         if reign.healing.replace(true) {
             return Ok(Response::Heal(Vec::new()));
         }
-        let grants = self.choose_heals(&reign, &holder, max as usize);
+        let grants = self.choose_heals(&reign, sure, &holder, max as usize);
         let granted = match grants.is_empty() {
             true => Ok(Vec::new()),
             false => self.grant(&reign, grants, holder).await,
@@ -232,7 +207,7 @@ impl Service {
         Ok(Response::Heal(granted?.into_iter().flatten().collect()))
     }
 
-    fn choose_heals(&self, reign: &Reign, holder: &Holder, max: usize) -> Vec<Grant> {
+    fn choose_heals(&self, reign: &Reign, sure: Confirmed, holder: &Holder, max: usize) -> Vec<Grant> {
         let map = self.map();
         if map.restored.unchecked {
             return Vec::new();
@@ -263,10 +238,9 @@ impl Service {
             if grants.len() >= max.min(HEALS_MAX.saturating_sub(running)) {
                 break;
             }
-            if let Ok(seen) = soft.leases.ask(&map, volume, holder, now) {
+            if let Ok(grant) = soft.leases.ask(sure, &map, volume, holder, Generation(0), now) {
                 soft.healed.insert(volume, now);
-                let above = Generation(0);
-                grants.push(Grant { volume, seen, above });
+                grants.push(grant);
             }
         }
         grants

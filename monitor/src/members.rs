@@ -6,10 +6,9 @@
 
 use crate::config::MONITORS_MAX;
 use crate::peers::{self, HEARD_MAX, ask_who};
-use crate::raft::{Member, Metrics, PeerAnswer, PeerRequest, Raft, Who, is_possible};
+use crate::raft::{self, Member, Metrics, PeerAnswer, PeerRequest, Raft, Who};
 use crate::rpc::{MonitorStatus, MonitorsStatus, RpcError};
 use crate::service::{Result, Service};
-use openraft::error::{InstallSnapshotError, RaftError};
 use openraft::{ChangeMembers, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -122,39 +121,16 @@ impl Service {
                 hello.id
             ));
         }
-        let says = |vote: &openraft::Vote<u64>| vote.leader_id.node_id == hello.id;
-        let failed = |error: String| PeerAnswer::Refused(error);
         match request {
             PeerRequest::Who => PeerAnswer::Who(self.who()),
-            PeerRequest::Vote(rpc) if says(&rpc.vote) => match self.raft.vote(rpc).await {
-                Ok(answer) => PeerAnswer::Vote(answer),
-                Err(error) => failed(error.to_string()),
-            },
-            PeerRequest::Append(rpc) if says(&rpc.vote) => match self.raft.append_entries(rpc).await {
-                Ok(answer) => PeerAnswer::Append(answer),
-                Err(error) => failed(error.to_string()),
-            },
-            PeerRequest::Snapshot(rpc) if says(&rpc.vote) && is_possible(&rpc) => {
-                match self.raft.install_snapshot(rpc).await {
-                    Ok(answer) => PeerAnswer::Snapshot(answer),
-                    Err(RaftError::APIError(InstallSnapshotError::SnapshotMismatch(mismatch))) => {
-                        let (expected, got) = (mismatch.expect, mismatch.got);
-                        PeerAnswer::Mismatch {
-                            expected: (expected.id, expected.offset),
-                            got: (got.id, got.offset),
-                        }
-                    }
-                    Err(error) => failed(error.to_string()),
-                }
-            }
             PeerRequest::Moved(address) => match known {
-                None => failed("no member of this cluster".to_owned()),
+                None => PeerAnswer::Refused("no member of this cluster".to_owned()),
                 Some(_) => match self.set_address(hello.id, hello.incarnation, address).await {
                     Ok(()) => PeerAnswer::Who(self.who()),
-                    Err(error) => failed(error.to_string()),
+                    Err(error) => PeerAnswer::Refused(error.to_string()),
                 },
             },
-            _ => PeerAnswer::Refused("a request in somebody else's name, or beyond what can be".to_owned()),
+            request => raft::answer(&self.raft, hello.id, request).await,
         }
     }
 

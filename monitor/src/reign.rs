@@ -2,17 +2,17 @@
 //! was not the leader any more.
 //!
 //! Leases, above all: who renewed when is known to the leader alone, and only for as long as it leads without a
-//! gap. A monitor that comes to lead begins a new reign, in which every held lease counts as renewed at that
-//! moment (see [`trefoil_core::map::lease`]). Nothing of an earlier reign is looked at again: its monitor
+//! gap. The rules are [`trefoil_core::map::reign`]'s; here is what feeds them. A monitor that comes to lead begins
+//! a new reign, in which every held lease counts as renewed at that moment. Nothing of an earlier reign is looked at again: its monitor
 //! may have led twice, with a reign of somebody else's in between that renewed leases.
 //!
 //! Two things hold a decision to its reign. Before a lease is judged, a majority confirms that this reign, by
 //! its number, still lasts ([`crate::service::Service::confirm`]). And what is decided is written with that
-//! number, and applied only if it was written in the same reign ([`crate::raft::Proposal`]).
+//! number, and applied only if it was written in the same reign ([`trefoil_core::map::reign::Proposal`]).
 
 use crate::layout::Layouts;
 use crate::mover::Desk;
-use crate::raft::LeaderId;
+use crate::raft::reign_of;
 use crate::rates::Rates;
 use crate::reports::Reports;
 use crate::rpc::Heartbeat;
@@ -23,8 +23,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use trefoil_core::map::lease::{LeaseConfig, LeaseTable};
+use trefoil_core::map::lease::LeaseConfig;
 use trefoil_core::map::liveness::Liveness;
+use trefoil_core::map::reign::{self, Confirmed, ReignId};
 use trefoil_core::map::{ClusterMap, Command};
 use trefoil_core::{NodeId, Time, VolumeId};
 
@@ -34,7 +35,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// See the module.
 pub(crate) struct Reign {
     /// No other reign, of whichever monitor, has the same.
-    pub leader: LeaderId,
+    pub leader: ReignId,
     /// When it began, by the service's clock.
     pub started: Time,
     /// A borrow is never held across an await.
@@ -51,7 +52,7 @@ pub(crate) struct Reign {
 
 /// What is known beside the map.
 pub(crate) struct Soft {
-    pub leases: LeaseTable,
+    pub leases: reign::Reign,
     pub liveness: Liveness,
     /// The last of each node of the map.
     pub heartbeats: BTreeMap<NodeId, Heartbeat>,
@@ -81,18 +82,19 @@ impl Soft {
 impl Reign {
     /// At a moment when this monitor leads, with a map that has everything which its predecessors committed.
     pub fn new(
-        leader: LeaderId,
+        confirmed: Confirmed,
         map: &ClusterMap,
         lease: LeaseConfig,
         node_timeout: u64,
         renew: u64,
         now: Time,
     ) -> Reign {
+        let leases = reign::Reign::begin(confirmed, lease, map, now);
         Reign {
-            leader,
-            started: now,
+            leader: leases.id(),
+            started: leases.started(),
             soft: RefCell::new(Soft {
-                leases: LeaseTable::new(lease, map, now),
+                leases,
                 liveness: Liveness::new(node_timeout, now),
                 heartbeats: BTreeMap::new(),
                 reports: Reports::new(renew),
@@ -116,7 +118,7 @@ pub(crate) async fn watch(service: Rc<Service>) -> anyhow::Error {
     loop {
         let (leads, vote) = {
             let seen = metrics.borrow_and_update();
-            (seen.state == ServerState::Leader && !service.yielding.get(), seen.vote.leader_id)
+            (seen.state == ServerState::Leader && !service.yielding.get(), reign_of(&seen.vote.leader_id))
         };
         let current = service.reign.borrow().as_ref().map(|reign| reign.leader);
         if !leads {
@@ -147,8 +149,9 @@ async fn begin(service: &Rc<Service>) -> anyhow::Result<bool> {
     let asked = tokio::time::timeout(Duration::from_secs(2), service.raft.ensure_linearizable()).await;
     let Ok(Ok(Some(at))) = asked else { return Ok(false) };
     let map = service.map();
+    let confirmed = Confirmed::by_majority(reign_of(&at.leader_id));
     let reign =
-        Reign::new(at.leader_id, &map, service.lease, service.node_timeout, service.renew, service.now());
+        Reign::new(confirmed, &map, service.lease, service.node_timeout, service.renew, service.now());
     let reign = Rc::new(reign);
     if map.version == 0 {
         let identity = &service.identity;

@@ -11,7 +11,7 @@ use crate::grants::volume_statuses;
 use crate::health::{self, Facts, Status};
 use crate::history::History;
 use crate::peers::Peers;
-use crate::raft::{ENTRY_BYTES_MAX, Identity, Outcome, Proposal, Raft, SharedMap};
+use crate::raft::{ENTRY_BYTES_MAX, Identity, Outcome, Proposal, Raft, SharedMap, reign_of};
 use crate::reign::Reign;
 use crate::rpc::*;
 use openraft::ServerState;
@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
 use trefoil_core::map::lease::LeaseConfig;
 use trefoil_core::map::outs::{self, Room};
+use trefoil_core::map::reign::Confirmed;
 use trefoil_core::map::{ClusterMap, Command, Holder, MapError, Node, Out, Reply, Volume};
 use trefoil_core::{Incarnation, NodeId, Time, VolumeId};
 
@@ -393,9 +394,14 @@ impl Service {
 
     /// The reign, and a majority says that it lasts.
     pub async fn confirmed_reign(&self) -> Result<Rc<Reign>> {
+        Ok(self.confirmed().await?.0)
+    }
+
+    /// The same, with what leases are judged by.
+    pub async fn confirmed(&self) -> Result<(Rc<Reign>, Confirmed)> {
         let reign = self.reign()?;
-        self.confirm(&reign).await?;
-        Ok(reign)
+        let confirmed = self.confirm(&reign).await?;
+        Ok((reign, confirmed))
     }
 
     /// That this monitor does not lead, and who does.
@@ -410,11 +416,13 @@ impl Service {
     /// Makes sure that the reign lasts: a lease must not be judged behind a successor's back. A majority
     /// is asked after this was called; its answer names the reign, because this monitor may have begun
     /// another one meanwhile.
-    pub async fn confirm(&self, reign: &Reign) -> Result<()> {
+    pub async fn confirm(&self, reign: &Reign) -> Result<Confirmed> {
         let confirmed = async {
             loop {
                 match self.raft.ensure_linearizable().await {
-                    Ok(Some(at)) if at.leader_id == reign.leader => return Ok(()),
+                    Ok(Some(at)) if reign_of(&at.leader_id) == reign.leader => {
+                        return Ok(Confirmed::by_majority(reign.leader));
+                    }
                     Ok(_) => return Err(self.not_leading("it has begun to lead anew: ask again")),
                     // Somebody may have been too busy to answer within a heartbeat.
                     Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => {

@@ -148,6 +148,34 @@ cover! {
     CameBack = "nodes that left came back",
     /// Crashes right behind a step of a move or an answer to List.
     MoveCrashes = "crashes right behind a step",
+    /// Reigns of monitors.
+    Reigns = "reigns",
+    /// Times when two monitors believed to lead.
+    TwoLeaders = "two monitors that think they lead",
+    /// Monitors that crashed.
+    MonitorCrashes = "monitor crashes",
+    /// Monitors that stood still for a time.
+    MonitorPauses = "monitor pauses",
+    /// Monitors cut off from others, in one direction or both.
+    MonitorPartitions = "monitor partitions",
+    /// Monitors whose directory was replaced by an empty one.
+    MonitorsReplaced = "monitors replaced",
+    /// Clusters that were restored from a backup.
+    Restored = "backups restored",
+    /// Commands that monitors agreed on.
+    Committed = "commands committed",
+    /// Commands that were decided in one reign and written in another.
+    Superseded = "commands superseded",
+    /// Entries of the log that were written and never committed.
+    EntriesLost = "entries of deposed leaders lost",
+    /// Snapshots that a monitor was sent.
+    Snapshots = "snapshots installed by monitors",
+    /// Renewals while a grant over the lease was under way.
+    Undecided = "renewals while a grant is decided",
+    /// Grants on top of a generation that was over.
+    StaleGrants = "grants refused for a newer one",
+    /// Processes that asked again, not knowing of their grant.
+    AskedAgain = "grants to a process that had asked before",
 }
 
 /// The counters.

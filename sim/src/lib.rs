@@ -17,11 +17,12 @@
 //! | [`check`] | what must hold, one property per file |
 //! | [`runner`] | one seed, many seeds, failures for people |
 //! | [`store`] | a node's store with crashes |
+//! | [`raft`] | consensus among simulated monitors: the least that is right |
 //! | [`payload`] | what stands for bytes |
 //! | [`coverage`] | what happened, counted |
 //!
-//! It does not test the parts that the daemons add: sockets, the log on the device, Raft. Real processes
-//! do that.
+//! It does not test the parts that the daemons add: sockets, the log on the device, openraft. Tests of those parts
+//! and real processes do that.
 #![forbid(unsafe_code)]
 
 pub mod check;
@@ -29,6 +30,7 @@ pub mod coverage;
 pub mod payload;
 pub mod plan;
 pub mod queue;
+pub mod raft;
 pub mod rng;
 pub mod runner;
 pub mod store;

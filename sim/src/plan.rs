@@ -4,6 +4,10 @@
 //! they try ("swarm testing"): a cluster whose only trouble is restarts finds other things than one
 //! where everything happens at once. All times in µs.
 
+mod monitors;
+
+pub use monitors::{MONITOR_FAULTS, MONITORS_MAX, MonitorsPlan};
+
 use crate::rng::Rng;
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Epoch, NodeId, ObjectIndex, PgId, PoolId, VolumeId};
@@ -46,10 +50,16 @@ pub enum Fault {
     LostState,
     Isolated,
     SlowNode,
+    MonitorCrash,
+    MonitorPause,
+    MonitorPartition,
+    MonitorElects,
+    MonitorReplaced,
+    MonitorsRestored,
 }
 
 /// All kinds, in the order of their numbers.
-pub const FAULTS: [Fault; 19] = [
+pub const FAULTS: [Fault; 25] = [
     Fault::NodeCrash,
     Fault::AllNodesCrash,
     Fault::NodePause,
@@ -69,6 +79,12 @@ pub const FAULTS: [Fault; 19] = [
     Fault::LostState,
     Fault::Isolated,
     Fault::SlowNode,
+    Fault::MonitorCrash,
+    Fault::MonitorPause,
+    Fault::MonitorPartition,
+    Fault::MonitorElects,
+    Fault::MonitorReplaced,
+    Fault::MonitorsRestored,
 ];
 
 /// How many times slower a node is that is struck by [`Fault::SlowNode`].
@@ -100,6 +116,20 @@ pub enum Bug {
     NoReopen,
     /// A node answers List and forgets the epoch.
     ListWithoutEpoch,
+    /// What was decided in one reign is applied though it was written in another.
+    SupersededApplies,
+    /// A new leader takes every lease for one that has run out.
+    NewReignWaitsForNobody,
+    /// A holder renews between the decision to grant over its lease and the commit.
+    RenewalSlipsIn,
+    /// The map of a backup goes on with its generations as they are.
+    RestoreSkipsNothing,
+    /// A monitor that led once renews leases by what it knows itself.
+    RenewWithoutConfirm,
+    /// A monitor that was just elected decides before an entry of its own is committed.
+    ReignBeforeOwnEntry,
+    /// A monitor that has lost its directory goes on under its old name.
+    EmptyMonitorVotes,
 }
 
 /// How placement groups move in a run. Times in µs.
@@ -138,6 +168,8 @@ pub struct Plan {
     pub pgs: Vec<PgConfig>,
     /// They move, in some runs.
     pub moves: Option<MovesPlan>,
+    /// Several monitors, in some runs; else one that answers at once.
+    pub monitors: Option<MonitorsPlan>,
     /// Volumes.
     pub volumes: usize,
     /// Objects of each volume.
@@ -216,6 +248,7 @@ impl Plan {
         let mut faults = [0; FAULTS.len()];
         for (weight, kind) in faults.iter_mut().zip(FAULTS) {
             *weight = match kind {
+                kind if MONITOR_FAULTS.contains(&kind) => 0,
                 Fault::LostState if r.one_in(5) => r.between(1, 3) as u32,
                 Fault::LostState => 0,
                 Fault::SlowNode if late.percent(55) => late.between(1, 10) as u32,
@@ -235,6 +268,7 @@ impl Plan {
             nodes,
             pgs,
             moves: None,
+            monitors: None,
             volumes: r.between(1, VOLUMES_MAX as u64) as usize,
             objects: r.between(1, OBJECTS_MAX as u64) as usize,
             blocks: r.between(2, BLOCKS_MAX as u64) as usize,
@@ -287,6 +321,7 @@ impl Plan {
                 node_tick: m.magnitude(2_000, 100_000),
             });
         }
+        plan.draw_monitors();
         plan
     }
 
@@ -320,7 +355,7 @@ impl Plan {
     /// with leaders as the daemons have them. Whatever becomes of one node at a time, no operation may take
     /// longer than [`BRISK_STALL_MAX`].
     pub fn brisk(mut self) -> Plan {
-        self.moves = None;
+        (self.moves, self.monitors) = (None, None);
         if self.stall_limit != Some(BRISK_STALL_MAX) {
             let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);
             self.one_node_at_a_time();
@@ -357,6 +392,9 @@ impl Plan {
         self.stall_limit = None;
         if let Some(moves) = &mut self.moves {
             moves.crash_percent = 0;
+        }
+        if let Some(monitors) = &mut self.monitors {
+            monitors.lost_percent = 0;
         }
         self
     }

@@ -76,14 +76,27 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::FinalWithoutCheck) => Some(trefoil_core::bugs::Bug::FinalWithoutCheck),
         Some(Bug::NoReopen) => Some(trefoil_core::bugs::Bug::NoReopen),
         Some(Bug::ListWithoutEpoch) => Some(trefoil_core::bugs::Bug::ListWithoutEpoch),
-        Some(Bug::SkipFlush | Bug::NoHedges) | None => None,
+        Some(Bug::SupersededApplies) => Some(trefoil_core::bugs::Bug::SupersededApplies),
+        Some(Bug::NewReignWaitsForNobody) => Some(trefoil_core::bugs::Bug::NewReignWaitsForNobody),
+        Some(Bug::RenewalSlipsIn) => Some(trefoil_core::bugs::Bug::RenewalSlipsIn),
+        Some(Bug::RestoreSkipsNothing) => Some(trefoil_core::bugs::Bug::RestoreSkipsNothing),
+        Some(_) | None => None,
     });
     let _ = bug;
 }
 
+/// Bugs of what stands around the machines; every build has them.
+const OURS: [Bug; 5] = [
+    Bug::SkipFlush,
+    Bug::NoHedges,
+    Bug::RenewWithoutConfirm,
+    Bug::ReignBeforeOwnEntry,
+    Bug::EmptyMonitorVotes,
+];
+
 /// True if this build can be given the bug.
 pub fn has_bug(bug: Bug) -> bool {
-    matches!(bug, Bug::SkipFlush | Bug::NoHedges) || cfg!(feature = "deliberate-bugs")
+    OURS.contains(&bug) || cfg!(feature = "deliberate-bugs")
 }
 
 /// Runs one seed. `words`: how many of the last lines are kept, of those that concern the object of a
@@ -92,8 +105,9 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
     switch(settings.bug);
     let plan = plan_of(seed, settings);
     let summary = format!(
-        "{} nodes, {} PGs, {} volumes of {} objects of {} blocks (from {}), {} clients, lease {} µs, drift {} \
+        "{} monitors, {} nodes, {} PGs, {} volumes of {} objects of {} blocks (from {}), {} clients, lease {} µs, drift {} \
          ppm; {}; faults: {}",
+        plan.monitors.as_ref().map_or(0, |monitors| monitors.count),
         plan.nodes,
         plan.pgs.len(),
         plan.volumes,
@@ -145,6 +159,13 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::FinalWithoutCheck) => Some("final-without-check"),
         Some(Bug::NoReopen) => Some("no-reopen"),
         Some(Bug::ListWithoutEpoch) => Some("list-without-epoch"),
+        Some(Bug::SupersededApplies) => Some("superseded-applies"),
+        Some(Bug::NewReignWaitsForNobody) => Some("new-reign-waits-for-nobody"),
+        Some(Bug::RenewalSlipsIn) => Some("renewal-slips-in"),
+        Some(Bug::RestoreSkipsNothing) => Some("restore-skips-nothing"),
+        Some(Bug::RenewWithoutConfirm) => Some("renew-without-confirm"),
+        Some(Bug::ReignBeforeOwnEntry) => Some("reign-before-own-entry"),
+        Some(Bug::EmptyMonitorVotes) => Some("empty-monitor-votes"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

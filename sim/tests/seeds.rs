@@ -99,10 +99,36 @@ fn a_stale_copy_without_a_vote_is_caught() {
 #[test]
 fn broken_moves_are_caught() {
     if runner::has_bug(Bug::DeleteWithoutCompare) {
-        assert_eq!(caught(Bug::DeleteWithoutCompare, 50, false), "I5");
+        assert_eq!(caught(Bug::DeleteWithoutCompare, 300, false), "I5");
         caught(Bug::FinalWithoutCheck, 500, false);
         caught(Bug::NoReopen, 500, false);
     }
+}
+
+/// What holds a decision of the monitors to the reign in which it is true (6.2, 6.5), each rule taken away.
+#[test]
+fn broken_reigns_are_caught() {
+    for bug in [Bug::RenewWithoutConfirm, Bug::ReignBeforeOwnEntry] {
+        assert_eq!(caught(bug, 500, false), "6.2", "{bug:?}");
+    }
+    caught(Bug::EmptyMonitorVotes, 1_000, false);
+    if runner::has_bug(Bug::SupersededApplies) {
+        caught(Bug::NewReignWaitsForNobody, 500, false);
+        assert_eq!(caught(Bug::RenewalSlipsIn, 1_000, false), "6.2");
+        assert_eq!(caught(Bug::RestoreSkipsNothing, 1_000, false), "agreement");
+        assert_eq!(caught(Bug::SupersededApplies, 2_000, false), "agreement");
+    }
+}
+
+#[test]
+fn monitors_agree_on_a_quiet_day() {
+    use trefoil_sim::coverage::Cover;
+    let settings = Settings { steps: 6_000, calm: true, ..Settings::default() };
+    let totals = run_many(100, Some(140), None, 2, &settings, 1);
+    assert_passes(&totals, &settings);
+    let count = |what| totals.coverage.get(what);
+    // Somebody leads soon, and goes on to.
+    assert!(count(Cover::Committed) > 20 && count(Cover::Reigns) < 60, "{}", totals.coverage);
 }
 
 #[test]

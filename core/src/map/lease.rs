@@ -194,7 +194,10 @@ impl LeaseTable {
         }
         let patience = 2 * self.config.lease;
         let lease = self.lease(volume, generation, now);
-        if lease.granting {
+        let undecided = lease.granting;
+        #[cfg(feature = "deliberate-bugs")]
+        let undecided = undecided && !crate::bugs::renewal_slips_in();
+        if undecided {
             return Renewal::Undecided;
         }
         // A renewal that came late finds the generation not yet granted to another: it may go on.

@@ -18,6 +18,7 @@
 //! | [`mutes`], [`deaths`] | checks that are not to be heard of, daemons that died: for people |
 //! | [`diff`] | what another CRUSH map would move |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
+//! | [`reign`] | what a leader may decide, and for how long it is true |
 //! | [`events`] | what has happened, for people |
 //! | [`outs`] | which nodes that are down are given up: a rule without state |
 //! | [`liveness`] | which nodes have been heard of: the same |
@@ -54,6 +55,7 @@ pub mod mutes;
 pub mod outs;
 mod pgs;
 mod placer;
+pub mod reign;
 pub mod restore;
 mod types;
 

@@ -1,7 +1,7 @@
 //! The state machine: applies committed commands to the map that the rest of the monitor reads.
 
 use super::store::{Failure, SNAPSHOT, Store, decode, encode};
-use super::{Member, Outcome, SNAPSHOT_BYTES_MAX, Types};
+use super::{Member, Outcome, SNAPSHOT_BYTES_MAX, Types, reign_of};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{
     AnyError, Entry, EntryPayload, LogId, OptionalSend, SnapshotMeta, StorageError, StorageIOError,
@@ -41,12 +41,17 @@ struct State {
 
 impl Machine {
     /// The map of the last snapshot, or the empty one. The log behind it is applied by Raft.
+    ///
+    /// Errors: something is missing between the snapshot and the log, so that the map would not be the others'.
     pub fn load(store: Store) -> Result<(Machine, SharedMap), Failure> {
         let saved: Option<Saved> = store.get(SNAPSHOT)?;
         let (applied, membership, map) = match saved {
             Some(saved) => (saved.meta.last_log_id, saved.meta.last_membership, decode(&saved.map)?),
             None => (None, StoredMembership::default(), ClusterMap::new()),
         };
+        if let Some(purged) = store.purged()?.filter(|purged| applied < Some(*purged)) {
+            return Err(Failure::Hole { snapshot: applied, purged });
+        }
         let (map, reader) = watch::channel(Arc::new(map));
         let state = State { applied, membership, map };
         let machine = Machine { store, shared: Arc::new(Mutex::new(state)) };
@@ -70,7 +75,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
         };
         let build = async {
             let saved = Saved { meta: meta.clone(), map: encode(&*map)? };
-            self.store.put(SNAPSHOT, &saved).await?;
+            self.store.put_snapshot(&saved).await?;
             Ok(saved.map)
         };
         let map = build.await.map_err(|error: Failure| {
@@ -103,10 +108,9 @@ impl RaftStateMachine<Types> for Machine {
             state.applied = Some(entry.log_id);
             outcomes.push(match entry.payload {
                 EntryPayload::Blank => Outcome::Nothing,
-                EntryPayload::Normal(proposal) if proposal.reign != entry.log_id.leader_id => {
-                    Outcome::Superseded
+                EntryPayload::Normal(proposal) => {
+                    map.apply_written(&proposal, reign_of(&entry.log_id.leader_id))
                 }
-                EntryPayload::Normal(proposal) => Outcome::Done(map.apply_at(&proposal.command, proposal.at)),
                 EntryPayload::Membership(membership) => {
                     state.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Outcome::Nothing
@@ -134,7 +138,7 @@ impl RaftStateMachine<Types> for Machine {
                 return Err(Failure::LeftOver(saved.map.len() - SNAPSHOT_BYTES_MAX));
             }
             let map: ClusterMap = decode(&saved.map)?;
-            self.store.put(SNAPSHOT, &saved).await?;
+            self.store.put_snapshot(&saved).await?;
             Ok(map)
         };
         let map = install.await.map_err(|error: Failure| {

@@ -14,16 +14,15 @@ mod offline;
 mod store;
 
 pub(crate) use machine::{Machine, SharedMap};
-pub(crate) use network::{
-    ENTRY_BYTES_MAX, Job, JobFailed, Network, PeerAnswer, PeerRequest, Who, is_possible,
-};
+pub(crate) use network::{ENTRY_BYTES_MAX, Job, JobFailed, Network, PeerAnswer, PeerRequest, Who, answer};
 pub(crate) use offline::{map_of, seed};
 pub(crate) use store::{Failure, Identity, OpenError, Store};
 
 use serde::{Deserialize, Serialize};
 use std::io::Cursor;
 use std::net::{Ipv4Addr, SocketAddr};
-use trefoil_core::map::{Command, MapError, Reply};
+use trefoil_core::map::reign::ReignId;
+pub(crate) use trefoil_core::map::reign::{Outcome, Proposal};
 
 /// Bytes of a snapshot: the largest map, and what is beside it.
 pub(crate) const SNAPSHOT_BYTES_MAX: usize = trefoil_core::map::MAP_BYTES_MAX + (1 << 20);
@@ -45,31 +44,9 @@ impl Default for Member {
     }
 }
 
-/// One reign: a monitor leads in a term once, without a gap.
-pub(crate) type LeaderId = openraft::LeaderId<u64>;
-
-/// What is written to the log: a command, and the reign in which it was decided.
-///
-/// What a leader knows beside the map (whose lease has run out, above all) is true for as long as it leads. A
-/// command that it decided on, lost the lead over, and wrote when it led again, may rest on renewals that
-/// it has not seen. Such an entry is applied as nothing, everywhere.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Proposal {
-    pub reign: LeaderId,
-    /// When it was proposed: milliseconds since 1970, for people.
-    pub at: u64,
-    pub command: Command,
-}
-
-/// What came of an entry.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum Outcome {
-    /// It has no command: a new leader's first, or a change of the monitors.
-    Nothing,
-    /// It was decided in another reign than it was written in, and changed nothing.
-    Superseded,
-    /// The command was applied.
-    Done(Result<Reply, MapError>),
+/// The reign of an entry, or of a vote: a monitor leads in a term once, without a gap.
+pub(crate) fn reign_of(leader: &openraft::LeaderId<u64>) -> ReignId {
+    ReignId { term: leader.term, monitor: leader.node_id }
 }
 
 openraft::declare_raft_types!(
@@ -85,5 +62,9 @@ openraft::declare_raft_types!(
 pub(crate) type Raft = openraft::Raft<Types>;
 pub(crate) type Metrics = openraft::RaftMetrics<u64, Member>;
 
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod simulated_disk;
 #[cfg(test)]
 mod tests;

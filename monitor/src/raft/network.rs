@@ -5,7 +5,7 @@
 //! encoded here, handed over through a bounded channel, and answered through another. Nothing is retried
 //! here: openraft does that, and knows better what is still worth saying.
 
-use super::{Member, SNAPSHOT_BYTES_MAX, Types};
+use super::{Member, Raft, SNAPSHOT_BYTES_MAX, Types};
 use bytes::Bytes;
 use openraft::error::{
     InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, SnapshotMismatch, Unreachable,
@@ -199,6 +199,37 @@ impl RaftNetwork<Types> for Way {
 
     fn backoff(&self) -> Backoff {
         Backoff::new(std::iter::repeat(RETRY))
+    }
+}
+
+/// What this monitor's Raft answers to monitor `from`. What is no request to Raft, is said in somebody else's name,
+/// or is beyond what can be, is refused.
+pub(crate) async fn answer(raft: &Raft, from: u64, request: PeerRequest) -> PeerAnswer {
+    let says = |vote: &openraft::Vote<u64>| vote.leader_id.node_id == from;
+    let failed = |error: String| PeerAnswer::Refused(error);
+    match request {
+        PeerRequest::Vote(rpc) if says(&rpc.vote) => match raft.vote(rpc).await {
+            Ok(answer) => PeerAnswer::Vote(answer),
+            Err(error) => failed(error.to_string()),
+        },
+        PeerRequest::Append(rpc) if says(&rpc.vote) => match raft.append_entries(rpc).await {
+            Ok(answer) => PeerAnswer::Append(answer),
+            Err(error) => failed(error.to_string()),
+        },
+        PeerRequest::Snapshot(rpc) if says(&rpc.vote) && is_possible(&rpc) => {
+            match raft.install_snapshot(rpc).await {
+                Ok(answer) => PeerAnswer::Snapshot(answer),
+                Err(RaftError::APIError(InstallSnapshotError::SnapshotMismatch(mismatch))) => {
+                    let (expected, got) = (mismatch.expect, mismatch.got);
+                    PeerAnswer::Mismatch {
+                        expected: (expected.id, expected.offset),
+                        got: (got.id, got.offset),
+                    }
+                }
+                Err(error) => failed(error.to_string()),
+            }
+        }
+        _ => failed("a request in somebody else's name, or beyond what can be".to_owned()),
     }
 }
 

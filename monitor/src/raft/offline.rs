@@ -2,7 +2,7 @@
 
 use super::machine::{Meta, Saved};
 use super::store::{SNAPSHOT, decode, encode};
-use super::{Failure, Member, Store};
+use super::{Failure, Member, Store, reign_of};
 use openraft::{CommittedLeaderId, EntryPayload, LogId, Membership, StoredMembership};
 use std::collections::BTreeMap;
 use trefoil_core::map::ClusterMap;
@@ -15,13 +15,14 @@ pub(crate) fn map_of(store: &Store) -> Result<ClusterMap, Failure> {
         Some(saved) => (saved.meta.last_log_id, decode(&saved.map)?),
         None => (None, ClusterMap::new()),
     };
+    if let Some(purged) = store.purged()?.filter(|purged| applied < Some(*purged)) {
+        return Err(Failure::Hole { snapshot: applied, purged });
+    }
     let from = applied.map_or(0, |at: LogId<u64>| at.index + 1);
     for entry in store.entries(from.., usize::MAX)? {
-        if let EntryPayload::Normal(proposal) = &entry.payload
-            && proposal.reign == entry.log_id.leader_id
-        {
-            // One that is refused changes nothing, now as then.
-            let _ = map.apply_at(&proposal.command, proposal.at);
+        if let EntryPayload::Normal(proposal) = &entry.payload {
+            // One that is refused or superseded changes nothing, now as then.
+            let _ = map.apply_written(proposal, reign_of(&entry.log_id.leader_id));
         }
     }
     Ok(map)

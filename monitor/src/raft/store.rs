@@ -5,7 +5,7 @@
 //! wants its writes in order.
 
 use super::Types;
-use super::machine::Saved;
+use super::machine::{Meta, Saved};
 use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{Entry, LogId, OptionalSend, StorageError, StorageIOError, Vote};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -80,6 +80,10 @@ pub(crate) enum Failure {
     Format(u8),
     #[error("{0} bytes left over behind the content")]
     LeftOver(usize),
+    #[error(
+        "the snapshot ends at {snapshot:?}, and the log begins behind {purged:?}: what lies between is missing"
+    )]
+    Hole { snapshot: Option<LogId<u64>>, purged: LogId<u64> },
     #[error("the writer was cut off: {0}")]
     Thread(#[from] tokio::task::JoinError),
 }
@@ -95,6 +99,16 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
             // Bytes of another type may decode to something; what is left over gives them away.
             (_, left) => Err(Failure::LeftOver(left.len())),
         },
+        Some((other, _)) => Err(Failure::Format(*other)),
+        None => Err(Failure::Format(0)),
+    }
+}
+
+/// The last entry in an encoded snapshot, without decoding its map.
+fn snapshot_at(bytes: &[u8]) -> Result<Option<LogId<u64>>, Failure> {
+    match bytes.split_first() {
+        // The meta comes first.
+        Some((&FORMAT, rest)) => Ok(postcard::take_from_bytes::<Meta>(rest)?.0.last_log_id),
         Some((other, _)) => Err(Failure::Format(*other)),
         None => Err(Failure::Format(0)),
     }
@@ -149,6 +163,15 @@ impl Store {
             return Err(OpenError::OtherMonitor { path, theirs: identity.id, ours: id });
         }
         Ok((store, identity))
+    }
+
+    /// Opens what is behind `backend`, or makes it with `fresh` as its identity: for tests with a disk of their own.
+    #[cfg(test)]
+    pub(super) fn on(backend: impl redb::StorageBackend, fresh: Identity) -> Result<Store, Failure> {
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend);
+        let store = Store { database: Arc::new(database.map_err(redb::Error::from)?) };
+        store.identify(fresh)?;
+        Ok(store)
     }
 
     /// Opens the file of a monitor that does not run, whosever it is.
@@ -250,6 +273,27 @@ impl Store {
             Ok(())
         })
         .await
+    }
+
+    /// Puts a snapshot, durably, unless there is a later one. (One is built beside everything else, and a later one
+    /// may come from the leader meanwhile, whose log is then purged up to there: with the earlier one in its place,
+    /// what lies between would be lost.)
+    pub(super) async fn put_snapshot(&self, saved: &Saved) -> Result<(), Failure> {
+        let (bytes, at) = (encode(saved)?, saved.meta.last_log_id);
+        self.change(move |_, meta| {
+            let known = meta.get(SNAPSHOT)?.map(|value| snapshot_at(value.value()));
+            if known.transpose().map_err(Failed::Ours)?.flatten() > at {
+                return Ok(());
+            }
+            meta.insert(SNAPSHOT, bytes.as_slice())?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The last entry that was purged from the log.
+    pub(super) fn purged(&self) -> Result<Option<LogId<u64>>, Failure> {
+        self.get(PURGED)
     }
 
     /// Reads such a value. From redb's cache or the page cache; not worth a thread.

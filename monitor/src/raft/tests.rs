@@ -1,5 +1,6 @@
 //! The store against openraft's own suite, and a map that comes back from a snapshot and a purged log.
 
+use super::network::is_possible;
 use super::*;
 use openraft::StorageError;
 use openraft::testing::{StoreBuilder, Suite};
@@ -7,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
+use trefoil_core::map::Command;
 
 /// The only monitor.
 const VOTER: u64 = 1;
@@ -62,7 +64,7 @@ async fn start(dir: &Path) -> (Raft, SharedMap) {
 }
 
 async fn write(raft: &Raft, command: Command) {
-    let reign = raft.metrics().borrow().vote.leader_id;
+    let reign = reign_of(&raft.metrics().borrow().vote.leader_id);
     match raft.client_write(Proposal { reign, at: 1, command }).await.unwrap().data {
         Outcome::Done(result) => result.unwrap(),
         other => panic!("{other:?}"),
@@ -122,9 +124,11 @@ fn what_was_decided_in_another_reign_changes_nothing() {
         let (raft, map) = start(dir.path()).await;
         let identity = identity();
         write(&raft, Command::Init { cluster_id: identity.cluster_id, name: identity.cluster_name }).await;
-        let reign = raft.metrics().borrow().vote.leader_id;
+        let reign = reign_of(&raft.metrics().borrow().vote.leader_id);
         // An earlier reign of the same monitor, and one of another in the same term.
-        for reign in [LeaderId::new(reign.term - 1, VOTER), LeaderId::new(reign.term, VOTER + 1)] {
+        let earlier = ReignId { term: reign.term - 1, ..reign };
+        let another = ReignId { monitor: VOTER + 1, ..reign };
+        for reign in [earlier, another] {
             let written = raft.client_write(Proposal { reign, at: 1, command: register(1) }).await.unwrap();
             assert!(matches!(written.data, Outcome::Superseded), "{:?}", written.data);
         }
@@ -136,6 +140,31 @@ fn what_was_decided_in_another_reign_changes_nothing() {
     // Nor for a map that is made of the log without Raft.
     let (store, _) = Store::open_existing(dir.path()).unwrap();
     assert_eq!(map_of(&store).unwrap(), *before);
+}
+
+#[test]
+fn a_snapshot_that_is_finished_late_does_not_replace_a_later_one() {
+    let saved = |index: u64| {
+        let last_log_id = Some(openraft::LogId::new(openraft::CommittedLeaderId::new(1, VOTER), index));
+        let meta = machine::Meta { last_log_id, snapshot_id: index.to_string(), ..Default::default() };
+        let mut map = trefoil_core::map::ClusterMap::new();
+        map.version = index;
+        machine::Saved { meta, map: store::encode(&map).unwrap() }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (store, _) = Store::open(dir.path(), "test", identity()).unwrap();
+    runtime.block_on(async {
+        for (index, kept) in [(7, 7), (5, 7), (9, 9)] {
+            store.put_snapshot(&saved(index)).await.unwrap();
+            assert_eq!(map_of(&store).unwrap().version, kept);
+        }
+        // A file in which it did, in an earlier release, is not used: what lies between is nowhere.
+        let purged = openraft::LogId::new(openraft::CommittedLeaderId::new(1, VOTER), 12);
+        openraft::storage::RaftLogStorage::purge(&mut store.clone(), purged).await.unwrap();
+    });
+    assert!(matches!(map_of(&store), Err(Failure::Hole { .. })));
+    assert!(matches!(Machine::load(store), Err(Failure::Hole { .. })));
 }
 
 #[test]

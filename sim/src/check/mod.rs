@@ -11,10 +11,13 @@
 //! | [`i6_calm`] | when faults stop, every copy becomes equal |
 //! | [`p1_majority`] | what is acknowledged, a majority has claimed durable |
 //! | [`p4_one_writer`] | no write that began after a newer leader attached is acknowledged to an older one |
+//! | [`agreement`] | monitors agree on one log and one map, and grant each generation once |
+//! | [`one_lease`] | no two front ends believe in a lease of one volume at the same time |
 //! | [`durable_first`] | what a node claims is durable there at that moment |
 //! | [`never_back`] | promises, lines, fences and epochs never go back |
 //! | [`quorum_choice`] | the choice of every quorum is a legal one |
 
+pub mod agreement;
 pub mod durable_first;
 pub mod i1_acknowledged;
 pub mod i2_linearizable;
@@ -23,6 +26,7 @@ pub mod i4_equal_heads;
 pub mod i5_deletion;
 pub mod i6_calm;
 pub mod never_back;
+pub mod one_lease;
 pub mod p1_majority;
 pub mod p4_one_writer;
 pub mod quorum_choice;

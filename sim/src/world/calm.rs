@@ -48,6 +48,7 @@ impl World {
         }
         self.net.shut = Default::default();
         self.monitor.down_until = 0;
+        self.monitors_recover();
         self.finish_moves();
         let kill = self.rng.one_in(2);
         for li in 0..self.leaders.len() {
@@ -159,6 +160,9 @@ impl World {
     /// Everything is well, and has been for a while: no client of a leader that was replaced still waits,
     /// and no healer that was replaced still thinks that it has work to do.
     pub(super) fn nobody_waits(&mut self) {
+        if let Some(what) = self.monitors_are_not_level() {
+            return self.note(Err(check::Violation::plain("I6", what)));
+        }
         for li in 0..self.leaders.len() {
             let host = &self.leaders[li];
             if host.machine.is_some() && (host.healer || !host.ops.is_empty()) {

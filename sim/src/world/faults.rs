@@ -34,7 +34,8 @@ impl World {
                 .push(format!("leader {li} (generation {} of {}) {state}", leader.generation, leader.volume));
         }
         let name = |end: usize| match end {
-            MONITOR => "monitor".to_string(),
+            MONITOR if self.plan.monitors.is_none() => "monitor".to_string(),
+            end if end >= MONITOR => format!("monitor {}", end - MONITOR),
             end if end >= NODES_MAX => format!("host {}", end - NODES_MAX),
             end => format!("node.{end}"),
         };
@@ -50,11 +51,15 @@ impl World {
         if self.monitor.down_until > self.now {
             wrong.push("monitor down".to_string());
         }
+        wrong.extend(self.monitors_now());
         wrong.join(", ")
     }
 
     fn exists(&self, end: usize) -> bool {
-        end == MONITOR || end < self.plan.nodes || (end >= NODES_MAX && end - NODES_MAX < self.plan.hosts)
+        let monitors = self.plan.monitors.as_ref().map_or(1, |monitors| monitors.count);
+        (MONITOR..MONITOR + monitors).contains(&end)
+            || end < self.plan.nodes
+            || (end >= NODES_MAX && end - NODES_MAX < self.plan.hosts)
     }
 
     /// One fault, and the next one's time.
@@ -161,6 +166,9 @@ impl World {
             }
             Fault::MonitorDown => {
                 self.coverage.count(Cover::MonitorDown);
+                if self.replicas.is_some() {
+                    return self.all_monitors_crash();
+                }
                 self.monitor.down_until = self.monitor.down_until.max(self.now + lasts);
             }
             Fault::RenewalsLost => {
@@ -189,6 +197,7 @@ impl World {
                 }
             }
             Fault::LostState => self.lose_state(lasts),
+            kind => self.monitor_fault(kind, lasts),
         }
     }
 
@@ -243,10 +252,11 @@ impl World {
     }
 
     fn some_end(&mut self) -> usize {
-        match self.rng.index(self.plan.nodes + self.plan.hosts + 1) {
+        let monitors = self.plan.monitors.as_ref().map_or(1, |monitors| monitors.count);
+        match self.rng.index(self.plan.nodes + self.plan.hosts + monitors) {
             n if n < self.plan.nodes => n,
             n if n < self.plan.nodes + self.plan.hosts => host_end(n - self.plan.nodes),
-            _ => MONITOR,
+            n => super::net::monitor_end(n - self.plan.nodes - self.plan.hosts),
         }
     }
 

@@ -61,6 +61,8 @@ pub struct LeaderHost {
     pub tick_at: u64,
     /// Its clients' operations.
     pub ops: FxHashMap<u64, Pending>,
+    /// The number of its process.
+    pub boot: u64,
     /// It renews its lease.
     pub renews: bool,
     /// It has been asked to release.
@@ -134,6 +136,7 @@ impl World {
             deferred: VecDeque::new(),
             tick_at: 0,
             ops: FxHashMap::default(),
+            boot: 0,
             renews: !healer,
             releasing: false,
             attached: false,
@@ -279,10 +282,15 @@ impl World {
                 }
                 let at = self.arrival(super::net::host_end(self.leaders[li].host), super::net::MONITOR);
                 let (volume, generation) = (self.leaders[li].volume, self.leaders[li].generation);
+                self.leases.released(volume, li);
                 if self.trace.wanted() {
                     self.say(Some((volume, None)), format!("leader {li} has released, clean: {clean}"));
                 }
-                self.queue.push(at, Event::Release { volume, generation, clean });
+                if self.replicas.is_some() {
+                    self.release_to_monitors(li, clean);
+                } else {
+                    self.queue.push(at, Event::Release { volume, generation, clean });
+                }
                 self.queue.push(self.now, Event::LeaderEnds { li });
             }
             Output::AllWhole => {

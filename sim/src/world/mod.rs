@@ -9,7 +9,10 @@
 //! | [`net`] | connections, breaks, partitions |
 //! | `nodes` | storage nodes and their stores |
 //! | `leaders` | front ends, healers, clients |
-//! | `monitor` | generations and leases |
+//! | `monitor` | generations and leases: one monitor that answers at once |
+//! | `replicas` | several monitors that have to agree |
+//! | `requests` | what is asked of them, and answered |
+//! | `monitor_faults` | what goes wrong with them |
 //! | `moves` | placement groups that move |
 //! | `faults` | what goes wrong |
 //! | `calm` | the second phase |
@@ -18,9 +21,12 @@ mod calm;
 mod faults;
 mod leaders;
 mod monitor;
+mod monitor_faults;
 mod moves;
 pub mod net;
 mod nodes;
+mod replicas;
+mod requests;
 mod words;
 
 pub use calm::Stage;
@@ -31,6 +37,7 @@ use crate::check::i1_acknowledged::Acknowledged;
 use crate::check::i2_linearizable::Linearizable;
 use crate::check::i3_one_content::OneContent;
 use crate::check::i4_equal_heads::EqualHeads;
+use crate::check::one_lease::OneLease;
 use crate::check::p1_majority::Majority;
 use crate::check::p4_one_writer::OneWriter;
 use crate::check::{self, Checked, Moment, Violation};
@@ -88,43 +95,162 @@ impl Clock {
 /// Something that happens. `ni`: a node's number; `li`: a leader's.
 #[allow(missing_docs)]
 pub enum Event {
-    ToNode { conn: ConnId, msg: ToNode<Blocks> },
-    ToLeader { conn: ConnId, msg: FromNode<Blocks> },
-    NodeLosesConn { conn: ConnId },
-    LeaderLosesConn { conn: ConnId },
-    LeaderGone { ni: usize, life: u32, conn: ConnId },
-    Connect { li: usize, ni: usize },
-    Peer { from: usize, to: usize, link_life: u32, life: u32, msg: Box<PeerMsg<Blocks>> },
-    PeerLost { ni: usize, life: u32, other: usize },
-    Flushed { ni: usize, life: u32 },
-    SaidDurable { ni: usize, life: u32, ticket: Ticket },
-    ReadDone { ni: usize, life: u32, token: u64, object: ObjectId, found: ReadResult<Blocks> },
-    NodeTick { ni: usize, life: u32 },
-    NodeStarts { ni: usize },
-    NodeResumes { ni: usize, life: u32 },
-    SpeedRecovers { ni: usize },
-    RoomAgain { ni: usize },
-    GrowthKnown { ni: usize, life: u32, conn: ConnId },
-    LeaderTick { li: usize },
-    LeaderResumes { li: usize },
-    LeaderEnds { li: usize },
-    ReleaseLeader { li: usize },
-    Config { li: usize, pg: u32, config: PgConfig },
-    Differs { li: usize, group: GroupId },
-    Client { li: usize, client: u32 },
-    Renew { li: usize },
-    RenewsAgain { li: usize },
-    Renewal { volume: VolumeId, generation: u64, li: usize, sent: u64 },
-    Renewed { li: usize, until: u64 },
-    Release { volume: VolumeId, generation: u64, clean: bool },
-    VolumeTimer { volume: VolumeId },
-    Ask { volume: VolumeId, healer: bool, host: usize, asked: u64 },
-    Granted { volume: VolumeId, generation: u64, healer: bool, host: usize, asked: u64, pgs: Rc<[PgConfig]> },
+    ToNode {
+        conn: ConnId,
+        msg: ToNode<Blocks>,
+    },
+    ToLeader {
+        conn: ConnId,
+        msg: FromNode<Blocks>,
+    },
+    NodeLosesConn {
+        conn: ConnId,
+    },
+    LeaderLosesConn {
+        conn: ConnId,
+    },
+    LeaderGone {
+        ni: usize,
+        life: u32,
+        conn: ConnId,
+    },
+    Connect {
+        li: usize,
+        ni: usize,
+    },
+    Peer {
+        from: usize,
+        to: usize,
+        link_life: u32,
+        life: u32,
+        msg: Box<PeerMsg<Blocks>>,
+    },
+    PeerLost {
+        ni: usize,
+        life: u32,
+        other: usize,
+    },
+    Flushed {
+        ni: usize,
+        life: u32,
+    },
+    SaidDurable {
+        ni: usize,
+        life: u32,
+        ticket: Ticket,
+    },
+    ReadDone {
+        ni: usize,
+        life: u32,
+        token: u64,
+        object: ObjectId,
+        found: ReadResult<Blocks>,
+    },
+    NodeTick {
+        ni: usize,
+        life: u32,
+    },
+    NodeStarts {
+        ni: usize,
+    },
+    NodeResumes {
+        ni: usize,
+        life: u32,
+    },
+    SpeedRecovers {
+        ni: usize,
+    },
+    RoomAgain {
+        ni: usize,
+    },
+    GrowthKnown {
+        ni: usize,
+        life: u32,
+        conn: ConnId,
+    },
+    LeaderTick {
+        li: usize,
+    },
+    LeaderResumes {
+        li: usize,
+    },
+    LeaderEnds {
+        li: usize,
+    },
+    ReleaseLeader {
+        li: usize,
+    },
+    Config {
+        li: usize,
+        pg: u32,
+        config: PgConfig,
+    },
+    Differs {
+        li: usize,
+        group: GroupId,
+    },
+    Client {
+        li: usize,
+        client: u32,
+    },
+    Renew {
+        li: usize,
+    },
+    RenewsAgain {
+        li: usize,
+    },
+    Renewal {
+        volume: VolumeId,
+        generation: u64,
+        li: usize,
+        sent: u64,
+    },
+    Renewed {
+        li: usize,
+        until: u64,
+    },
+    Release {
+        volume: VolumeId,
+        generation: u64,
+        clean: bool,
+    },
+    VolumeTimer {
+        volume: VolumeId,
+    },
+    Ask {
+        volume: VolumeId,
+        healer: bool,
+        host: usize,
+        asked: u64,
+    },
+    Granted {
+        volume: VolumeId,
+        generation: u64,
+        healer: bool,
+        host: usize,
+        asked: u64,
+        asker: requests::Asker,
+        pgs: Rc<[PgConfig]>,
+    },
     MoverStep,
     MoveWish,
-    NodeMap { ni: usize, life: u32, configs: Vec<PgConfig> },
-    List { ni: usize, life: u32, request: ListRequest },
-    Listed { ni: usize, list: GroupList },
+    NodeMap {
+        ni: usize,
+        life: u32,
+        configs: Vec<PgConfig>,
+    },
+    List {
+        ni: usize,
+        life: u32,
+        by: usize,
+        request: ListRequest,
+    },
+    Listed {
+        ni: usize,
+        by: usize,
+        list: GroupList,
+    },
+    Monitors(Box<replicas::MonitorEvent>),
     Fault,
 }
 
@@ -157,6 +283,7 @@ pub struct World {
     leaders: Vec<LeaderHost>,
     host_clocks: Vec<Clock>,
     monitor: monitor::Monitor,
+    replicas: Option<Box<replicas::Replicas>>,
     calm: calm::Calm,
     moves: Option<Box<moves::Moves>>,
     moments: Moment,
@@ -174,6 +301,7 @@ pub struct World {
     heads: EqualHeads,
     majority: Majority,
     writer: OneWriter,
+    leases: OneLease,
     // Buffers.
     node_out: Vec<node::Output<Blocks>>,
     leader_out: Vec<leader::Output<Blocks>>,
@@ -187,7 +315,10 @@ impl World {
         let nodes =
             (0..plan.nodes).map(|_| NodeHost::new(World::new_clock(&mut rng, &plan), skip_flush)).collect();
         let host_clocks = (0..plan.hosts).map(|_| World::new_clock(&mut rng, &plan)).collect();
-        let monitor = monitor::Monitor::new(World::new_clock(&mut rng, &plan));
+        let map = monitor::first_map(&plan);
+        let wrong = map.as_ref().err().map(|error| Violation::plain("map", error.to_string()));
+        let map = map.unwrap_or_default();
+        let monitor = monitor::Monitor::new(World::new_clock(&mut rng, &plan), &plan, map.clone());
         let mut world = World {
             given: vec![Durable::default(); plan.nodes],
             plan,
@@ -195,7 +326,7 @@ impl World {
             steps: 0,
             coverage: Coverage::default(),
             trace: Trace::new(words),
-            violation: None,
+            violation: wrong,
             outside_only: false,
             longest: 0,
             faulty: true,
@@ -206,6 +337,7 @@ impl World {
             leaders: Vec::new(),
             host_clocks,
             monitor,
+            replicas: None,
             calm: calm::Calm::default(),
             moves: None,
             moments: 0,
@@ -221,10 +353,12 @@ impl World {
             heads: EqualHeads::default(),
             majority: Majority::default(),
             writer: OneWriter::default(),
+            leases: OneLease::default(),
             node_out: Vec::new(),
             leader_out: Vec::new(),
         };
-        world.start_moves();
+        world.start_moves(map.clone());
+        world.start_monitors(map);
         for ni in 0..world.plan.nodes {
             world.start_node(ni);
         }
@@ -264,7 +398,8 @@ impl World {
     pub fn step(&mut self) -> bool {
         let Some((time, event)) = self.queue.pop() else { return false };
         self.now = self.now.max(time);
-        self.steps += 1;
+        // What monitors say to each other is not what a run is measured in.
+        self.steps += u64::from(!matches!(event, Event::Monitors(_)));
         self.trace.mix(time);
         self.happen(event, true);
         true
@@ -489,8 +624,11 @@ impl World {
             Event::Release { volume, generation, clean } => self.released(volume, generation, clean),
             Event::VolumeTimer { volume } => self.volume_timer(volume),
             Event::Ask { volume, healer, host, asked } => self.ask(volume, healer, host, asked),
-            Event::Granted { volume, generation, healer, host, asked, pgs } => {
-                self.start_leader((volume, generation), healer, host, asked, &pgs);
+            Event::Granted { volume, generation, healer, host, asked, asker, pgs } => {
+                if self.answer_counts(volume, host, asker) {
+                    self.start_leader((volume, generation), healer, host, asked, &pgs);
+                    self.is_process(asker.boot, asked);
+                }
             }
             Event::MoverStep => self.mover_step(),
             Event::MoveWish => self.move_wish(),
@@ -499,12 +637,13 @@ impl World {
                     self.node_map(ni, configs);
                 }
             }
-            Event::List { ni, life, request } => {
+            Event::List { ni, life, by, request } => {
                 if self.node_lives(ni, life) {
-                    self.list(ni, request);
+                    self.list(ni, by, request);
                 }
             }
-            Event::Listed { ni, list } => self.listed(ni, list),
+            Event::Listed { ni, by, list } => self.listed(ni, by, list),
+            Event::Monitors(event) => self.monitor_event(*event),
             Event::Fault => self.fault(),
         }
     }

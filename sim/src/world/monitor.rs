@@ -1,28 +1,26 @@
-//! The stand-in for the monitors: generations and leases, and who may heal.
+//! What the rest of the world knows of the monitors: generations and leases, and who may heal.
 //!
-//! It grants generation g + 1 only when the holder of g has released, or when g's lease has run out by
-//! its own clock since it took the last renewal, plus the margin for clocks that drift (6.2). A healer
-//! holds no lease and may be replaced at any time.
+//! The rules are the daemons' own, [`trefoil_core::map::reign`]. In about half of the runs there is one monitor,
+//! which agrees with itself at once and leads for ever; in the others there are several, see
+//! [`replicas`](super::replicas). A healer holds no lease and may be replaced at any time.
 
 use super::net::{MONITOR, host_end};
+use super::requests::Request;
 use super::{Clock, Event, World};
 use crate::check::Violation;
 use crate::coverage::Cover;
-use crate::plan::VOLUMES_MAX;
+use crate::plan::{POOL, Plan, VOLUMES_MAX};
 use trefoil_core::leader::Input;
-use trefoil_core::{GroupId, Time, VolumeId};
+use trefoil_core::map::lease::{LeaseConfig, Renewal};
+use trefoil_core::map::reign::{Confirmed, Fate, Outcome, Reign, ReignId};
+use trefoil_core::map::{Ack, ClusterMap, Command, FailureDomain, Holder, HolderKind, MapError, Reply};
+use trefoil_core::{Generation, GroupId, Incarnation, PgId, Time, VolumeId};
 
-/// What the monitors know of a volume.
+/// What the world keeps of a volume.
 #[derive(Clone, Debug, Default)]
 pub struct Volume {
     /// The last generation granted.
     pub generation: u64,
-    /// Its lease has run out then, by the monitors' clock.
-    pub lease_end: u64,
-    /// Its holder has released, or there was none.
-    pub free: bool,
-    /// Its holder is a healer.
-    pub healer: bool,
     /// Its copies may differ.
     pub needs_healing: bool,
     /// Somebody wants to take it over.
@@ -33,20 +31,88 @@ pub struct Volume {
 #[derive(Debug)]
 pub struct Monitor {
     volumes: [Volume; VOLUMES_MAX],
-    /// Their clock.
+    /// The clock of the only one.
     pub clock: Clock,
-    /// Until then they do not answer.
+    /// Until then it does not answer.
     pub down_until: u64,
+    /// What the only one knows.
+    map: ClusterMap,
+    reign: Reign,
+    /// Processes that have asked.
+    pub boots: u64,
+}
+
+/// The reign of the only monitor.
+const ALWAYS: ReignId = ReignId { term: 1, monitor: 1 };
+
+/// The run's leases.
+pub fn lease_config(plan: &Plan) -> LeaseConfig {
+    LeaseConfig { lease: plan.lease, margin: plan.margin }
+}
+
+/// The map that a run begins with.
+pub fn first_map(plan: &Plan) -> Result<ClusterMap, MapError> {
+    let mut map = ClusterMap::new();
+    map.apply(&Command::Init { cluster_id: [1; 16], name: "sim".to_owned() })?;
+    for n in 0..plan.nodes as u64 {
+        map.apply(&Command::RegisterNode {
+            id: None,
+            incarnation: Incarnation(n + 1),
+            address: ([127, 0, 0, 1], 1).into(),
+            host: format!("host{n}"),
+            class: None,
+            size: 1 << 40,
+            now: 0,
+        })?;
+    }
+    let (name, domain, ack) = ("pool".to_owned(), FailureDomain::Host, Ack::Majority);
+    map.apply(&Command::CreatePool { name, size: 3, pg_num: plan.pgs.len() as u32, domain, ack })?;
+    for (pg, config) in (0..).zip(&plan.pgs) {
+        map.pgs.set(PgId { pool: POOL, pg }, config);
+    }
+    for n in 0..plan.volumes {
+        let (name, pool) = (format!("volume{n}"), "pool".to_owned());
+        let (size, object_size) = (64 << 20, 4 << 20);
+        map.apply(&Command::CreateVolume { name, pool, size, object_size, io_timeout: None })?;
+    }
+    Ok(map)
+}
+
+/// A process that leads, or wants to, by the number that it drew when it started.
+pub fn holder(boot: u64, healer: bool) -> Holder {
+    let kind = if healer { HolderKind::Healer } else { HolderKind::FrontEnd };
+    Holder { name: "sim".to_owned(), boot, kind }
 }
 
 impl Monitor {
-    pub(super) fn new(clock: Clock) -> Monitor {
-        let volume = Volume { free: true, ..Volume::default() };
-        Monitor { volumes: std::array::from_fn(|_| volume.clone()), clock, down_until: 0 }
+    pub(super) fn new(clock: Clock, plan: &Plan, map: ClusterMap) -> Monitor {
+        let config = lease_config(plan);
+        let reign = Reign::begin(Confirmed::by_majority(ALWAYS), config, &map, Time(clock.local(0)));
+        let volumes = std::array::from_fn(|_| Volume::default());
+        Monitor { volumes, clock, down_until: 0, map, reign, boots: 0 }
     }
     /// A volume.
     pub fn volume(&mut self, id: VolumeId) -> &mut Volume {
         &mut self.volumes[id.0 as usize - 1]
+    }
+    /// A generation was granted, of which this is known.
+    pub(super) fn granted(&mut self, id: VolumeId, generation: u64) {
+        let volume = self.volume(id);
+        volume.generation = generation;
+        volume.wanted = false;
+        // Unless its holder says otherwise.
+        volume.needs_healing = true;
+    }
+    /// The only monitor decides, and agrees with itself.
+    fn grant_at_once(&mut self, id: VolumeId, holder: &Holder, now: Time) -> Option<u64> {
+        let sure = Confirmed::by_majority(ALWAYS);
+        let grant = self.reign.ask(sure, &self.map, id, holder, Generation(0), now).ok()?;
+        let grants = vec![grant];
+        let command = Command::GrantGenerations { grants: grants.clone(), holder: holder.clone() };
+        let outcome = self.map.apply_written(&self.reign.proposal(command, 0), ALWAYS);
+        let Outcome::Done(Ok(Reply::Granted(results))) = outcome else { return None };
+        self.reign.settle(&grants, Fate::Applied(&results), &self.map, now);
+        Some(results.first()?.as_ref().ok()?.0)
     }
 }
 
@@ -74,6 +140,9 @@ impl World {
             }
         };
         let host = self.rng.index(self.plan.hosts);
+        if self.replicas.is_some() {
+            return self.ask_monitors(volume, healer, host);
+        }
         if self.lease_message_lost() {
             return;
         }
@@ -81,7 +150,7 @@ impl World {
         self.queue.push(arrives, Event::Ask { volume, healer, host, asked: self.now });
     }
 
-    fn lease_message_lost(&mut self) -> bool {
+    pub(super) fn lease_message_lost(&mut self) -> bool {
         self.faulty && self.rng.percent(self.plan.renewals_lost_percent)
     }
 
@@ -90,23 +159,14 @@ impl World {
         if self.monitor.down_until > self.now {
             return;
         }
-        let now = self.monitor.clock.local(self.now);
-        let (lease, margin) = (self.plan.lease, self.plan.margin);
-        let state = self.monitor.volume(volume);
-        let expired = now > state.lease_end + margin;
-        // A healer never stands in a client's way; a healer stands in no healer's way but its own.
-        if !(state.free || expired || (state.healer && !healer)) {
-            return;
-        }
-        let by_expiry = !state.free && !state.healer;
-        state.generation += 1;
-        state.lease_end = now + lease;
-        state.free = false;
-        state.healer = healer;
-        state.wanted = false;
-        // Unless its holder says otherwise.
-        state.needs_healing = true;
-        let generation = state.generation;
+        let now = Time(self.monitor.clock.local(self.now));
+        let held = self.monitor.map.volumes.get(&volume).and_then(|it| it.holder.as_ref());
+        let by_expiry = held.is_some_and(|holder| holder.kind == HolderKind::FrontEnd);
+        // Each process asks once.
+        self.monitor.boots += 1;
+        let boot = self.monitor.boots;
+        let Some(generation) = self.monitor.grant_at_once(volume, &holder(boot, healer), now) else { return };
+        self.monitor.granted(volume, generation);
         if let Some(moves) = &mut self.moves
             && !moves.granted(volume, generation)
         {
@@ -128,7 +188,8 @@ impl World {
         let at = self.arrival(MONITOR, host_end(host));
         // With the grant comes the map as it is now.
         let pgs = self.plan.pgs.as_slice().into();
-        self.queue.push(at, Event::Granted { volume, generation, healer, host, asked, pgs });
+        let asker = super::requests::Asker { boot, number: 0 };
+        self.queue.push(at, Event::Granted { volume, generation, healer, host, asked, asker, pgs });
     }
 
     /// A leader renews its lease.
@@ -139,8 +200,11 @@ impl World {
         }
         let end = host_end(host.host);
         let sent = host.clock.local(self.now);
-        let (volume, generation) = (host.volume, host.generation);
+        let (volume, generation, from) = (host.volume, host.generation, host.host);
         self.queue.push(self.now + self.plan.lease / 3, Event::Renew { li });
+        if self.replicas.is_some() {
+            return self.request(from, Request::Renewal { volume, generation, li, sent });
+        }
         if self.lease_message_lost() {
             return;
         }
@@ -153,13 +217,15 @@ impl World {
         if self.monitor.down_until > self.now {
             return;
         }
-        let now = self.monitor.clock.local(self.now);
+        let now = Time(self.monitor.clock.local(self.now));
         let lease = self.plan.lease;
-        let state = self.monitor.volume(volume);
-        if state.generation != generation || state.free {
+        let holder = holder(self.leaders[li].boot, false);
+        let Monitor { reign, map, .. } = &mut self.monitor;
+        let sure = Confirmed::by_majority(ALWAYS);
+        let renewed = reign.renew(sure, map, &holder, volume, Generation(generation), now);
+        if !matches!(renewed, Ok(Renewal::Renewed { .. })) {
             return;
         }
-        state.lease_end = state.lease_end.max(now + lease);
         if self.lease_message_lost() {
             return;
         }
@@ -169,7 +235,19 @@ impl World {
 
     /// The answer to a renewal has come to the leader.
     pub(super) fn renewed(&mut self, li: usize, until: u64) {
+        self.believes(li, until);
         self.leader_input(li, Input::Lease { until: Time(until) });
+    }
+
+    /// A front end believes in its lease until then, by its own clock.
+    pub(super) fn believes(&mut self, li: usize, until: u64) {
+        let host = &self.leaders[li];
+        if host.machine.is_none() || host.healer {
+            return;
+        }
+        let (volume, generation, until) = (host.volume, host.generation, host.clock.when(until));
+        let checked = self.leases.given(volume, li, generation, until, self.now);
+        self.note(checked);
     }
 
     /// A release has come to the monitors.
@@ -177,10 +255,11 @@ impl World {
         if self.monitor.down_until > self.now {
             return;
         }
-        let state = self.monitor.volume(volume);
-        if state.generation == generation {
-            state.free = true;
-            state.needs_healing = !clean;
+        let volumes = vec![(volume, Generation(generation), clean)];
+        let Monitor { reign, map, .. } = &mut self.monitor;
+        let _ = map.apply_written(&reign.proposal(Command::Release { volumes }, 0), ALWAYS);
+        if reign.released(map, volume, Generation(generation)) {
+            self.monitor.volume(volume).needs_healing = !clean;
         }
         self.calm_released(volume, generation);
     }

@@ -11,11 +11,11 @@ use crate::coverage::Cover;
 use crate::plan::{MovesPlan, NODES_MAX, POOL};
 use rustc_hash::FxHashMap;
 use trefoil_core::map::mover::{Action, Limits, Mover};
-use trefoil_core::map::{Ack, ClusterMap, Command, FailureDomain, Grant, Holder, HolderKind, MoveStage};
+use trefoil_core::map::{ClusterMap, Command, Grant, Holder, HolderKind, MapError, MoveStage, Reply};
 use trefoil_core::message::{GroupList, ListRequest};
 use trefoil_core::node::Input;
 use trefoil_core::placement::PgConfig;
-use trefoil_core::{Ballot, Epoch, Generation, GroupId, Incarnation, NodeId, PgId, VolumeId};
+use trefoil_core::{Ballot, Epoch, Generation, GroupId, NodeId, PgId, VolumeId};
 
 /// What the run has of moves.
 pub struct Moves {
@@ -37,43 +37,15 @@ fn pg_id(pg: usize) -> PgId {
 }
 
 impl Moves {
-    pub(super) fn new(
-        plan: &MovesPlan,
-        nodes: usize,
-        pgs: &[PgConfig],
-        volumes: usize,
-    ) -> Result<Moves, trefoil_core::map::MapError> {
-        let mut map = ClusterMap::new();
-        map.apply(&Command::Init { cluster_id: [1; 16], name: "sim".to_owned() })?;
-        for n in 0..nodes as u64 {
-            map.apply(&Command::RegisterNode {
-                id: None,
-                incarnation: Incarnation(n + 1),
-                address: ([127, 0, 0, 1], 1).into(),
-                host: format!("host{n}"),
-                class: None,
-                size: 1 << 40,
-                now: 0,
-            })?;
-        }
-        let (name, domain, ack) = ("pool".to_owned(), FailureDomain::Host, Ack::Majority);
-        map.apply(&Command::CreatePool { name, size: 3, pg_num: pgs.len() as u32, domain, ack })?;
-        for (n, config) in pgs.iter().enumerate() {
-            map.pgs.set(pg_id(n), config);
-        }
-        for n in 0..volumes {
-            let (name, pool) = (format!("volume{n}"), "pool".to_owned());
-            let (size, object_size) = (64 << 20, 4 << 20);
-            map.apply(&Command::CreateVolume { name, pool, size, object_size, io_timeout: None })?;
-        }
-        Ok(Moves {
+    fn new(plan: &MovesPlan, map: ClusterMap, pgs: &[PgConfig]) -> Moves {
+        Moves {
             mover: new_mover(plan.crush),
             plan: plan.clone(),
             map,
             history: pgs.iter().map(|config| vec![config.clone()]).collect(),
             heard: std::array::from_fn(|_| pgs.to_vec()),
             opened: FxHashMap::default(),
-        })
+        }
     }
 
     /// What a node that starts knows of placement groups.
@@ -100,18 +72,24 @@ impl Moves {
     }
 }
 
-fn new_mover(crush: bool) -> Mover {
+pub(super) fn new_mover(crush: bool) -> Mover {
     Mover::new(if crush { Limits::default() } else { Limits { cluster: 0, node: 0 } })
+}
+
+fn pg_of_move(command: &Command) -> Option<usize> {
+    match command {
+        Command::StartMove { pg, .. } | Command::AdvanceMove { pg, .. } | Command::UndoMove { pg, .. } => {
+            Some(pg.pg as usize)
+        }
+        _ => None,
+    }
 }
 
 impl World {
     /// Moves begin to happen.
-    pub(super) fn start_moves(&mut self) {
+    pub(super) fn start_moves(&mut self, map: ClusterMap) {
         let Some(plan) = &self.plan.moves else { return };
-        match Moves::new(plan, self.plan.nodes, &self.plan.pgs, self.plan.volumes) {
-            Ok(moves) => self.moves = Some(Box::new(moves)),
-            Err(error) => return self.note(Err(check::Violation::plain("map", error.to_string()))),
-        }
+        self.moves = Some(Box::new(Moves::new(plan, map, &self.plan.pgs)));
         self.queue.push(0, Event::MoverStep);
         self.queue.push(0, Event::MoveWish);
     }
@@ -185,6 +163,10 @@ impl World {
     pub(super) fn mover_step(&mut self) {
         let Some(moves) = &mut self.moves else { return };
         self.queue.push(self.now + moves.plan.step, Event::MoverStep);
+        if self.replicas.is_some() {
+            self.movers_step();
+            return self.spread_news();
+        }
         if self.monitor.down_until > self.now {
             return;
         }
@@ -199,7 +181,7 @@ impl World {
                 Action::List { node, request } => {
                     let ni = node.0 as usize;
                     let (at, life) = (self.arrival(MONITOR, ni), self.nodes[ni].life);
-                    self.queue.push(at, Event::List { ni, life, request });
+                    self.queue.push(at, Event::List { ni, life, by: 0, request });
                 }
                 Action::Open(group) => self.volume_differs(group),
                 Action::Propose(command) => {
@@ -220,7 +202,7 @@ impl World {
             let behind = |moves: &Moves| moves.heard[ni] != self.plan.pgs;
             if self.moves.as_ref().is_some_and(|moves| behind(moves)) && self.rng.one_in(seldom) {
                 let (at, life) = (self.arrival(MONITOR, ni), self.nodes[ni].life);
-                let configs = self.plan.pgs.clone();
+                let configs = self.some_map();
                 self.queue.push(at, Event::NodeMap { ni, life, configs });
             }
         }
@@ -237,7 +219,7 @@ impl World {
             return;
         }
         let at = self.arrival(MONITOR, host_end(self.leaders[li].host));
-        for (pg, config) in self.plan.pgs.clone().into_iter().enumerate() {
+        for (pg, config) in self.some_map().into_iter().enumerate() {
             if config.epoch > Epoch(1) {
                 self.queue.push(at, Event::Config { li, pg: pg as u32, config });
             }
@@ -246,15 +228,32 @@ impl World {
 
     /// A command is committed, or refused.
     fn propose(&mut self, command: &Command) {
-        let pg = match command {
-            Command::StartMove { pg, .. }
-            | Command::AdvanceMove { pg, .. }
-            | Command::UndoMove { pg, .. } => Some(pg.pg as usize),
-            _ => None,
-        };
+        if self.replicas.is_some() {
+            return self.wish(command.clone());
+        }
+        let pg = pg_of_move(command);
         let Some(moves) = &mut self.moves else { return };
-        let before = pg.map(|pg| self.plan.pgs[pg].clone());
         let applied = moves.map.apply(command);
+        self.moved(pg, command, applied);
+    }
+
+    /// A command has been committed: what it does to the world. `map`: with it.
+    pub(super) fn committed_move(
+        &mut self,
+        command: &Command,
+        applied: Result<Reply, MapError>,
+        map: ClusterMap,
+    ) {
+        let Some(moves) = &mut self.moves else { return };
+        moves.map = map;
+        let pg = pg_of_move(command);
+        if pg.is_some() || matches!(command, Command::PauseMoves { .. }) {
+            self.moved(pg, command, applied);
+        }
+    }
+
+    fn moved(&mut self, pg: Option<usize>, command: &Command, applied: Result<Reply, MapError>) {
+        let before = pg.map(|pg| self.plan.pgs[pg].clone());
         if self.trace.wanted() {
             self.say(None, format!("{command:?}: {applied:?}"));
         }
@@ -350,8 +349,9 @@ impl World {
         }
     }
 
-    pub(super) fn list(&mut self, ni: usize, request: ListRequest) {
-        self.node_input(ni, Input::List { id: 0, request });
+    /// `by`: the monitor that asks.
+    pub(super) fn list(&mut self, ni: usize, by: usize, request: ListRequest) {
+        self.node_input(ni, Input::List { id: by as u64, request });
         let percent = self.plan.moves.as_ref().map_or(0, |plan| plan.crash_percent);
         if self.faulty && self.rng.percent(percent / 8) {
             self.coverage.count(Cover::MoveCrashes);
@@ -360,7 +360,10 @@ impl World {
     }
 
     /// The answer to a List has come to the monitors.
-    pub(super) fn listed(&mut self, ni: usize, list: GroupList) {
+    pub(super) fn listed(&mut self, ni: usize, by: usize, list: GroupList) {
+        if self.replicas.is_some() {
+            return self.listed_to(ni, by, list);
+        }
         if self.monitor.down_until > self.now {
             return;
         }

@@ -8,16 +8,21 @@
 use super::{Event, World};
 use crate::coverage::Cover;
 use crate::payload::Blocks;
-use crate::plan::NODES_MAX;
+use crate::plan::{MONITORS_MAX, NODES_MAX};
 use trefoil_core::message::{FromNode, PeerMsg, ToNode};
 use trefoil_core::node::ConnId;
 
 /// Hosts that front ends and healers run on, at most.
 pub const HOSTS_MAX: usize = 3;
 /// Ends of paths: nodes, hosts, and the monitors.
-pub const ENDS: usize = NODES_MAX + HOSTS_MAX + 1;
-/// The monitors' end.
-pub const MONITOR: usize = ENDS - 1;
+pub const ENDS: usize = NODES_MAX + HOSTS_MAX + MONITORS_MAX;
+/// The monitor's end, or the first one's.
+pub const MONITOR: usize = NODES_MAX + HOSTS_MAX;
+
+/// The end of a monitor.
+pub fn monitor_end(mi: usize) -> usize {
+    MONITOR + mi
+}
 
 /// The end of a front end's host.
 pub fn host_end(host: usize) -> usize {

@@ -370,12 +370,13 @@ impl World {
                 self.node_end_gone(conn);
                 self.queue.push(self.now, Event::LeaderGone { ni, life, conn });
             }
-            Output::Listed { list, .. } => {
+            Output::Listed { id, list } => {
                 if self.trace.wanted() {
                     self.say(None, format!("node.{ni} answers {list:?}"));
                 }
-                let at = self.arrival(ni, super::net::MONITOR);
-                self.queue.push(at, Event::Listed { ni, list });
+                let by = id as usize;
+                let at = self.arrival(ni, super::net::monitor_end(by));
+                self.queue.push(at, Event::Listed { ni, by, list });
             }
             Output::Differs { group } => {
                 self.coverage.count(Cover::Differs);
