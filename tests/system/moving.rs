@@ -190,10 +190,6 @@ fn a_node_is_added_under_load_and_another_one_taken_out() {
     data.is_there(&cluster);
     wait_until_empty(&cluster, 1);
     all_copies_are_level(&cluster);
-    tell(&cluster, &["node", "in", "1"]);
-    wait_until_moved(&cluster);
-    cluster.wait_until_whole(Duration::from_secs(60));
-    data.is_there(&cluster);
     cluster.stop();
 }
 
@@ -206,26 +202,23 @@ fn nodes_and_the_leading_monitor_are_killed_while_placement_groups_move() {
     let load = Load::start(&cluster);
     add_node(&mut cluster, "node-3");
     wait_until_moving(&cluster);
-    for round in 0..2 {
-        for who in ["node-3", "monitor", "node-0", "node-1"] {
-            if round == 1 && !is_moving(&cluster) {
-                break;
-            }
-            let name = if who == "monitor" { leader(&cluster) } else { who.to_owned() };
-            if name == "node-3" {
-                cluster.kill_by_hand(&name);
-                std::thread::sleep(Duration::from_millis(500));
-                let config = cluster.dir.join("etc").join("node-3.toml");
-                cluster.run_daemon("storage-node", "node-3", &config);
-            } else {
-                cluster.kill(&name);
-                std::thread::sleep(Duration::from_millis(500));
-                cluster.restart(&name);
-            }
-            // Long enough for the next one to be hit elsewhere in its move.
-            std::thread::sleep(Duration::from_millis(1700));
+    for who in ["node-3", "monitor", "node-0", "node-1", "monitor"] {
+        let name = if who == "monitor" { leader(&cluster) } else { who.to_owned() };
+        if name == "node-3" {
+            cluster.kill_by_hand(&name);
+            std::thread::sleep(Duration::from_millis(500));
+            let config = cluster.dir.join("etc").join("node-3.toml");
+            cluster.run_daemon("storage-node", "node-3", &config);
+        } else {
+            cluster.kill(&name);
+            std::thread::sleep(Duration::from_millis(500));
+            cluster.restart(&name);
         }
+        // Long enough for the next one to be hit elsewhere in its move.
+        std::thread::sleep(Duration::from_millis(1700));
     }
+    let under_way = is_moving(&cluster);
+    println!("kills while placement groups move: the last one in the middle: {under_way}");
     tell(&cluster, &["move", "limits", "--node", "8"]);
     wait_until_moved(&cluster);
     load.judge_within(&cluster, "kills while placement groups move", KILL_STALL_MAX);
