@@ -20,6 +20,12 @@ pub const TARGET_FILL_MAX_PERCENT: u64 = crate::map::outs::FILL_MAX_PERCENT;
 /// How large copies are is found out again after so many steps: it takes a look at each placement group.
 const SIZES_STEPS: u32 = 60;
 
+/// Fences that are asked for in one step, over all moves: 16 bytes each. Each move asks its nodes, and each of them with
+/// a fence for every volume. With very many volumes fewer moves than the limits allow begin.
+const FENCES_PER_STEP_MAX: usize = 1 << 22;
+/// Nodes that take part in a move, at most.
+const NODES_PER_MOVE: usize = crate::limits::SET_MEMBERS_MAX + 1;
+
 /// Why a placement group that does not live where it should is not moved now.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -105,7 +111,8 @@ impl Mover {
         }
         self.waits.remove(&Waits::TooManyAway);
         let limits = map.moves.limits;
-        let most = self.limits.cluster.min(MOVES_MAX).min(limits.cluster as usize);
+        let most =
+            self.limits.cluster.min(MOVES_MAX).min(limits.cluster as usize).min(moves_of(map.volumes.len()));
         let per_node = self.limits.node.min(limits.node as usize);
         let mut left = most.saturating_sub(map.moves.active.len());
         let mut load = Load::new(map);
@@ -219,6 +226,11 @@ impl Mover {
     }
 }
 
+/// So many moves at once keep [`FENCES_PER_STEP_MAX`]; at least one.
+fn moves_of(volumes: usize) -> usize {
+    (FENCES_PER_STEP_MAX / (volumes.max(1) * NODES_PER_MOVE)).max(1)
+}
+
 fn is_up(map: &ClusterMap, node: NodeId) -> bool {
     map.nodes.get(&node).is_some_and(|node| node.up && !node.lost)
 }
@@ -229,4 +241,17 @@ fn any_degraded(map: &ClusterMap) -> bool {
         return false;
     }
     map.pgs.iter().any(|(_, pg)| pg.old.iter().chain(pg.new).any(|node| !is_up(map, *node)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::VOLUMES_MAX;
+
+    #[test]
+    fn with_very_many_volumes_fewer_moves_begin() {
+        assert!(moves_of(0) >= MOVES_MAX && moves_of(100) >= MOVES_MAX);
+        assert_eq!(moves_of(VOLUMES_MAX), 16, "as many as there are without a word from anybody");
+        assert_eq!(moves_of(usize::MAX / NODES_PER_MOVE), 1);
+    }
 }
