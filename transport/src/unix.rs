@@ -46,9 +46,10 @@ impl UnixSocket {
         register(self.socket.get_ref().try_clone()?, Interest::WRITABLE)
     }
 
-    /// Waits until a read would not block.
+    /// Waits until a read would not block. For one task only: of several, the last to ask is woken.
     pub async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await?.retain_ready();
+        // Without a place in a list, and its lock, for each wait.
+        std::future::poll_fn(|cx| self.socket.poll_read_ready(cx)).await?.retain_ready();
         Ok(())
     }
 
