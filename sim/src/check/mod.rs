@@ -11,6 +11,7 @@
 //! | [`i6_calm`] | when faults stop, every copy becomes equal |
 //! | [`p1_majority`] | what is acknowledged, a majority has claimed durable |
 //! | [`p4_one_writer`] | no write that began after a newer leader attached is acknowledged to an older one |
+//! | [`p6_budget`] | repairs that no client waits for stay within their node's budget |
 //! | [`durable_first`] | what a node claims is durable there at that moment |
 //! | [`never_back`] | promises, lines, fences and epochs never go back |
 //! | [`quorum_choice`] | the choice of every quorum is a legal one |
@@ -25,6 +26,7 @@ pub mod i6_calm;
 pub mod never_back;
 pub mod p1_majority;
 pub mod p4_one_writer;
+pub mod p6_budget;
 pub mod quorum_choice;
 pub mod register;
 
