@@ -40,8 +40,21 @@ pub const LEADER_OPS_MAX: usize = 16 << 10;
 pub const NODE_REPAIRS_MAX: usize = 4;
 /// Repairs that wait at a node. Beyond it the node drops the order; the leader gives it again.
 pub const NODE_REPAIR_QUEUE_MAX: usize = 4096;
-/// Repairs that a leader orders of one node at once, per volume.
+/// Repairs that a node runs besides [`NODE_REPAIRS_MAX`] if clients wait for them. Further ones wait at the front
+/// of the queue.
+pub const NODE_REPAIRS_URGENT_MAX: usize = 4;
+/// Repairs that no client waits for are taken on for as much as the node's budget gives in so long (µs), and
+/// always one; others are put off: their leader is told, and comes again. A copy under repair owes its leader
+/// the writes that come meanwhile, so that it must not wait here for long.
+pub const NODE_REPAIRS_AHEAD_US: u64 = 500_000;
+/// Fetches of other nodes that wait for their turn at a source. Further ones are answered "not yet".
+pub const NODE_FETCHES_MAX: usize = 64;
+/// A Fetch that has waited for so long (µs) is answered "not yet": the asker asks again, or has a better source.
+pub const FETCH_WAIT_MAX: u64 = 1_000_000;
+/// Repairs that a leader orders of one node at once, per volume. Fewer while the node puts some off.
 pub const LEADER_REPAIRS_PER_NODE: usize = 8;
+/// Repairs that a leader orders at once, of all nodes together, besides those that clients wait for.
+pub const LEADER_REPAIRS_MAX: usize = 64;
 /// Bytes that one repair keeps on top of the old copy. Overflow drops the repair; the leader orders it
 /// again.
 pub const REPAIR_OVERLAY_BYTES_MAX: usize = 4 << 20;
@@ -56,6 +69,10 @@ pub const REPAIR_WAIT_TICKS_MAX: u32 = 30;
 pub const NODE_HEALS_MAX: usize = 256;
 /// Objects with a damaged table that a node remembers. Others are found again by the next read.
 pub const NODE_DAMAGED_MAX: usize = 4096;
+/// Ticks from a node's start to its first comparison, and over how many more the nodes spread theirs.
+pub const DIGESTS_AFTER_TICKS: u32 = 10;
+/// See [`DIGESTS_AFTER_TICKS`].
+pub const DIGESTS_SPREAD_TICKS: u32 = 40;
 /// Groups without a leader that a node compares with its peers at each tick.
 pub const DIGESTS_PER_TICK: usize = 8;
 /// Blocks in an object of the largest size.

@@ -282,6 +282,10 @@ pub enum Refusal {
     NotReady,
 }
 
+/// The bit in a Fetch's request that says that a client waits: it is served before its turn. An opaque part of
+/// the number to nodes that do not know it.
+pub const FETCH_URGENT: u64 = 1 << 63;
+
 /// Node to node. None of these changes what a copy holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerMsg<P> {
@@ -291,7 +295,7 @@ pub enum PeerMsg<P> {
         object: ObjectId,
         /// The ballot of the repair.
         ballot: Ballot,
-        /// Names the answer.
+        /// Names the answer. With [`FETCH_URGENT`] a client waits for it.
         request: u64,
         /// The least head number that will do.
         min: u64,

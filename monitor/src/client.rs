@@ -17,6 +17,7 @@ use crate::health::Status;
 use crate::link::{Link, Ticket};
 use crate::rpc::*;
 use std::cell::{Cell, RefCell};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -244,7 +245,9 @@ impl MonitorClient {
                         }
                     }
                 }
-                backoff.not_before = Instant::now() + backoff.pause;
+                // A part of it is drawn: daemons that were started all at once do not come all at once.
+                let draw = RandomState::new().build_hasher().finish() as u32 % 1024;
+                backoff.not_before = Instant::now() + backoff.pause - backoff.pause / 2 * draw / 1024;
                 backoff.pause = (2 * backoff.pause).min(RETRY_MAX);
             }
         };

@@ -146,6 +146,8 @@ cover! {
     HoldsLess = "compares answered no",
     /// Nodes that came back to a placement group that they had left.
     CameBack = "nodes that left came back",
+    /// Pieces of repairs from nodes at which some repair or piece had to wait for the budget.
+    PutOff = "repairs that waited for a budget",
     /// Crashes right behind a step of a move or an answer to List.
     MoveCrashes = "crashes right behind a step",
     /// Reigns of monitors.

@@ -9,6 +9,7 @@ mod monitors;
 pub use monitors::{MONITOR_FAULTS, MONITORS_MAX, MonitorsPlan};
 
 use crate::rng::Rng;
+use trefoil_core::node::BudgetConfig;
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Epoch, NodeId, ObjectIndex, PgId, PoolId, VolumeId};
 
@@ -229,6 +230,8 @@ pub struct Plan {
     /// In some runs only one node is in trouble at a time, and only when all copies are whole: then no
     /// operation may take longer than this (P2).
     pub stall_limit: Option<u64>,
+    /// What recovery may take at a node, where it is not what nodes are given by default.
+    pub budget: Option<BudgetConfig>,
     /// Virtual time within which everything must be well when faults have stopped.
     pub calm_limit: u64,
 }
@@ -299,8 +302,19 @@ impl Plan {
             hold: (hold, hold * late.between(1, 16)),
             attach_after: (100, r.magnitude(1_000, 200_000)),
             stall_limit: None,
+            budget: None,
             calm_limit: 180_000_000,
         };
+        // Numbers of their own: objects here are small, and so must be what is taken for many.
+        let b = &mut Rng::new(seed ^ 0x6275_6467_6574);
+        if b.one_in(2) {
+            let floor = b.magnitude(64 << 10, 16 << 20);
+            plan.budget = Some(BudgetConfig {
+                floor,
+                ceiling: floor * b.between(1, 16),
+                burst: b.magnitude(4 << 10, 256 << 10),
+            });
+        }
         if r.one_in(10) {
             plan.one_node_at_a_time();
             if late.one_in(2) {

@@ -5,6 +5,8 @@ use crate::store::StoreOptions;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
+use trefoil_core::node::BudgetConfig;
 
 /// What `trefoil storage-node --config FILE` reads. Unknown keys are refused. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,8 +41,16 @@ pub struct NodeConfig {
     pub read_memory_bytes: Option<u64>,
     /// Bytes of memory for writes that are not durable yet, where it is not to be the share.
     pub pending_bytes: Option<u64>,
-    /// Bytes of log after which a checkpoint is taken: bounds the time that a start takes after a crash.
+    /// Bytes of log after which a checkpoint is taken, at the latest.
     pub checkpoint_bytes: u64,
+    /// Milliseconds that the replay of the log at a start after a crash may take, by estimate: a checkpoint is
+    /// taken before it would take longer.
+    pub replay_ms_max: u64,
+    /// Bytes per second that repairs may always read here, and as many that they may bring here: recovery goes
+    /// on however busy clients are.
+    pub recovery_floor: u64,
+    /// The same when clients leave the node idle. In between repairs take what does not slow clients down.
+    pub recovery_ceiling: u64,
     /// Connections of front ends and nodes at once.
     pub connections_max: usize,
     /// Listens beyond loopback although there is no encryption yet.
@@ -56,7 +66,7 @@ pub struct NodeConfig {
 
 impl Default for NodeConfig {
     fn default() -> NodeConfig {
-        let store = StoreOptions::default();
+        let (store, budget) = (StoreOptions::default(), BudgetConfig::default());
         NodeConfig {
             device: PathBuf::new(),
             state_dir: PathBuf::new(),
@@ -72,6 +82,9 @@ impl Default for NodeConfig {
             read_memory_bytes: None,
             pending_bytes: None,
             checkpoint_bytes: store.checkpoint_bytes,
+            replay_ms_max: store.replay_max.as_millis() as u64,
+            recovery_floor: budget.floor,
+            recovery_ceiling: budget.ceiling,
             connections_max: 1024,
             allow_plaintext: false,
             no_io_uring: false,
@@ -124,6 +137,8 @@ pub enum ConfigError {
 
 /// Bytes that a change which waits for a page of its table takes, as far as they are counted.
 const QUEUED_CHANGE_BYTES: u64 = 128;
+/// A repair of an object must not take so long that its node counts as a laggard meanwhile.
+const RECOVERY_FLOOR_MIN: u64 = 1 << 20;
 /// The least that a node can work with.
 const MEMORY_MIN: u64 = 128 << 20;
 /// Bytes of memory per object of 4 MiB: its head, and where its pages are.
@@ -157,6 +172,9 @@ impl NodeConfig {
             ("read_memory_bytes", self.read_memory(), 8 << 20),
             ("pending_bytes", self.pending(), 8 << 20),
             ("checkpoint_bytes", self.checkpoint_bytes, 1 << 20),
+            ("replay_ms_max", self.replay_ms_max, 100),
+            ("recovery_floor", self.recovery_floor, RECOVERY_FLOOR_MIN),
+            ("recovery_ceiling", self.recovery_ceiling, self.recovery_floor),
             ("connections_max", self.connections_max as u64, 8),
         ];
         if let Some((key, _, least)) = least.into_iter().find(|(_, value, least)| value < least) {
@@ -191,6 +209,11 @@ impl NodeConfig {
         (device / trefoil_core::limits::OBJECT_SIZE_DEFAULT * OBJECT_BYTES).saturating_sub(rest)
     }
 
+    /// What recovery may take.
+    pub(crate) fn budget(&self) -> BudgetConfig {
+        BudgetConfig { floor: self.recovery_floor, ceiling: self.recovery_ceiling, ..BudgetConfig::default() }
+    }
+
     /// The store's part of it.
     pub(crate) fn store_options(&self) -> StoreOptions {
         StoreOptions {
@@ -199,6 +222,7 @@ impl NodeConfig {
             pending_bytes_max: self.pending(),
             queued_changes_max: (self.memory_bytes / 16 / QUEUED_CHANGE_BYTES) as usize,
             checkpoint_bytes: self.checkpoint_bytes,
+            replay_max: Duration::from_millis(self.replay_ms_max),
             engine: if self.no_io_uring { Engine::Blocking } else { Engine::Auto },
             ..StoreOptions::default()
         }

@@ -3,6 +3,7 @@
 
 mod store_common;
 
+use std::time::Duration;
 use store_common::{
     NoIndex, bytes, head, headers, medium, object, open, open_with, read, read_as, settle, sum, write,
 };
@@ -43,6 +44,28 @@ fn a_checkpoint_does_not_gather_faster_than_the_log_is_written() {
     assert!(store.stats().checkpoints > 0, "it goes on");
     // One record with its header beyond the limit, and what was under way.
     assert!(most <= pending_bytes_max + (64 << 10), "{most} bytes were pending");
+}
+
+/// However small the batches are, and however far the bytes of the log are from their limit.
+#[test]
+fn a_checkpoint_is_taken_before_a_replay_would_take_too_long() {
+    let m = medium(64);
+    let bound = Duration::from_millis(4);
+    let options = StoreOptions { replay_max: bound, ..StoreOptions::default() };
+    let (mut store, _) = open_with(&m, options);
+    let mut longest = 0;
+    let mut written = 0;
+    while store.stats().checkpoints < 3 {
+        written += 1;
+        assert!(written < 4000, "no checkpoint: {:?}", store.stats());
+        store.append(written, write(object((written % 5) as u32), written, 0, &[7]));
+        settle(&mut store);
+        longest = longest.max(store.stats().replay_us);
+    }
+    assert!(written > 100, "not more often than it must be: {written} writes");
+    assert!(longest >= bound.as_micros() as u64, "the estimate has reached the bound");
+    // What is written while a checkpoint is under way is in it too.
+    assert!(longest < 2 * bound.as_micros() as u64, "{longest} us");
 }
 
 #[test]

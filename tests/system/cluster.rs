@@ -99,6 +99,8 @@ pub struct Cluster {
     pids: Pids,
     over: Arc<AtomicBool>,
     starts: u32,
+    /// Daemons that are started by hand get no more file descriptors than this.
+    pub descriptors_max: Option<u64>,
     /// Where the front end listens, at every start.
     listen: String,
     /// When a process was last ended, stopped, started or continued.
@@ -140,6 +142,7 @@ impl Cluster {
             pids,
             over,
             starts: 0,
+            descriptors_max: None,
             listen: free_address(),
             last_disturbance: Instant::now(),
             _turn: turn,
@@ -311,7 +314,15 @@ impl Cluster {
     #[track_caller]
     pub fn run_daemon(&mut self, role: &str, name: &str, config: &Path) {
         let log = self.log_file(name);
-        let mut command = Command::new(trefoil());
+        let mut command = match self.descriptors_max {
+            None => Command::new(trefoil()),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                // The hard limit too: a daemon raises its soft one.
+                shell.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &most.to_string()]).arg(trefoil());
+                shell
+            }
+        };
         command.arg(role).arg("--config").arg(config);
         command
             .process_group(0)

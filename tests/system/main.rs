@@ -16,6 +16,7 @@
 //! | [`takeover`] | two front ends for one volume |
 //! | [`rot`] | bytes of a device flipped |
 //! | [`catch_up`] | a node that was away while data changed |
+//! | [`recovery`] | clients while a node is brought back; all nodes killed and started at once |
 //! | [`full`] | no space left |
 //! | [`offline`] | nothing runs: volumes taken out of bare devices |
 //! | [`syscalls`] | system calls per I/O |
@@ -47,6 +48,7 @@ mod partition;
 mod power;
 mod prober;
 mod reclaim;
+mod recovery;
 mod rollback;
 mod rot;
 mod slow;

@@ -1,8 +1,9 @@
 //! A node as its leader sees it: what it owes, how quick it is, and whether it is spoken to.
 
 use super::latency::Latency;
+use super::write::REPAIR_RETRY;
 use crate::ids::*;
-use crate::limits::{NODE_BACKLOG_BYTES_MAX, NODE_BACKLOG_OPS_MAX};
+use crate::limits::{LEADER_REPAIRS_PER_NODE, NODE_BACKLOG_BYTES_MAX, NODE_BACKLOG_OPS_MAX};
 
 /// A slow node is read from again when so many probes in a row were answered in time.
 const PROBES_GOOD: u8 = 3;
@@ -44,6 +45,10 @@ pub(super) struct Peer {
     pub write_latency: Latency,
     /// Repairs ordered and not answered yet.
     pub repairs: usize,
+    /// How many there may be.
+    pub repair_window: Window,
+    /// It has put off a repair while it had no other: none but urgent ones are ordered before this.
+    pub put_off_until: Time,
     /// When it was last heard to be full, and until when that is believed; 0: it is not known to be.
     pub full_until: Time,
     /// How long it is believed the next time; 0: it has not refused a write since it had room.
@@ -74,7 +79,60 @@ pub(super) struct Mark {
     left: usize,
 }
 
+/// How many repairs a node is ordered at once: fewer when it gives them back undone, more as it gets them done
+/// (additive increase, multiplicative decrease). A leader does not know what else the node repairs, and for whom.
+#[derive(Debug)]
+pub(super) struct Window {
+    size: usize,
+    /// Done since it grew last.
+    done: usize,
+}
+
+impl Default for Window {
+    fn default() -> Window {
+        Window { size: LEADER_REPAIRS_PER_NODE, done: 0 }
+    }
+}
+
+impl Window {
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    fn grow(&mut self) {
+        self.done += 1;
+        if self.done >= self.size && self.size < LEADER_REPAIRS_PER_NODE {
+            *self = Window { size: self.size + 1, done: 0 };
+        }
+    }
+
+    fn shrink(&mut self) {
+        *self = Window { size: (self.size / 2).max(1), done: 0 };
+    }
+}
+
 impl Peer {
+    /// A repair that it was ordered is done.
+    pub fn repair_done(&mut self) {
+        self.repairs = self.repairs.saturating_sub(1);
+        self.repair_after = Time(0);
+        self.repair_window.grow();
+    }
+
+    /// It has given one back undone, which is not among `repairs` any more.
+    pub fn repair_came_back(&mut self, now: Time) {
+        self.repair_window.shrink();
+        if self.repairs == 0 {
+            // Else the end of another one is when the next is ordered.
+            self.put_off_until = now.after(REPAIR_RETRY);
+        }
+    }
+
+    /// Another repair that no client waits for may be ordered of it.
+    pub fn takes_repairs(&self, now: Time) -> bool {
+        self.repairs < self.repair_window.size() && self.repair_after <= now && self.put_off_until <= now
+    }
+
     /// A write is sent to it.
     pub fn owes(&mut self, now: Time, bytes: u64) {
         self.asked.get_or_insert(now);
@@ -187,6 +245,25 @@ mod tests {
         assert_eq!(peer.mark.unwrap().since, Time(50));
         peer.owes_less(Time(70), 1);
         assert!(peer.mark.is_none() && peer.backlog_bytes == 0);
+    }
+
+    #[test]
+    fn fewer_repairs_are_ordered_of_a_node_that_puts_them_off() {
+        let mut peer = Peer { repairs: LEADER_REPAIRS_PER_NODE, ..Peer::default() };
+        assert!(!peer.takes_repairs(Time(1)), "the limit");
+        for _ in 1..LEADER_REPAIRS_PER_NODE {
+            peer.repairs -= 1;
+            peer.repair_came_back(Time(1));
+        }
+        assert_eq!((peer.repair_window.size(), peer.repairs), (1, 1));
+        peer.repair_done();
+        assert!(peer.takes_repairs(Time(1)), "at once: it has done one");
+        peer.repair_came_back(Time(1));
+        assert!(!peer.takes_repairs(Time(1)) && peer.takes_repairs(Time(1 + REPAIR_RETRY)));
+        for _ in 0..100 {
+            peer.repair_done();
+        }
+        assert_eq!(peer.repair_window.size(), LEADER_REPAIRS_PER_NODE);
     }
 
     #[test]

@@ -5,13 +5,17 @@ use super::laggard::QUIET;
 use super::object::CopyState;
 use super::{Output, Shared};
 use crate::ids::*;
-use crate::limits::LEADER_REPAIRS_PER_NODE;
+use crate::limits::LEADER_REPAIRS_MAX;
 use crate::message::ToNode;
 use std::cmp::Reverse;
 use std::ops::Bound;
 
 /// Copies that are looked at in one go: what is left is looked at when a repair ends, or at the next tick.
 const LOOK_AT_MAX: usize = 256;
+
+/// Instead of a time in `behind`: a repair was ordered and has not ended; and one that a client waits for.
+const ORDERED: Time = Time(u64::MAX - 1);
+const ORDERED_URGENT: Time = Time(u64::MAX);
 
 impl<P: Clone + Default> Group<P> {
     /// Orders repairs of copies that are not in line, as far as the limits allow.
@@ -33,6 +37,19 @@ impl<P: Clone + Default> Group<P> {
         for (index, i) in urgent {
             self.order_repair(shared, index, i, true, out);
         }
+        // A client has come to wait for one that is under way.
+        let hurried: Vec<(ObjectIndex, usize)> = self
+            .busy
+            .iter()
+            .filter(|index| self.closed.contains(index))
+            .flat_map(|index| self.behind.range((*index, 0)..=(*index, usize::MAX)))
+            .filter(|(_, at)| **at == ORDERED)
+            .map(|(key, _)| *key)
+            .collect();
+        for (index, i) in hurried {
+            self.hurry_repair(shared, index, i, out);
+        }
+        let mut open: usize = shared.peers.values().map(|peer| peer.repairs).sum();
         // Goes on behind the last one: where a full node refuses some, the others have their turn too.
         let cursor = self.repair_cursor;
         let behind = self.behind.range((Bound::Excluded(cursor), Bound::Unbounded));
@@ -46,7 +63,8 @@ impl<P: Clone + Default> Group<P> {
             let peer = shared.peer(self.slots[i].node);
             // Else it would only get the writes that its copy needs from then on.
             let keeps_up = !peer.is_far_behind() && !peer.is_silent(now, QUIET);
-            if keeps_up && peer.repairs < LEADER_REPAIRS_PER_NODE && peer.repair_after <= now {
+            if keeps_up && open < LEADER_REPAIRS_MAX && peer.takes_repairs(now) {
+                open += 1;
                 peer.pace_repairs(now);
                 self.repair_cursor = (index, i);
                 self.order_repair(shared, index, i, false, out);
@@ -66,6 +84,40 @@ impl<P: Clone + Default> Group<P> {
         if !object.decided || object.copies[i].state != CopyState::Except || !self.slots[i].live() {
             return;
         }
+        let upto = object.issued;
+        if !self.send_repair(shared, index, i, urgent, out) {
+            return;
+        }
+        if let Some(object) = self.objects.get_mut(&index) {
+            object.copies[i].state = CopyState::Repairing { upto };
+        }
+        // Not due again until it has ended: the node says Have, Gap or NoSpace, or its connection breaks.
+        self.behind.insert((index, i), if urgent { ORDERED_URGENT } else { ORDERED });
+        self.counters.repairs += 1;
+        shared.peer(self.slots[i].node).repairs += 1;
+    }
+
+    /// The same order again, for a client that waits: the node goes on where it is, without waiting for its
+    /// budget.
+    fn hurry_repair(&mut self, shared: &Shared, index: ObjectIndex, i: usize, out: &mut Vec<Output<P>>) {
+        let Some(object) = self.objects.get(&index) else { return };
+        // Else it would be another order, and its answer might be taken for that of the first.
+        let same = object.copies[i].state == CopyState::Repairing { upto: object.issued };
+        if same && self.slots[i].live() && self.send_repair(shared, index, i, true, out) {
+            self.behind.insert((index, i), ORDERED_URGENT);
+        }
+    }
+
+    /// False: there is no source.
+    fn send_repair(
+        &self,
+        shared: &Shared,
+        index: ObjectIndex,
+        i: usize,
+        urgent: bool,
+        out: &mut Vec<Output<P>>,
+    ) -> bool {
+        let Some(object) = self.objects.get(&index) else { return false };
         // N5: a source has settled, and its copy is whole.
         let source = |(s, slot): &(usize, &super::group::Slot)| {
             *s != i
@@ -83,25 +135,17 @@ impl<P: Clone + Default> Group<P> {
             .max_by_key(|(s, slot)| (!slow(slot.node), object.copies[*s].have, Reverse(load(slot.node))))
             .map(|(_, slot)| slot.node)
         else {
-            return;
+            return false;
         };
-        let node = self.slots[i].node;
-        let upto = object.issued;
         let msg = ToNode::Repair {
             object: ObjectId { group: self.id, index },
             ballot: self.ballot,
             from,
-            upto,
+            upto: object.issued,
             object_blocks: shared.spec.object_blocks,
             urgent,
         };
-        if let Some(object) = self.objects.get_mut(&index) {
-            object.copies[i].state = CopyState::Repairing { upto };
-        }
-        // Not due again until it has ended: the node says Have, Gap or NoSpace, or its connection breaks.
-        self.behind.insert((index, i), Time(u64::MAX));
-        self.counters.repairs += 1;
-        shared.peer(node).repairs += 1;
-        out.push(Output::Send { to: super::NodeList::one(node), msg });
+        out.push(Output::Send { to: super::NodeList::one(self.slots[i].node), msg });
+        true
     }
 }

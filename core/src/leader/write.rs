@@ -212,8 +212,7 @@ impl<P: Clone + Default> Group<P> {
         if repaired {
             self.behind.remove(&(index, i));
             let peer = shared.peer(node);
-            peer.repairs = peer.repairs.saturating_sub(1);
-            peer.repair_after = Time(0);
+            peer.repair_done();
         }
         self.advance(shared, now, index, out);
         if levels {
@@ -349,6 +348,9 @@ impl<P: Clone + Default> Group<P> {
             _ => return, // late: the copy is being repaired since
         }
         self.leave_behind(shared, now, i, index, now.after(REPAIR_RETRY));
+        if repair {
+            shared.peer(self.slots[i].node).repair_came_back(now);
+        }
         self.order_repairs(shared, now, out);
     }
 

@@ -230,7 +230,9 @@ impl<P: Clone> Node<P> {
                 self.counters.no_space += 1;
                 return self.hold_leader(conn, FromNode::NoSpace { object, ballot, seq }, out);
             }
-            self.persist_adding(Record::Write { object, head: Head { ballot, seq }, snap, op }, adds, out);
+            let record = Record::Write { object, head: Head { ballot, seq }, snap, op };
+            let ticket = self.persist_adding(record, adds, out);
+            self.budget.write_begins(self.now, ticket);
             // Held until the write's record is durable, and with it all before it.
             self.hold_leader(conn, FromNode::Have { object, ballot, seq, full: self.full }, out);
         } else if head.ballot == ballot && head.seq >= seq {

@@ -16,19 +16,24 @@
 //! names by checksum.
 
 mod api;
+mod budget;
 mod leaders;
 mod leaving;
+mod paced;
 mod peers;
 mod repair;
 
 pub use api::*;
+pub use budget::{BudgetConfig, BudgetCounters};
 
 use crate::checksum::UNKNOWN;
 use crate::ids::*;
 use crate::message::{FromNode, ToNode, WriteOp};
 use crate::placement::PgConfig;
 use crate::record::{Durable, GroupState, Record};
+use budget::Budget;
 use leaving::Leaving;
+use paced::{Asked, Done};
 use peers::Heal;
 use repair::Repair;
 use rustc_hash::FxHashMap;
@@ -57,6 +62,8 @@ enum Reading {
         head: Head,
         blocks: BlockRange,
         after: Ticket,
+        /// The asker's checksums: what it has does not travel, and is not paid for.
+        have: Box<[u64]>,
     },
     /// A peer's FetchBlock.
     Block { node: NodeId, object: ObjectId, request: u64, block: u32, checksum: u64 },
@@ -69,6 +76,10 @@ pub struct NodeCounters {
     pub repairs_done: u64,
     /// Repairs that were given up; their leader was told.
     pub repairs_failed: u64,
+    /// Repairs that were put off because recovery has its share already; their leader comes again.
+    pub repairs_put_off: u64,
+    /// Pieces that waited for their turn, as their source.
+    pub fetches_waited: u64,
     /// Blocks of data that repairs brought.
     pub repair_blocks: u64,
     /// Bad blocks that were seen.
@@ -99,6 +110,21 @@ pub struct Node<P> {
     next_token: u64,
     repairs: BTreeMap<ObjectId, Repair<P>>,
     repair_queue: VecDeque<ObjectId>,
+    /// Repairs here that no client waits for.
+    background: usize,
+    /// Numbers the repairs that have begun.
+    begun: u64,
+    /// Repairs that wait for the budget, those that have begun first in front.
+    paced: Vec<(u64, ObjectId)>,
+    /// Fetches of others that wait for the budget, in order.
+    asked: VecDeque<Asked>,
+    /// The repairs that were completed last.
+    done: VecDeque<Done>,
+    budget: Budget,
+    /// When the present input came.
+    now: Time,
+    /// Since the start.
+    ticks: u32,
     overlay_bytes: usize,
     heals: BTreeMap<(ObjectId, u32), Heal>,
     /// Objects of whose table a part is damaged: their copy is to be repaired, and is no source.
@@ -131,6 +157,14 @@ impl<P: Clone> Node<P> {
             next_token: 1,
             repairs: BTreeMap::new(),
             repair_queue: VecDeque::new(),
+            background: 0,
+            begun: 0,
+            paced: Vec::new(),
+            asked: VecDeque::new(),
+            done: VecDeque::new(),
+            budget: Budget::new(BudgetConfig::default()),
+            now: Time(0),
+            ticks: 0,
             overlay_bytes: 0,
             heals: BTreeMap::new(),
             damaged: BTreeSet::new(),
@@ -145,7 +179,8 @@ impl<P: Clone> Node<P> {
     }
 
     /// Takes one input, in the order in which things happened; adds what is to be done to `out`.
-    pub fn handle(&mut self, _now: Time, input: Input<P>, out: &mut Vec<Output<P>>) {
+    pub fn handle(&mut self, now: Time, input: Input<P>, out: &mut Vec<Output<P>>) {
+        self.now = self.now.max(now);
         match input {
             Input::Leader { conn, msg } => self.leader_message(conn, msg, out),
             Input::LeaderGone { conn } => self.leader_gone(conn),
@@ -180,11 +215,15 @@ impl<P: Clone> Node<P> {
             }
             Input::List { id, request } => self.list(id, request, out),
             Input::Tick => {
+                self.budget.tick(self.now);
                 self.tick_repairs(out);
                 self.tick_heals(out);
                 self.tick_leaving(out);
                 self.tick_digests(out);
             }
+        }
+        if !(self.paced.is_empty() && self.asked.is_empty()) {
+            self.take_turns(out);
         }
         self.growth = None; // it was about this input
     }
@@ -245,6 +284,16 @@ impl<P: Clone> Node<P> {
         self.counters
     }
 
+    /// Changes what recovery may take, from now on.
+    pub fn set_budget(&mut self, config: BudgetConfig) {
+        self.budget.configure(config);
+    }
+
+    /// What recovery has taken, and what it may take now.
+    pub fn budget(&self) -> BudgetCounters {
+        self.budget.counters()
+    }
+
     /// Repairs that are running or waiting here.
     pub fn repairs_open(&self) -> usize {
         self.repairs.len()
@@ -290,6 +339,7 @@ impl<P: Clone> Node<P> {
     }
 
     fn durable(&mut self, ticket: Ticket, out: &mut Vec<Output<P>>) {
+        self.budget.durable(self.now, ticket);
         self.durable = self.durable.max(ticket.min(self.given));
         while self.held.front().is_some_and(|(t, _)| *t <= self.durable) {
             if let Some((_, output)) = self.held.pop_front() {
@@ -309,6 +359,9 @@ impl<P: Clone> Node<P> {
     ) {
         let token = self.next_token;
         self.next_token += 1;
+        if matches!(what, Reading::Leader { .. }) {
+            self.budget.read_begins(self.now, token);
+        }
         self.reads.insert(token, what);
         out.push(Output::Read { token, object, blocks, mode });
     }
@@ -317,6 +370,7 @@ impl<P: Clone> Node<P> {
         match self.reads.remove(&token) {
             None => {}
             Some(Reading::Leader { conn, object, id }) => {
+                self.budget.read_ends(self.now, token);
                 let group = object.group;
                 if found.checksums.contains(&UNKNOWN) {
                     self.table_damaged(object, out);
@@ -331,7 +385,8 @@ impl<P: Clone> Node<P> {
                 out.push(Output::ToLeader { conn, msg });
             }
             Some(Reading::Table { object }) => self.table_read(object, token, found, out),
-            Some(Reading::Fetch { node, object, ballot, request, head, blocks, after }) => {
+            Some(Reading::Fetch { node, object, ballot, request, head, blocks, after, have }) => {
+                self.paid_for(blocks, &have, &found);
                 self.piece_read(node, (object, ballot, request, head, blocks, after), found, out);
             }
             Some(Reading::Block { node, object, request, block, checksum }) => {

@@ -2,11 +2,12 @@
 //!
 //! None of it changes what a copy holds.
 
-use super::{ConnId, Node, Output, ReadMode, ReadResult, Reading, Ticket};
+use super::{Asked, ConnId, Node, Output, ReadMode, ReadResult, Reading, Ticket};
 use crate::checksum::{HOLE, UNKNOWN};
 use crate::ids::*;
 use crate::limits::{
-    DIGESTS_PER_TICK, NODE_DAMAGED_MAX, NODE_HEALS_MAX, PIECE_BLOCKS_MAX, REPAIR_WAIT_TICKS_MAX,
+    DIGESTS_AFTER_TICKS, DIGESTS_PER_TICK, DIGESTS_SPREAD_TICKS, NODE_DAMAGED_MAX, NODE_HEALS_MAX,
+    PIECE_BLOCKS_MAX, REPAIR_WAIT_TICKS_MAX,
 };
 use crate::message::{FromNode, Line, PeerMsg};
 use crate::record::{GroupState, Record};
@@ -30,15 +31,11 @@ impl<P: Clone> Node<P> {
         match msg {
             PeerMsg::Fetch { object, ballot, request, min, blocks, have } => {
                 let fits = blocks.count <= PIECE_BLOCKS_MAX && have.len() == blocks.count as usize;
-                match self.fetchable(object, ballot, min).filter(|_| fits) {
-                    Some(head) => {
-                        let after = self.given;
-                        let what = Reading::Fetch { node, object, ballot, request, head, blocks, after };
-                        self.read(what, object, blocks, ReadMode::Differing(have), out);
-                    }
-                    None => {
-                        out.push(Output::ToPeer { node, msg: PeerMsg::NotYet { object, ballot, request } })
-                    }
+                let asked = Asked { node, object, ballot, request, min, blocks, have, since: self.now };
+                if fits && self.fetchable(object, ballot, min).is_some() {
+                    self.serve_in_turn(asked, out);
+                } else {
+                    asked.refuse(out);
                 }
             }
             PeerMsg::Piece { object, ballot, request, head, blocks, checksums, bad, data } => {
@@ -81,7 +78,7 @@ impl<P: Clone> Node<P> {
     }
 
     /// N5: the head of a copy that a Fetch may be served from.
-    fn fetchable(&self, object: ObjectId, ballot: Ballot, min: u64) -> Option<Head> {
+    pub(super) fn fetchable(&self, object: ObjectId, ballot: Ballot, min: u64) -> Option<Head> {
         if !self.leads(object.group, ballot) {
             return None;
         }
@@ -244,6 +241,7 @@ impl<P: Clone> Node<P> {
 
     pub(super) fn peer_gone(&mut self, node: NodeId, out: &mut Vec<Output<P>>) {
         self.repairs_lose_source(node, out);
+        self.asked.retain(|asked| asked.node != node);
         let lost: Vec<(ObjectId, u32)> = self
             .heals
             .iter()
@@ -257,6 +255,10 @@ impl<P: Clone> Node<P> {
 
     /// Compares some groups that nobody leads here with the PG's other nodes.
     pub(super) fn tick_digests(&mut self, out: &mut Vec<Output<P>>) {
+        self.ticks = self.ticks.saturating_add(1);
+        if self.ticks < first_digests(self.id) {
+            return;
+        }
         let from = self.digest_cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let mut last = None;
         for (group, state) in self.state.groups.range((from, Bound::Unbounded)).take(DIGESTS_PER_TICK) {
@@ -273,6 +275,12 @@ impl<P: Clone> Node<P> {
         }
         self.digest_cursor = last; // None at the end: begin again
     }
+}
+
+/// The tick from which on a node that has started compares its groups. Leaders come back meanwhile, and what they
+/// open need not be compared; and of nodes that start all at once each has its own time.
+fn first_digests(id: NodeId) -> u32 {
+    DIGESTS_AFTER_TICKS + id.0.wrapping_mul(0x9e37_79b9) % DIGESTS_SPREAD_TICKS
 }
 
 /// A sum over what a copy of a group would vote. Not a proof of equality: a difference that it misses is

@@ -4,18 +4,22 @@
 //! installed in one durable record. A repair that cannot go on is given up, and the leader is told
 //! with a Gap; it orders another one, from another source if need be.
 
+use super::budget::{PIECE_COST, Way};
+use super::paced::{Done, cost};
 use super::{ConnId, Node, Output, ReadMode, ReadResult, Reading};
 use crate::checksum::{HOLE, UNKNOWN};
 use crate::ids::*;
 use crate::limits::*;
-use crate::message::{FromNode, PeerMsg, WriteOp};
+use crate::message::{FETCH_URGENT, FromNode, PeerMsg, WriteOp};
 use crate::record::{GroupState, Patch, Record};
 use std::collections::BTreeMap;
 
 #[derive(Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// Waits for one of the [`NODE_REPAIRS_MAX`] places.
     Queued,
+    /// Waits until the budget has enough for the next piece.
+    Paced,
     /// Reads its own table.
     Table { token: u64 },
     /// Has asked the source for the piece from `next` on.
@@ -29,12 +33,18 @@ enum Phase {
 /// One repair.
 #[derive(Debug)]
 pub(super) struct Repair<P> {
-    conn: ConnId,
-    ballot: Ballot,
-    from: NodeId,
-    upto: u64,
-    object_blocks: u32,
-    phase: Phase,
+    pub conn: ConnId,
+    pub ballot: Ballot,
+    pub from: NodeId,
+    pub upto: u64,
+    pub object_blocks: u32,
+    /// A client waits for it.
+    pub urgent: bool,
+    /// When it began, among all of them.
+    begun: u64,
+    /// Bytes of the budget that the piece under way has taken.
+    taken: u64,
+    pub phase: Phase,
     /// Ticks since the last progress.
     waited: u32,
     /// Checksums of the old copy, one for each block of the object.
@@ -89,18 +99,28 @@ impl<P: Clone> Node<P> {
         (from, upto, object_blocks, urgent): (NodeId, u64, u32, bool),
         out: &mut Vec<Output<P>>,
     ) {
+        if urgent && self.hurry(conn, object, ballot, (from, upto, object_blocks), out) {
+            return;
+        }
         self.drop_repair(object);
         let unknown = |state: &GroupState| !state.objects.contains_key(&object.index);
         let more = |state: &GroupState| unknown(state) && state.objects.len() >= GROUP_OBJECTS_MAX;
         if self.repairs.len() >= NODE_REPAIR_QUEUE_MAX || self.group(object.group).is_some_and(more) {
             return self.tell_given_up(conn, object, ballot, out);
         }
+        if !urgent && !self.takes_on(object_blocks) {
+            return self.put_off(conn, object, ballot, out);
+        }
+        self.background += usize::from(!urgent);
         let repair = Repair {
             conn,
             ballot,
             from,
             upto,
             object_blocks,
+            urgent,
+            begun: 0,
+            taken: 0,
             phase: Phase::Queued,
             waited: 0,
             have: Box::default(),
@@ -119,10 +139,18 @@ impl<P: Clone> Node<P> {
         self.start_repairs(out);
     }
 
-    fn start_repairs(&mut self, out: &mut Vec<Output<P>>) {
-        while self.repairs.len() - self.repair_queue.len() < NODE_REPAIRS_MAX {
-            let Some(object) = self.repair_queue.pop_front() else { return };
+    pub(super) fn start_repairs(&mut self, out: &mut Vec<Output<P>>) {
+        while let Some(object) = self.repair_queue.front().copied() {
+            let running = self.repairs.len() - self.repair_queue.len();
+            let urgent = self.repairs.get(&object).is_some_and(|repair| repair.urgent);
+            let more = if urgent { NODE_REPAIRS_URGENT_MAX } else { 0 };
+            if running >= NODE_REPAIRS_MAX + more {
+                return;
+            }
+            self.repair_queue.pop_front();
             let Some(repair) = self.repairs.get_mut(&object) else { continue };
+            self.begun += 1;
+            repair.begun = self.begun;
             repair.phase = Phase::Table { token: self.next_token };
             let blocks = BlockRange::new(0, repair.object_blocks);
             self.read(Reading::Table { object }, object, blocks, ReadMode::ChecksumsOnly, out);
@@ -162,15 +190,30 @@ impl<P: Clone> Node<P> {
         self.start_repairs(out);
     }
 
-    fn fetch_next(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
-        let request = self.next_token;
+    pub(super) fn fetch_next(&mut self, object: ObjectId, out: &mut Vec<Output<P>>) {
         let Some(repair) = self.repairs.get_mut(&object) else { return };
         if repair.next >= repair.object_blocks {
             repair.phase = Phase::Catching;
             return self.finish_if_level(object, out);
         }
-        self.next_token += 1;
         let blocks = BlockRange::new(repair.next, PIECE_BLOCKS_MAX.min(repair.object_blocks - repair.next));
+        // What is kept on top must not overflow while it waits: it would have been for nothing.
+        let fills = repair.overlay_bytes > REPAIR_OVERLAY_BYTES_MAX / 2
+            || repair.overlay.len() > REPAIR_OVERLAY_OPS_MAX / 2;
+        let (begun, at_once) = (repair.begun, repair.urgent || fills);
+        let cost = cost(blocks);
+        if at_once {
+            self.budget.take_at_once(self.now, Way::In, cost);
+        } else if self.paced.first().is_some_and(|first| first.0 < begun)
+            || !self.budget.take(self.now, Way::In, cost)
+        {
+            repair.phase = Phase::Paced;
+            let at = self.paced.partition_point(|other| other.0 < begun);
+            return self.paced.insert(at, (begun, object));
+        }
+        repair.taken = cost;
+        let request = self.next_token | if repair.urgent { FETCH_URGENT } else { 0 };
+        self.next_token += 1;
         repair.phase = Phase::Fetching { request };
         repair.waited = 0;
         let have = repair.have[blocks.first as usize..blocks.end() as usize].into();
@@ -213,7 +256,10 @@ impl<P: Clone> Node<P> {
                 patch.blocks.push((block, *sum));
             }
         }
-        self.counters.repair_blocks += patch.blocks.iter().filter(|b| b.1 != HOLE).count() as u64;
+        let came = patch.blocks.iter().filter(|b| b.1 != HOLE).count() as u64;
+        let spent = came * BLOCK_SIZE as u64 + PIECE_COST;
+        self.budget.give_back(Way::In, std::mem::take(&mut repair.taken).saturating_sub(spent));
+        self.counters.repair_blocks += came;
         if !patch.blocks.is_empty() || !patch.bad.is_empty() {
             repair.patches.push(patch);
         }
@@ -236,6 +282,7 @@ impl<P: Clone> Node<P> {
             && repair.phase == (Phase::Fetching { request })
         {
             repair.phase = Phase::Again;
+            self.budget.give_back(Way::In, std::mem::take(&mut repair.taken));
         }
     }
 
@@ -249,6 +296,12 @@ impl<P: Clone> Node<P> {
     ) {
         let Some(repair) = self.repairs.get_mut(&object) else { return };
         if seq <= repair.upto {
+            return;
+        }
+        if repair.phase == Phase::Queued {
+            // Nothing was fetched yet: as if it had been ordered behind this write. However long it waits, it
+            // keeps nothing.
+            repair.upto = seq;
             return;
         }
         let bytes = op.data_blocks() as usize * BLOCK_SIZE;
@@ -294,6 +347,7 @@ impl<P: Clone> Node<P> {
         let (conn, ballot) = (repair.conn, repair.ballot);
         self.counters.repairs_done += 1;
         self.damaged.remove(&object);
+        self.note_done(Done { object, ballot, upto: repair.upto });
         let record = Record::Install { object, head, patches: repair.patches, writes };
         // Not more than the blocks of an object, which are few.
         self.persist_adding(record, adds as u32, out);
@@ -306,7 +360,7 @@ impl<P: Clone> Node<P> {
         let mut again = Vec::new();
         let mut late = Vec::new();
         for (object, repair) in &mut self.repairs {
-            if repair.phase == Phase::Queued {
+            if matches!(repair.phase, Phase::Queued | Phase::Paced) {
                 continue;
             }
             repair.waited += 1;
@@ -348,8 +402,25 @@ impl<P: Clone> Node<P> {
         }
     }
 
-    fn tell_given_up(&mut self, conn: ConnId, object: ObjectId, ballot: Ballot, out: &mut Vec<Output<P>>) {
+    pub(super) fn tell_given_up(
+        &mut self,
+        conn: ConnId,
+        object: ObjectId,
+        ballot: Ballot,
+        out: &mut Vec<Output<P>>,
+    ) {
         self.counters.repairs_failed += 1;
+        self.tell_not_repaired(conn, object, ballot, out);
+    }
+
+    /// The copy is as it was; the leader is to order its repair again.
+    pub(super) fn tell_not_repaired(
+        &mut self,
+        conn: ConnId,
+        object: ObjectId,
+        ballot: Ballot,
+        out: &mut Vec<Output<P>>,
+    ) {
         let head =
             self.group(object.group).and_then(|g| g.objects.get(&object.index)).copied().unwrap_or_default();
         self.hold_leader(conn, FromNode::Gap { object, ballot, head, repair: true }, out);
@@ -372,8 +443,11 @@ impl<P: Clone> Node<P> {
     fn take_repair(&mut self, object: ObjectId) -> Option<Repair<P>> {
         let repair = self.repairs.remove(&object)?;
         self.overlay_bytes -= repair.overlay_bytes;
-        if repair.phase == Phase::Queued {
-            self.repair_queue.retain(|queued| *queued != object);
+        self.background -= usize::from(!repair.urgent);
+        match repair.phase {
+            Phase::Queued => self.repair_queue.retain(|queued| *queued != object),
+            Phase::Paced => self.paced.retain(|paced| paced.1 != object),
+            _ => {}
         }
         Some(repair)
     }

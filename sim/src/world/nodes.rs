@@ -2,6 +2,7 @@
 
 use super::{Clock, Event, World};
 use crate::check::i4_equal_heads::EqualHeads;
+use crate::check::p6_budget::Spent;
 use crate::check::{self, Checked, slot_of};
 use crate::coverage::{Cover, Coverage};
 use crate::payload::{self, Blocks};
@@ -45,6 +46,8 @@ pub struct NodeHost {
     pub slow_net: u64,
     /// The last thing that was begun while it was slow ends then.
     pub slow_until: u64,
+    /// What its repairs have taken, where the plan has a budget.
+    pub spent: Option<Spent>,
 }
 
 impl NodeHost {
@@ -62,6 +65,7 @@ impl NodeHost {
             slow: 1,
             slow_net: 1,
             slow_until: 0,
+            spent: None,
         }
     }
 
@@ -135,9 +139,14 @@ impl World {
             return;
         }
         let node = &mut self.nodes[ni];
+        let now = node.clock.local(self.now);
         node.life += 1;
         let durable: Durable = node.store.state.clone();
-        node.machine = Some(Node::new(NodeConfig { id: NodeId(ni as u32) }, durable));
+        let mut machine = Node::new(NodeConfig { id: NodeId(ni as u32) }, durable);
+        let budget = self.plan.budget;
+        budget.into_iter().for_each(|budget| machine.set_budget(budget));
+        node.machine = Some(machine);
+        node.spent = budget.map(|budget| Spent::new(budget, now));
         let life = node.life;
         if self.trace.wanted() {
             self.say(None, format!("node.{ni} starts (life {life})"));
@@ -354,6 +363,7 @@ impl World {
                     let about = super::words::about_peer(&msg);
                     self.say(about, format!("node.{ni} → {node}: {msg:?}"));
                 }
+                self.spends(ni, node.0, &msg);
                 self.send_to_peer(ni, node.0 as usize, msg);
             }
             Output::Read { token, object, blocks, mode } => {
@@ -383,6 +393,19 @@ impl World {
                 self.volume_differs(group);
             }
         }
+    }
+
+    /// What goes to a peer is within the node's budget, or a client waits for it.
+    fn spends(&mut self, ni: usize, to: u32, msg: &PeerMsg<Blocks>) {
+        let host = &mut self.nodes[ni];
+        let Some(spent) = &mut host.spent else { return };
+        let waited = host.machine.as_ref().map(|machine| machine.counters());
+        let waited = waited.is_some_and(|count| count.repairs_put_off + count.fetches_waited > 0);
+        if waited {
+            self.coverage.count(Cover::PutOff);
+        }
+        let checked = spent.sent(host.clock.local(self.now), ni, to, msg);
+        self.note(checked);
     }
 
     fn record_given(&mut self, ni: usize, record: &Record<Blocks>) {

@@ -193,8 +193,15 @@ memory_bytes = {memory}
 # table_cache_bytes = {table}
 # read_memory_bytes = {read}
 # pending_bytes = {pending}
-# Bytes of log after which a checkpoint is taken: less makes starts after a crash faster.
+# Bytes of log after which a checkpoint is taken, at the latest.
 # checkpoint_bytes = {checkpoint}
+# Milliseconds that reading the log may take at a start after a crash, by estimate: checkpoints are taken so
+# often that it does not take longer.
+# replay_ms_max = {replay}
+# Bytes per second that repairs may read here for others, and as many that they may bring here: no less while
+# clients work, no more when nobody does. In between they take what clients leave.
+# recovery_floor = {floor}
+# recovery_ceiling = {ceiling}
 # Connections at once. Each takes a file descriptor: `trefoil doctor` compares.
 # connections_max = {connections}
 # Where metrics are served: \"ADDR:PORT\", \"off\", or \"default\": on 127.0.0.1, 1000 above the port of `listen`.
@@ -216,6 +223,9 @@ memory_bytes = {memory}
         read = node.memory.0 / 4,
         pending = node.memory.0 / 8,
         checkpoint = default.checkpoint_bytes,
+        replay = default.replay_ms_max,
+        floor = default.recovery_floor,
+        ceiling = default.recovery_ceiling,
         connections = default.connections_max,
         poll = default.busy_poll_us,
     );

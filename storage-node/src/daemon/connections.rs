@@ -40,7 +40,8 @@ pub struct Daemon<S> {
 
 impl<S: Storage + 'static> Daemon<S> {
     /// Nothing runs yet. `busy_poll`: see [`Poller`].
-    pub fn new(engine: Engine<S>, hello: Hello, busy_poll: Duration) -> Rc<Daemon<S>> {
+    pub fn new(mut engine: Engine<S>, hello: Hello, busy_poll: Duration) -> Rc<Daemon<S>> {
+        engine.peers().set_seed(hello.incarnation);
         Rc::new(Daemon {
             engine: RefCell::new(engine),
             hello,

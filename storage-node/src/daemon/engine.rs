@@ -162,6 +162,10 @@ impl<S: Storage> Engine<S> {
     pub fn peers(&mut self) -> &mut Peers {
         &mut self.peers
     }
+    /// Connections to other nodes that it wanted.
+    pub fn connects(&self) -> u64 {
+        self.peers.tried()
+    }
     /// Counters of the shell.
     pub fn counters(&self) -> EngineCounters {
         self.counters

@@ -10,7 +10,7 @@ use crate::device::latency::{DeviceStats, OpStats};
 use crate::store::{Stats, Store};
 use std::rc::Rc;
 use trefoil_core::BLOCK_SIZE;
-use trefoil_core::node::NodeCounters;
+use trefoil_core::node::{BudgetCounters, NodeCounters};
 use trefoil_metrics::text::seconds;
 use trefoil_metrics::{Kind, Text};
 
@@ -32,6 +32,9 @@ pub struct Snapshot {
     behind: u64,
     groups: usize,
     repairs_open: usize,
+    recovery: BudgetCounters,
+    /// Connections to other nodes that this one has tried to make.
+    connects: u64,
 }
 
 impl Snapshot {
@@ -54,6 +57,8 @@ impl Snapshot {
                 behind: state.groups.values().map(|group| group.behind.len() as u64).sum(),
                 groups: state.groups.len(),
                 repairs_open: engine.node().repairs_open(),
+                recovery: engine.node().budget(),
+                connects: engine.connects(),
             }
         })
     }
@@ -72,6 +77,32 @@ const COUNTERS: &[Row] = &[
         "Repairs that were given up; their leader orders them again.",
         |it| it.machine.repairs_failed,
     ),
+    (
+        "trefoil_storage_repairs_put_off_total",
+        "Repairs that were put off because recovery had its share; their leader orders them again.",
+        |it| it.machine.repairs_put_off,
+    ),
+    (
+        "trefoil_storage_fetches_waited_total",
+        "Pieces of repairs at other nodes that waited here for recovery's share.",
+        |it| it.machine.fetches_waited,
+    ),
+    (
+        "trefoil_storage_recovery_taken_bytes_total",
+        "Bytes that repairs took of recovery's share, to this node and from it.",
+        |it| it.recovery.taken,
+    ),
+    (
+        "trefoil_storage_recovery_urgent_bytes_total",
+        "Bytes of them that clients waited for: they do not wait for a share.",
+        |it| it.recovery.exempt,
+    ),
+    (
+        "trefoil_storage_recovery_lowered_total",
+        "How often recovery's share was lowered because clients were slowed down.",
+        |it| it.recovery.lowered,
+    ),
+    ("trefoil_storage_peer_connects_total", "Connections to other nodes that were tried.", |it| it.connects),
     ("trefoil_storage_repair_bytes_total", "Bytes of data that repairs brought.", |it| {
         it.machine.repair_blocks * BLOCK
     }),
@@ -162,6 +193,14 @@ const GAUGES: &[Row] = &[
         it.lost.into()
     }),
     ("trefoil_storage_copies_behind", "Objects whose copy here is behind.", |it| it.behind),
+    ("trefoil_storage_recovery_rate_bytes", "Bytes per second that repairs may take now, each way.", |it| {
+        it.recovery.rate
+    }),
+    (
+        "trefoil_storage_replay_microseconds",
+        "How long the replay of the log would take if the node ended now, by estimate.",
+        |it| it.store.replay_us,
+    ),
     ("trefoil_storage_repairs_in_flight", "Repairs under way.", |it| it.repairs_open as u64),
     ("trefoil_storage_groups", "Groups (a volume's objects in one placement group) kept here.", |it| {
         it.groups as u64
@@ -261,6 +300,8 @@ mod tests {
             behind: 0,
             groups: 0,
             repairs_open: 0,
+            recovery: BudgetCounters::default(),
+            connects: 0,
         };
         let mut text = Text::default();
         render(&snapshot, &mut text);

@@ -5,7 +5,8 @@
 //! own: it says whom to connect to ([`Peers::take_wanted`]) and is told how that went.
 
 use bytes::Bytes;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHasher};
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use trefoil_core::{Incarnation, NodeId};
@@ -60,11 +61,24 @@ pub struct Peers {
     wanted: Vec<(NodeId, Attempt)>,
     dirty: Vec<NodeId>,
     attempts: Attempt,
+    tried: u64,
+    /// Another number for each node.
+    seed: u64,
     /// The newest connection that each node has made to this one.
     incoming: FxHashMap<NodeId, Attempt>,
 }
 
 impl Peers {
+    /// Connections that were to be made since the start.
+    pub fn tried(&self) -> u64 {
+        self.tried
+    }
+
+    /// What its pauses are drawn from: should be another number for each node, such as its incarnation.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.seed = seed;
+    }
+
     /// The map's addresses. A node that has moved or was replaced loses its connection.
     pub fn set_addresses(&mut self, book: FxHashMap<NodeId, PeerAddress>) {
         for (node, state) in &self.states {
@@ -96,6 +110,7 @@ impl Peers {
                 return false;
             }
             self.attempts += 1;
+            self.tried += 1;
             let attempt = self.attempts;
             *state = State::Connecting { attempt, waiting: Vec::new(), bytes: 0, pause: *pause };
             self.wanted.push((node, attempt));
@@ -154,7 +169,10 @@ impl Peers {
             Some(State::Connecting { pause, .. }) => *pause,
             Some(_) => PAUSE_MIN,
         };
-        let until = Some(Instant::now() + pause);
+        // A part of it is drawn, so that nodes that were started all at once do not come all at once.
+        let mut draw = FxHasher::default();
+        (self.seed, node, attempt).hash(&mut draw);
+        let until = Some(Instant::now() + pause - pause / 2 * ((draw.finish() >> 32) as u32 % 1024) / 1024);
         self.states.insert(node, State::Down { until, pause: (pause * 2).min(PAUSE_MAX) });
         true
     }
@@ -252,6 +270,25 @@ mod tests {
             last = *pause;
         }
         assert_eq!(last, PAUSE_MAX);
+    }
+
+    #[test]
+    fn nodes_that_were_started_all_at_once_do_not_come_back_all_at_once() {
+        let pauses: Vec<Duration> = (0..64)
+            .map(|seed| {
+                let mut peers = peers();
+                peers.set_seed(seed);
+                assert!(peers.send(NodeId(1), 9, b"m", None));
+                let begun = Instant::now();
+                assert!(peers.down(NodeId(1), 1));
+                let Some(State::Down { until: Some(until), .. }) = peers.states.get(&NodeId(1)) else {
+                    panic!()
+                };
+                *until - begun
+            })
+            .collect();
+        let (least, most) = (pauses.iter().min().unwrap(), pauses.iter().max().unwrap());
+        assert!(*least >= PAUSE_MIN / 2 && *most - *least > PAUSE_MIN / 4, "{least:?} to {most:?}");
     }
 
     #[test]

@@ -242,7 +242,8 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     hello.id = u64::from(node.0);
 
     let waker = AsyncWaker::new(store.waker())?;
-    let machine = Node::new(MachineConfig { id: node }, recovered.durable);
+    let mut machine = Node::new(MachineConfig { id: node }, recovered.durable);
+    machine.set_budget(config.budget());
     let busy_poll = Duration::from_micros(config.busy_poll_us);
     let daemon = Daemon::new(Engine::new(machine, store), hello, busy_poll);
     let start_position = Cell::new(Some(found));

@@ -18,6 +18,7 @@ use super::codec;
 use super::engine::{Running, Store};
 use super::index::{Delta, Index, Meta, VERSION};
 use super::log::{BatchRef, Stream};
+use super::replay_cost::Log;
 use super::root::Root;
 use super::segments::Segments;
 use super::state::{Key, State};
@@ -108,7 +109,8 @@ impl<D: Device, I: Index> Store<D, I> {
         keys.splice(0..0, dirty.into_iter().map(|key| (key, true)));
         self.state.newly_dead.clear();
         self.space.checkpoint_from = self.log.appended_blocks();
-        self.replayed = 0;
+        self.replay_cost.from_lsn = covers.lsn;
+        self.replayed = Log::default();
         self.phase = Phase::Gathering(Box::new(Gathering {
             covers,
             full,

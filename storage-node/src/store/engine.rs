@@ -9,6 +9,7 @@ use super::log::{BatchRef, LogWriter, RECORD_BLOCKS_MAX, Stream};
 use super::read::Read;
 use super::reaper::Reaper;
 use super::recovery::recover;
+use super::replay_cost::{Log, ReplayCost};
 use super::root::Root;
 use super::space::SpaceState;
 use super::state::{Key, State, in_bounds};
@@ -90,8 +91,9 @@ pub struct Store<D: Device = FileDevice, I: Index = SledIndex> {
     pub(super) scratch: Vec<u8>,
     retries: u32,
     wake: OnceCell<AsyncWaker>,
-    /// Blocks of log that the start has read: they count towards the next checkpoint.
-    pub(super) replayed: u64,
+    /// What the start has read of the log: it counts towards the next checkpoint.
+    pub(super) replayed: Log,
+    pub(super) replay_cost: ReplayCost,
 }
 
 impl Store {
@@ -124,7 +126,10 @@ impl Store {
         // A foreign device must not cost the index of ours.
         let (sb, damage) = Superblock::read(&dev)?;
         let index = SledIndex::open(index_dir, dev.waker().clone());
-        Store::start(dev, index, sb, damage, options, progress)
+        let (mut store, recovered) = Store::start(dev, index, sb, damage, options, progress)?;
+        // Not in `start`: a store on a simulated device must do the same things in the same order each time.
+        store.replay_cost.learn(store.replayed, recovered.how.took);
+        Ok((store, recovered))
     }
 }
 
@@ -195,7 +200,8 @@ impl<D: Device, I: Index> Store<D, I> {
             retries: 0,
             wake: OnceCell::new(),
             // What was replayed counts, so that a node that keeps crashing still gets to a checkpoint.
-            replayed: recovery.how.blocks,
+            replayed: Log { batches: recovery.how.batches, blocks: recovery.how.blocks },
+            replay_cost: ReplayCost::new(recovery.last.lsn),
         };
         store.find_free_at_start();
         store.begin_session(&start)?;
@@ -264,6 +270,7 @@ impl<D: Device, I: Index> Store<D, I> {
             space: self.space(),
             cache_hits: self.state.tables.hits,
             cache_misses: self.state.tables.misses,
+            replay_us: self.replay_us(),
             pending_bytes: self.log.pending_bytes(),
             reads: self.reads.len(),
             queued_changes: self.state.tables.queued(),

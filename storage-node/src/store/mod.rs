@@ -47,6 +47,7 @@ mod placement;
 mod read;
 mod reaper;
 mod recovery;
+mod replay_cost;
 mod root;
 mod segments;
 mod space;
@@ -69,6 +70,7 @@ pub use table::BlockEntry;
 
 use crate::device::file::{Engine, OpenDeviceError};
 use bytes::Bytes;
+use std::time::Duration;
 use trefoil_core::{BlockRange, Incarnation, ObjectId, record::Durable};
 
 /// Checksum in a [`StoreEvent::Read`] of a block whose entry was lost with its page of the table.
@@ -90,8 +92,12 @@ pub struct StoreOptions {
     /// Memory of reads, from their start until the caller drops the data, in bytes; at the limit reads
     /// wait.
     pub read_bytes_max: u64,
-    /// Log written since the last checkpoint at which the next one begins: bounds the replay.
+    /// Log written since the last checkpoint at which the next one begins: bounds what is read at a start.
     pub checkpoint_bytes: u64,
+    /// By estimate the replay at a start after a crash takes no longer: a checkpoint begins before that. The
+    /// estimate follows from the batches and blocks of the log, and from how long the replay took at the last
+    /// start.
+    pub replay_max: Duration,
     /// io_uring or threads.
     pub engine: Engine,
 }
@@ -108,6 +114,8 @@ impl Default for StoreOptions {
             // Each checkpoint writes all dirty table pages: further apart, fewer. A start reads the headers of so
             // much log.
             checkpoint_bytes: 4 << 30,
+            // The node is away for so long, besides the time that its peers need to notice that it is back.
+            replay_max: Duration::from_secs(2),
             engine: Engine::Auto,
         }
     }
@@ -231,6 +239,8 @@ pub struct Stats {
     pub checkpoints: u64,
     /// Checkpoints that the index has refused.
     pub checkpoints_failed: u64,
+    /// How long the replay would take if the process ended now, by estimate, in microseconds.
+    pub replay_us: u64,
     /// Bytes appended and not durable.
     pub pending_bytes: u64,
     /// Reads under way.

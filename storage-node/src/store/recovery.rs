@@ -8,26 +8,20 @@
 //! been durable when a later header names it as its predecessor; that tells damage from a torn tail:
 //! see `docs/on-disk-format.md`.
 
+mod reader;
 pub mod walk;
 
-use super::batch::{DataChecksum, Header, NO_SEGMENT};
-use super::bugs::{self, Bug};
+use super::batch::Header;
 use super::codec::Entry;
 use super::index::{Index, Meta, VERSION};
 use super::log::{BatchRef, Ends, FIRST_ENDS, StreamEnd};
 use super::root::{Root, Roots};
-use super::state::{State, in_bounds};
+use super::state::State;
 use super::superblock::Superblock;
-use super::table::{OBJECT_BLOCKS_MAX, PAGE_BLOCKS};
 use crate::device::Device;
-use crate::device::buffer::{Buf, Pool};
-use std::cell::Cell;
+use reader::{Found, Reader};
+use std::time::{Duration, Instant};
 use trefoil_core::BLOCK_SIZE;
-
-/// Times that the device is asked for the same blocks.
-const READS_MAX: u32 = 3;
-/// Blocks read at once while following the log.
-const WINDOW_BLOCKS: u32 = 64;
 
 /// What became of the index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +47,8 @@ pub struct How {
     pub blocks: u64,
     /// Records in them.
     pub records: u64,
+    /// How long the replay took, without the time for the index.
+    pub took: Duration,
     /// A batch at the end that was not written whole: `(lsn, segment, block)`. It was never
     /// acknowledged.
     pub torn_tail: Option<(u64, u32, u32)>,
@@ -76,190 +72,6 @@ pub struct Recovery {
     pub lost: Option<String>,
     /// The index has to be written anew.
     pub index_empty: bool,
-}
-
-struct Found {
-    header: Header,
-    entries: Vec<Entry>,
-}
-
-impl Found {
-    fn at(&self) -> BatchRef {
-        BatchRef {
-            lsn: self.header.lsn,
-            checksum: self.header.checksum,
-            segment: self.header.segment,
-            block: self.header.block,
-        }
-    }
-}
-
-struct Reader<'a, D> {
-    device: &'a D,
-    sb: &'a Superblock,
-    pool: Pool,
-    window: Option<(u64, Buf)>,
-    /// A block that the device could not give, and why: it is not known what is there.
-    trouble: Cell<Option<(u64, std::io::ErrorKind)>>,
-}
-
-impl<D: Device> Reader<'_, D> {
-    /// Blocks of one segment; `None` where the device fails.
-    fn read(&self, location: u64, blocks: u32) -> Option<Buf> {
-        let mut buf = self.pool.get(blocks as usize * BLOCK_SIZE)?;
-        let mut why = None;
-        for _ in 0..READS_MAX {
-            match self.device.read_now(location * BLOCK_SIZE as u64, &mut buf) {
-                Ok(()) => return Some(buf),
-                Err(error) => why = Some((location, error.kind())),
-            }
-        }
-        self.trouble.set(why);
-        None
-    }
-
-    /// A block of a segment, through the window.
-    fn block(&mut self, segment: u32, block: u32) -> Option<&[u8]> {
-        let location = self.sb.location(segment, block);
-        let hit = self.window.as_ref().is_some_and(|(start, buf)| {
-            location >= *start && location - start < (buf.len() / BLOCK_SIZE) as u64
-        });
-        if !hit {
-            let n = WINDOW_BLOCKS.min(self.sb.segment_blocks - block);
-            // Where a window cannot be read, perhaps its first block can.
-            let before = self.trouble.get();
-            let buf = match self.read(location, n) {
-                Some(buf) => buf,
-                None => {
-                    self.trouble.set(before);
-                    self.read(location, 1)?
-                }
-            };
-            self.window = Some((location, buf));
-        }
-        let (start, buf) = self.window.as_ref()?;
-        let at = (location - start) as usize * BLOCK_SIZE;
-        buf.get(at..at + BLOCK_SIZE)
-    }
-
-    /// The batch that begins here, if one does: its header is verified, its data is not.
-    fn batch(&mut self, segment: u32, block: u32) -> Option<Found> {
-        if segment >= self.sb.segments || block >= self.sb.segment_blocks {
-            return None;
-        }
-        let sb = self.sb;
-        let first = self.block(segment, block)?;
-        let header = Header::peek(first, sb.incarnation, segment, block)?;
-        if u64::from(block) + u64::from(header.blocks()) > u64::from(sb.segment_blocks) {
-            return None;
-        }
-        let entries = if header.header_blocks == 1 {
-            header.verify(sb.incarnation, first).then(|| header.entries(first))??
-        } else {
-            let area = self.read(sb.location(segment, block), header.header_blocks)?;
-            header.verify(sb.incarnation, &area).then(|| header.entries(&area))??
-        };
-        let sane = entries.iter().all(|e| match e {
-            Entry::Node(record) => in_bounds(record),
-            Entry::Page { page, .. } => *page < OBJECT_BLOCKS_MAX / PAGE_BLOCKS,
-            Entry::Move { blocks, .. } => blocks.iter().all(|b| b.0 < OBJECT_BLOCKS_MAX),
-            _ => true,
-        });
-        sane.then_some(Found { header, entries })
-    }
-
-    /// True if the batch's data blocks are all there.
-    fn whole(&self, header: &Header) -> bool {
-        let mut sum = DataChecksum::default();
-        let mut at = header.block + header.header_blocks;
-        let end = header.block + header.blocks();
-        while at < end {
-            let n = (end - at).min(256);
-            let Some(buf) = self.read(self.sb.location(header.segment, at), n) else {
-                return false;
-            };
-            sum.update(&buf);
-            at += n;
-        }
-        sum.finish() == header.data_checksum
-    }
-
-    /// The batch behind `from`, which may begin at one of `places`. Where a torn one fits too, it has the
-    /// smaller LSN: a Start leaves one out.
-    fn successor(&mut self, from: BatchRef, places: &[(u32, u32)]) -> Option<Found> {
-        let mut best: Option<Found> = None;
-        for &(segment, block) in places {
-            if segment == NO_SEGMENT {
-                continue;
-            }
-            if let Some(found) = self.batch(segment, block)
-                && found.header.previous_lsn == from.lsn
-                && found.header.previous_checksum == from.checksum
-                && best
-                    .as_ref()
-                    .is_none_or(|b| b.header.lsn < found.header.lsn && !bugs::on(Bug::FirstSuccessor))
-            {
-                best = Some(found);
-            }
-        }
-        best
-    }
-
-    /// Looks from each of `places` to the end of its segment, and at the first block of the other segments
-    /// (`thorough`), for the first batch whose predecessor has an LSN of at least `least`: the log once
-    /// went on.
-    fn later(&mut self, places: &[(u32, u32)], least: u64, thorough: bool) -> Option<Found> {
-        let mut best: Option<Found> = None;
-        let mut look = |this: &mut Self, segment, block| {
-            if let Some(found) = this.batch(segment, block)
-                && found.header.previous_lsn >= least
-                && best.as_ref().is_none_or(|b| found.header.lsn < b.header.lsn)
-            {
-                best = Some(found);
-            }
-        };
-        for &(segment, from) in places {
-            if segment < self.sb.segments {
-                for block in from..self.sb.segment_blocks {
-                    look(self, segment, block);
-                }
-            }
-        }
-        if thorough {
-            for segment in 0..self.sb.segments {
-                // One block of each: no window.
-                let at = self.sb.location(segment, 0);
-                self.window = self.read(at, 1).map(|buf| (at, buf));
-                look(self, segment, 0);
-            }
-        }
-        best
-    }
-
-    /// Looks at every batch of every segment for the newest SnapshotEnd: for when no root is good.
-    fn find_snapshot(&mut self, progress: &mut dyn FnMut(u32, u32)) -> Option<Root> {
-        let mut newest: Option<Root> = None;
-        for segment in 0..self.sb.segments {
-            progress(segment, self.sb.segments);
-            let mut block = 0;
-            while block < self.sb.segment_blocks {
-                let Some(found) = self.batch(segment, block) else {
-                    // Damage, or the end of what was written: what lies behind is found block by block.
-                    block += 1;
-                    continue;
-                };
-                for entry in &found.entries {
-                    if let Entry::SnapshotEnd { covers, .. } = entry
-                        && newest.is_none_or(|n| n.covers.lsn < covers.lsn)
-                    {
-                        newest = Some(Root { number: 0, covers: *covers, end: found.at() });
-                    }
-                }
-                block += found.header.blocks();
-            }
-        }
-        newest
-    }
 }
 
 /// Where a replay begins.
@@ -297,13 +109,7 @@ pub fn recover<D: Device, I: Index>(
     cache_bytes: u64,
     progress: &mut dyn FnMut(u32, u32),
 ) -> Result<Recovery, RecoverError> {
-    let mut reader = Reader {
-        device,
-        sb,
-        pool: Pool::new(u64::MAX, 4 << 20, None),
-        window: None,
-        trouble: Cell::new(None),
-    };
+    let mut reader = Reader::new(device, sb);
     let roots = Roots::read(device, sb.incarnation);
     let mut claimed = 0;
     let why = match from_index(&mut reader, index, roots.good.first(), cache_bytes, &mut claimed) {
@@ -490,6 +296,7 @@ fn follow<D: Device>(
     let (device, sb) = (reader.device, reader.sb);
     let From { mut state, mut last, mut ends, places: first_places } = from;
     let mut how = How::default();
+    let begun = Instant::now();
     let mut lost = None;
     // The batch found last: not replayed before it is known to have been durable.
     let mut pending: Option<Found> = None;
@@ -574,6 +381,7 @@ fn follow<D: Device>(
             None => break,
         }
     }
+    how.took = begun.elapsed();
     if claimed > last.lsn {
         lost.get_or_insert(format!(
             "the log ends at LSN {}, but the index covers LSN {claimed}: the device has lost writes that \

@@ -66,6 +66,8 @@ pub struct Limits {
     pub interval: u64,
     /// Blocks of log after which a checkpoint is due.
     pub checkpoint: u64,
+    /// Estimated time of the replay (µs) at which a checkpoint is due.
+    pub replay_us: u64,
     /// Dirty pages at which a checkpoint is due.
     pub dirty_pages: usize,
 }
@@ -85,6 +87,7 @@ impl Limits {
             low: u64::from(sb.segments / LOW_PART) + LOW_MORE,
             interval,
             checkpoint: (options.checkpoint_bytes / BLOCK_SIZE as u64).min(interval).max(1),
+            replay_us: (options.replay_max.as_micros() as u64).max(1),
             dirty_pages: (reserve / 8) as usize,
         }
     }
@@ -477,7 +480,8 @@ impl<D: Device, I: Index> Store<D, I> {
         {
             return Some(true);
         }
-        let due = appended + self.replayed - self.space.checkpoint_from >= limits.checkpoint
+        let due = appended + self.replayed.blocks - self.space.checkpoint_from >= limits.checkpoint
+            || self.replay_us() >= limits.replay_us
             || self.state.tables.queued() > self.options.queued_changes_max / 2
             || self.state.tables.dirty() > limits.dirty_pages;
         due.then_some(false)

@@ -5,14 +5,12 @@
 
 use super::{Found, Reader, from_snapshot};
 use crate::device::Device;
-use crate::device::buffer::Pool;
 use crate::store::batch::Header;
 use crate::store::codec::Entry;
 use crate::store::log::BatchRef;
 use crate::store::root::Root;
 use crate::store::state::State;
 use crate::store::superblock::Superblock;
-use std::cell::Cell;
 
 /// A batch of the log.
 pub struct Step<'a> {
@@ -26,10 +24,6 @@ pub struct Step<'a> {
     pub gap: bool,
 }
 
-fn reader<'a, D: Device>(device: &'a D, sb: &'a Superblock) -> Reader<'a, D> {
-    Reader { device, sb, pool: Pool::new(u64::MAX, 4 << 20, None), window: None, trouble: Cell::new(None) }
-}
-
 /// Calls `each` with every batch from the one that the root's snapshot covers (the first of the log, where
 /// there is no snapshot) to `last`, in order, until it says false.
 pub fn walk<D: Device>(
@@ -39,7 +33,7 @@ pub fn walk<D: Device>(
     last: BatchRef,
     each: &mut dyn FnMut(Step<'_>) -> bool,
 ) {
-    let mut reader = reader(device, sb);
+    let mut reader = Reader::new(device, sb);
     let mut from = BatchRef::default();
     let mut places = vec![(0, 0)];
     let first = (root.covers.lsn > 0).then(|| reader.batch(root.covers.segment, root.covers.block)).flatten();
@@ -71,7 +65,7 @@ pub fn scan<D: Device>(
     progress: &mut dyn FnMut(u32, u32),
     each: &mut dyn FnMut(Step<'_>) -> bool,
 ) {
-    let mut reader = reader(device, sb);
+    let mut reader = Reader::new(device, sb);
     for segment in 0..sb.segments {
         progress(segment, sb.segments);
         let mut block = 0;
@@ -92,5 +86,5 @@ pub fn scan<D: Device>(
 
 /// The state as the root's snapshot has it, nothing replayed; or why it cannot be read.
 pub fn snapshot_state<D: Device>(device: &D, sb: &Superblock, root: &Root) -> Result<State, String> {
-    from_snapshot(&mut reader(device, sb), root, 0).map(|from| from.state)
+    from_snapshot(&mut Reader::new(device, sb), root, 0).map(|from| from.state)
 }
