@@ -20,6 +20,12 @@ pub enum Bug {
     NoReopen,
     /// A node answers List and forgets the epoch (N1).
     ListWithoutEpoch,
+    /// Of copies that differ at one head, the first one wins (P3).
+    ScrubFirstWins,
+    /// Of copies that differ at one head, the minority wins (P3).
+    ScrubMinorityWins,
+    /// A repair forgets which blocks of its source are in doubt.
+    RepairForgetsDoubts,
 }
 
 thread_local! {
@@ -57,4 +63,16 @@ pub(crate) fn no_reopen() -> bool {
 
 pub(crate) fn list_without_epoch() -> bool {
     BUG.get() == Some(Bug::ListWithoutEpoch)
+}
+
+pub(crate) fn scrub_first_wins() -> bool {
+    BUG.get() == Some(Bug::ScrubFirstWins)
+}
+
+pub(crate) fn scrub_minority_wins() -> bool {
+    BUG.get() == Some(Bug::ScrubMinorityWins)
+}
+
+pub(crate) fn repair_forgets_doubts() -> bool {
+    BUG.get() == Some(Bug::RepairForgetsDoubts)
 }

@@ -146,6 +146,20 @@ cover! {
     HoldsLess = "compares answered no",
     /// Nodes that came back to a placement group that they had left.
     CameBack = "nodes that left came back",
+    /// Blocks that were made to lie, on one copy or two.
+    Lies = "lies",
+    /// Of these, those that a majority could settle, and that were found.
+    LiesOutvoted = "lies outvoted",
+    /// Of these, those that no majority could settle, and that were found.
+    LiesDisputed = "lies disputed",
+    /// Marks that nodes set on blocks of their copies.
+    Doubts = "doubts",
+    /// Objects whose last mark was taken away by a repair or a majority.
+    DoubtsEnded = "doubts ended",
+    /// Placement groups that a node has scrubbed.
+    Scrubbed = "scrubbed",
+    /// An administrator's word.
+    Believed = "administrators believed",
     /// Crashes right behind a step of a move or an answer to List.
     MoveCrashes = "crashes right behind a step",
 }

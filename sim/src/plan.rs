@@ -19,6 +19,8 @@ pub const BLOCKS_MAX: usize = 8;
 /// Which runs have moves in them. Such that those of `tests/seeds.txt` from before there were moves have
 /// none.
 const MOVES_SALT: u64 = 0x006d_6f76_657d;
+/// Which runs have copies that lie. Such that those of `tests/seeds.txt` from before have none.
+const LIES_SALT: u64 = 0x006c_6965_7300;
 /// The pool of every volume.
 pub const POOL: PoolId = PoolId(1);
 
@@ -100,6 +102,12 @@ pub enum Bug {
     NoReopen,
     /// A node answers List and forgets the epoch.
     ListWithoutEpoch,
+    /// Of copies that differ at one head, the first one wins.
+    ScrubFirstWins,
+    /// Of copies that differ at one head, the minority wins.
+    ScrubMinorityWins,
+    /// A repair forgets which blocks of its source are in doubt.
+    RepairForgetsDoubts,
 }
 
 /// How placement groups move in a run. Times in µs.
@@ -123,6 +131,15 @@ pub struct MovesPlan {
     pub node_tick: u64,
 }
 
+/// How copies lie in a run. Times in µs.
+#[derive(Clone, Debug)]
+pub struct LiesPlan {
+    /// Between two lies.
+    pub every: Span,
+    /// Between ticks of a node.
+    pub node_tick: u64,
+}
+
 /// Everything that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -136,6 +153,8 @@ pub struct Plan {
     pub nodes: usize,
     /// The pool's placement groups: their newest configurations.
     pub pgs: Vec<PgConfig>,
+    /// Copies lie, in some runs.
+    pub lies: Option<LiesPlan>,
     /// They move, in some runs.
     pub moves: Option<MovesPlan>,
     /// Volumes.
@@ -235,6 +254,7 @@ impl Plan {
             nodes,
             pgs,
             moves: None,
+            lies: None,
             volumes: r.between(1, VOLUMES_MAX as u64) as usize,
             objects: r.between(1, OBJECTS_MAX as u64) as usize,
             blocks: r.between(2, BLOCKS_MAX as u64) as usize,
@@ -287,6 +307,18 @@ impl Plan {
                 node_tick: m.magnitude(2_000, 100_000),
             });
         }
+        // And again: runs in which nobody lies are what they were.
+        let l = &mut Rng::new(seed ^ LIES_SALT);
+        if plan.moves.is_none() && plan.stall_limit.is_none() && l.one_in(4) {
+            plan.lies = Some(LiesPlan {
+                every: (500, l.magnitude(2_000, 100_000)),
+                node_tick: l.magnitude(1_000, 20_000),
+            });
+            // A device that forgets a lie, or a write that a client has given up and that comes later, would be
+            // two things to blame at once.
+            *plan.weight(Fault::LostState) = 0;
+            plan.io_timeout = None;
+        }
         plan
     }
 
@@ -321,6 +353,7 @@ impl Plan {
     /// longer than [`BRISK_STALL_MAX`].
     pub fn brisk(mut self) -> Plan {
         self.moves = None;
+        self.lies = None;
         if self.stall_limit != Some(BRISK_STALL_MAX) {
             let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);
             self.one_node_at_a_time();
@@ -355,6 +388,7 @@ impl Plan {
         self.renewals_lost_percent = 0;
         self.io_timeout = None;
         self.stall_limit = None;
+        self.lies = None;
         if let Some(moves) = &mut self.moves {
             moves.crash_percent = 0;
         }

@@ -76,6 +76,9 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::FinalWithoutCheck) => Some(trefoil_core::bugs::Bug::FinalWithoutCheck),
         Some(Bug::NoReopen) => Some(trefoil_core::bugs::Bug::NoReopen),
         Some(Bug::ListWithoutEpoch) => Some(trefoil_core::bugs::Bug::ListWithoutEpoch),
+        Some(Bug::ScrubFirstWins) => Some(trefoil_core::bugs::Bug::ScrubFirstWins),
+        Some(Bug::ScrubMinorityWins) => Some(trefoil_core::bugs::Bug::ScrubMinorityWins),
+        Some(Bug::RepairForgetsDoubts) => Some(trefoil_core::bugs::Bug::RepairForgetsDoubts),
         Some(Bug::SkipFlush | Bug::NoHedges) | None => None,
     });
     let _ = bug;
@@ -145,6 +148,9 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::FinalWithoutCheck) => Some("final-without-check"),
         Some(Bug::NoReopen) => Some("no-reopen"),
         Some(Bug::ListWithoutEpoch) => Some("list-without-epoch"),
+        Some(Bug::ScrubFirstWins) => Some("scrub-first-wins"),
+        Some(Bug::ScrubMinorityWins) => Some("scrub-minority-wins"),
+        Some(Bug::RepairForgetsDoubts) => Some("repair-forgets-doubts"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

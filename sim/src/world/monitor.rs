@@ -48,6 +48,10 @@ impl Monitor {
     pub fn volume(&mut self, id: VolumeId) -> &mut Volume {
         &mut self.volumes[id.0 as usize - 1]
     }
+    /// The last generation granted for a volume.
+    pub fn generation_of(&self, id: VolumeId) -> u64 {
+        self.volumes[id.0 as usize - 1].generation
+    }
 }
 
 impl World {
