@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
 use trefoil_core::crush::CrushMap;
-use trefoil_core::ids::{NodeId, PoolId, VolumeId};
+use trefoil_core::ids::{BlockRange, NodeId, PgId, PoolId, VolumeId};
 use trefoil_core::map::{Ack, ClusterMap, Event, FailureDomain, MapError, Out};
 use trefoil_monitor::rpc::{MonitorsStatus, RpcError, VolumeKey};
 use trefoil_monitor::{CallError, MonitorClient};
@@ -170,6 +170,23 @@ impl Admin {
     /// Takes nodes out, or in (`None`).
     pub async fn set_nodes_out(&mut self, nodes: Vec<(NodeId, Option<Out>)>) -> Outcome {
         self.client.set_nodes_out(nodes).await.map_err(|error| self.failed(error))
+    }
+
+    /// Has each node of a placement group scrub it now.
+    pub async fn order_scrub(&mut self, pg: PgId, deep: bool) -> Outcome {
+        self.client.order_scrub(pg, deep).await.map_err(|error| self.failed(error))
+    }
+
+    /// Of disputed blocks, one node's copy is to be believed.
+    pub async fn settle_blocks(
+        &mut self,
+        volume: VolumeKey,
+        index: u32,
+        blocks: BlockRange,
+        from: NodeId,
+    ) -> Outcome {
+        let settled = self.client.settle_blocks(volume, index, blocks, from).await;
+        settled.map_err(|error| self.failed(error).context("nothing was settled"))
     }
 
     /// Makes a volume.

@@ -13,6 +13,7 @@
 use crate::raft::LeaderId;
 use crate::reports::Reports;
 use crate::rpc::Heartbeat;
+use crate::scrub::Scrubs;
 use crate::service::Service;
 use openraft::ServerState;
 use std::cell::{Cell, RefCell};
@@ -47,6 +48,8 @@ pub(crate) struct Soft {
     pub heartbeats: BTreeMap<NodeId, Heartbeat>,
     /// What leaders of groups say of nodes.
     pub reports: Reports,
+    /// How nodes' scrubs are.
+    pub scrubs: Scrubs,
     /// When a volume was last given to a healer. Old entries are dropped.
     pub healed: BTreeMap<VolumeId, Time>,
 }
@@ -69,6 +72,7 @@ impl Reign {
                 liveness: Liveness::new(node_timeout, now),
                 heartbeats: BTreeMap::new(),
                 reports: Reports::new(renew),
+                scrubs: Scrubs::default(),
                 healed: BTreeMap::new(),
             }),
             healing: Cell::new(false),

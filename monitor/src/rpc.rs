@@ -12,10 +12,11 @@ use trefoil_core::crush::CrushMap;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Ack, Event, FailureDomain, Holder, MapError, Out, Volume};
-use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
+use trefoil_core::{BlockRange, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
 use trefoil_transport::KIND_USER_MIN;
 
 use crate::health::Status;
+use crate::scrub::{ScrubOrder, ScrubReport};
 
 /// The frame of a [`Request`].
 pub const KIND_REQUEST: u16 = KIND_USER_MIN;
@@ -281,6 +282,26 @@ pub enum Request {
         /// Although those that are left and answer would be no majority.
         force: bool,
     },
+    /// How a node's scrub is; answered with what it is to do.
+    Scrub(Box<ScrubReport>),
+    /// A placement group is to be scrubbed now.
+    OrderScrub {
+        /// Which one.
+        pg: PgId,
+        /// Every block is to be read, too.
+        deep: bool,
+    },
+    /// Of blocks that are disputed, the copy of one node is to be believed.
+    SettleBlocks {
+        /// The volume.
+        volume: VolumeKey,
+        /// The object.
+        index: u32,
+        /// Which blocks.
+        blocks: BlockRange,
+        /// Whose copy.
+        from: NodeId,
+    },
 }
 
 /// A monitor.
@@ -438,6 +459,8 @@ pub enum Response {
     Pong,
     /// The monitors.
     Monitors(Box<MonitorsStatus>),
+    /// What a node's scrub is to do.
+    ScrubOrders(Vec<ScrubOrder>),
 }
 
 /// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].

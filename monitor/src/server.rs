@@ -421,7 +421,7 @@ fn answer_peer(
 /// what changes no lease.
 fn may_ask(role: Role, request: &Request) -> bool {
     match request {
-        Request::RegisterNode { .. } | Request::Heartbeat(_) => role == Role::StorageNode,
+        Request::RegisterNode { .. } | Request::Heartbeat(_) | Request::Scrub(_) => role == Role::StorageNode,
         Request::Attach { .. } | Request::Renew { .. } | Request::Release { .. } => {
             matches!(role, Role::FrontEnd | Role::StorageNode)
         }
@@ -434,6 +434,8 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::Events { .. }
         | Request::AddMonitor { .. }
         | Request::RemoveMonitor { .. }
+        | Request::OrderScrub { .. }
+        | Request::SettleBlocks { .. }
         | Request::ReplaceCrush { .. } => role == Role::Client,
         Request::GetMap { .. }
         | Request::WaitMap { .. }

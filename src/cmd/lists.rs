@@ -57,6 +57,8 @@ Examples:
   trefoil pg list
   trefoil pg list --json | jq -r '.[] | select(.state != \"active\") | .pg'")]
     List(ListArgs),
+    Scrub(super::pg_scrub::ScrubArgs),
+    Settle(super::pg_scrub::SettleArgs),
 }
 
 /// Writes a list as a table, or as JSON.
@@ -132,7 +134,12 @@ fn node_list(args: &ListArgs, global: &Global, out: &mut dyn Write) -> Outcome {
 }
 
 /// Runs `trefoil pg ...`.
-pub fn pg(PgCommand::List(args): &PgCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+pub fn pg(command: &PgCommand, global: &Global, out: &mut dyn Write) -> Outcome {
+    let args = match command {
+        PgCommand::List(args) => args,
+        PgCommand::Scrub(args) => return super::pg_scrub::scrub(args, global, out),
+        PgCommand::Settle(args) => return super::pg_scrub::settle(args, global, out),
+    };
     let row = |pg: &PgView| {
         let mut acting = joined(&pg.acting);
         if !pg.leaving.is_empty() {

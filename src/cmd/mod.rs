@@ -10,6 +10,7 @@ pub mod format;
 pub mod init;
 pub mod lists;
 pub mod monitor;
+pub mod pg_scrub;
 pub mod pool;
 pub mod status;
 pub mod store;

@@ -13,6 +13,7 @@
 //! | [`power`] | everything killed at once in mid-write |
 //! | [`takeover`] | two front ends for one volume |
 //! | [`rot`] | bytes of a device flipped |
+//! | [`scrub`] | rot that nobody reads, and copies that lie |
 //! | [`catch_up`] | a node that was away while data changed |
 //! | [`full`] | no space left |
 //! | [`offline`] | nothing runs: volumes taken out of bare devices |
@@ -45,6 +46,7 @@ mod prober;
 mod reclaim;
 mod rollback;
 mod rot;
+mod scrub;
 mod slow;
 mod stand_in;
 mod syscalls;

@@ -76,6 +76,8 @@ pub struct Membership {
     pub start_position: Cell<Option<u64>>,
     /// The record that says that state is lost, while it is not known to be durable.
     pub lost_ticket: Cell<Option<Ticket>>,
+    /// Seconds since the light and the deep scrub that were longest ago.
+    pub scrub_ages: Cell<(Option<u64>, Option<u64>)>,
 }
 
 impl Membership {
