@@ -57,14 +57,8 @@ pub fn judge(config: &PgConfig, mine: NodeId, claims: &[Claim]) -> Option<Doubt>
         let first = claims.iter().min_by_key(|claim| claim.node)?;
         return (first.checksum != me.checksum).then_some(Doubt::Outvoted);
     }
-    let votes = |claim: &&Claim| claim.doubt != Some(Doubt::Outvoted) && config.is_member(claim.node);
-    let voters = || claims.iter().filter(votes);
-    // The content that a quorum has, at least one of them without doubt.
-    let has = |sum: u64, node: NodeId| voters().any(|c| c.node == node && c.checksum == sum);
-    let won = voters()
-        .filter(|claim| claim.doubt.is_none())
-        .map(|claim| claim.checksum)
-        .find(|sum| config.is_quorum(|node| has(*sum, node)));
+    let won = majority(config, claims);
+    let voters = || claims.iter().filter(|claim| has_say(config, claim));
     match won {
         #[cfg(feature = "deliberate-bugs")]
         Some(sum) if crate::bugs::scrub_minority_wins() => (sum == me.checksum).then_some(Doubt::Outvoted),
@@ -76,6 +70,21 @@ pub fn judge(config: &PgConfig, mine: NodeId, claims: &[Claim]) -> Option<Doubt>
         // Nobody says otherwise: as it was.
         None => me.doubt,
     }
+}
+
+/// Who was outvoted, or is no member, has no say in what the block holds.
+fn has_say(config: &PgConfig, claim: &Claim) -> bool {
+    claim.doubt != Some(Doubt::Outvoted) && config.is_member(claim.node)
+}
+
+/// The content that a quorum has recorded, at least one of them without a doubt; `None`: there is no such.
+pub fn majority(config: &PgConfig, claims: &[Claim]) -> Option<u64> {
+    let voters = || claims.iter().filter(|claim| has_say(config, claim));
+    let has = |sum: u64, node: NodeId| voters().any(|claim| claim.node == node && claim.checksum == sum);
+    voters()
+        .filter(|claim| claim.doubt.is_none())
+        .map(|claim| claim.checksum)
+        .find(|sum| config.is_quorum(|node| has(*sum, node)))
 }
 
 /// A sum over the recorded checksums of a copy, by which equal ones are known without telling them all.
