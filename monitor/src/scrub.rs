@@ -226,17 +226,17 @@ impl Scrubs {
             }
         }
         blocks.retain(|_, copies| copies.iter().any(|(_, it)| it.doubt == Doubt::Disputed));
-        let text =
-            |((volume, index, block), copies): (&(VolumeId, u32, u32), &Vec<(NodeId, DoubtReport)>)| {
-                let name = map.volumes.get(volume).map_or_else(|| volume.to_string(), |it| it.name.clone());
-                let copy = |(node, it): &(NodeId, DoubtReport)| {
-                    let outvoted = if it.doubt == Doubt::Outvoted { ", outvoted" } else { "" };
-                    format!("{node} has {:016x} at head {}{outvoted}", it.checksum, it.head)
-                };
-                let copies: Vec<String> = copies.iter().map(copy).collect();
-                format!("{name} object {index} block {block}: {}", copies.join("; "))
-            };
-        blocks.iter().map(text).collect()
+        let copy = |(node, it): &(NodeId, DoubtReport)| {
+            let outvoted = if it.doubt == Doubt::Outvoted { ", outvoted" } else { "" };
+            format!("{node} has {:016x} at head {}{outvoted}", it.checksum, it.head)
+        };
+        let mut texts = Vec::new();
+        for ((volume, index, block), copies) in &blocks {
+            let name = map.volumes.get(volume).map_or_else(|| volume.to_string(), |it| it.name.clone());
+            let copies: Vec<String> = copies.iter().map(copy).collect();
+            texts.push(format!("{name} object {index} block {block}: {}", copies.join("; ")));
+        }
+        texts
     }
 }
 

@@ -303,6 +303,9 @@ mod tests {
             behind: 0,
             groups: 0,
             repairs_open: 0,
+            scrubs_open: 1,
+            in_doubt: 3,
+            scrub_ages: (Some(60), None),
         };
         let mut text = Text::default();
         render(&snapshot, &mut text);
