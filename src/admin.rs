@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
 use trefoil_core::crush::CrushMap;
-use trefoil_core::ids::{NodeId, PgId, PoolId, VolumeId};
+use trefoil_core::ids::{BlockRange, NodeId, PgId, PoolId, VolumeId};
 use trefoil_core::map::admin::PoolChange;
 use trefoil_core::map::{Ack, ClusterMap, Event, FailureDomain, MapError, MoveLimits, Out};
 use trefoil_monitor::rpc::{MonitorsStatus, MovesStatus, PgStatus, RpcError, VolumeKey};
@@ -233,6 +233,23 @@ impl Admin {
     /// Takes note that daemons have died; all, where none is named.
     pub async fn acknowledge_deaths(&mut self, daemons: Vec<String>) -> Outcome {
         self.client.acknowledge_deaths(daemons).await.map_err(|error| self.failed(error))
+    }
+
+    /// Has each node of a placement group scrub it now.
+    pub async fn order_scrub(&mut self, pg: PgId, deep: bool) -> Outcome {
+        self.client.order_scrub(pg, deep).await.map_err(|error| self.failed(error))
+    }
+
+    /// Of disputed blocks, one node's copy is to be believed.
+    pub async fn settle_blocks(
+        &mut self,
+        volume: VolumeKey,
+        index: u32,
+        blocks: BlockRange,
+        from: NodeId,
+    ) -> Outcome {
+        let settled = self.client.settle_blocks(volume, index, blocks, from).await;
+        settled.map_err(|error| self.failed(error).context("nothing was settled"))
     }
 
     /// Makes a volume.

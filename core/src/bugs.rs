@@ -28,6 +28,12 @@ pub enum Bug {
     RenewalSlipsIn,
     /// The map of a backup goes on with its generations as they are (6.5).
     RestoreSkipsNothing,
+    /// Of copies that differ at one head, the first one wins (P3).
+    ScrubFirstWins,
+    /// Of copies that differ at one head, the minority wins (P3).
+    ScrubMinorityWins,
+    /// A repair forgets which blocks of its source are in doubt.
+    RepairForgetsDoubts,
 }
 
 thread_local! {
@@ -81,4 +87,16 @@ pub(crate) fn renewal_slips_in() -> bool {
 
 pub(crate) fn restore_skips_nothing() -> bool {
     BUG.get() == Some(Bug::RestoreSkipsNothing)
+}
+
+pub(crate) fn scrub_first_wins() -> bool {
+    BUG.get() == Some(Bug::ScrubFirstWins)
+}
+
+pub(crate) fn scrub_minority_wins() -> bool {
+    BUG.get() == Some(Bug::ScrubMinorityWins)
+}
+
+pub(crate) fn repair_forgets_doubts() -> bool {
+    BUG.get() == Some(Bug::RepairForgetsDoubts)
 }

@@ -25,6 +25,7 @@
 //! | [`client`] | what a leader is asked and answers |
 //! | [`map`] | the cluster map, leases, liveness: what the monitors agree on |
 //! | [`wire`] | frames: what travels between daemons |
+//! | [`scrub`] | the majority rule among copies that differ at one head |
 //! | [`checksum`] | the 64-bit checksum of a block, which also names the block |
 #![forbid(unsafe_code)]
 
@@ -41,6 +42,7 @@ pub mod message;
 pub mod node;
 pub mod placement;
 pub mod record;
+pub mod scrub;
 pub mod wire;
 
 pub use ids::*;

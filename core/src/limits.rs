@@ -82,3 +82,26 @@ pub const LEAVE_PGS_PER_TICK: usize = 256;
 /// Ticks that a node which leaves a placement group waits for the answers to one Compare, before it asks for
 /// the group to be opened and goes on with another one.
 pub const LEAVE_WAIT_TICKS_MAX: u32 = 10;
+/// Placement groups that wait for their scrub at a node. More are refused, and asked for again by the schedule.
+pub const NODE_SCRUBS_MAX: usize = 4096;
+/// Objects that a node compares with its peers at once. Others wait their turn.
+pub const SCRUB_LOOKS_MAX: usize = 8;
+/// Objects that a scrub begins to compare in one tick; an eighth of it while clients are being served.
+pub const SCRUB_OBJECTS_PER_TICK: usize = 32;
+/// Objects that peers have asked about and found different, and that wait to be looked at here too. Of more, the
+/// asker asks again.
+pub const SCRUB_WANTED_MAX: usize = 1024;
+/// Peers' questions about objects that a node answers at once. Beyond it the answer is "not now".
+pub const SCRUB_ANSWERS_MAX: usize = 64;
+/// How often an object is looked at again where a copy was at another head, or away, before what the others come
+/// to is believed to be without a majority.
+pub const SCRUB_TRIES_MAX: u32 = 6;
+/// Ticks between two looks at the same object.
+pub const SCRUB_AGAIN_TICKS: u32 = 5;
+/// Ticks between two looks at objects with blocks in doubt: a copy that was away may settle them.
+pub const DOUBTS_EVERY_TICKS: u32 = 30;
+/// Objects with blocks in doubt at one node. What is found beyond is not marked, but counted and found again; a
+/// repair that would bring more is given up.
+pub const NODE_DOUBTED_OBJECTS_MAX: usize = 4096;
+/// Blocks of one piece that a deep scrub reads (512 KiB).
+pub const SCRUB_PIECE_BLOCKS: u32 = 128;

@@ -5,6 +5,7 @@
 //! on the wire is [`crate::wire`]'s business.
 
 use crate::ids::*;
+use crate::scrub::Doubt;
 use serde::{Deserialize, Serialize};
 
 /// The change that a write makes to an object's blocks.
@@ -238,6 +239,17 @@ pub enum FromNode<P> {
         /// The bytes of the blocks that are no holes, in order. Empty if only checksums were asked for.
         data: P,
     },
+    /// What is in doubt of an object's copy here (P3): this, and nothing else.
+    Doubts {
+        /// The object.
+        object: ObjectId,
+        /// The ballot.
+        ballot: Ballot,
+        /// Some blocks are outvoted: the leader has the copy repaired from another one.
+        outvoted: bool,
+        /// These are disputed, ascending: the leader fails reads of them until they are written.
+        disputed: Vec<u32>,
+    },
     /// Some blocks of a Read have no good bytes here.
     Bad {
         /// The group.
@@ -286,6 +298,22 @@ pub enum Refusal {
 /// the number to nodes that do not know it.
 pub const FETCH_URGENT: u64 = 1 << 63;
 
+/// What a copy is beside the asker's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScrubFound {
+    /// At another head, behind, or busy: not comparable now.
+    Unlike,
+    /// At the same head, with the same checksums, and no block in doubt.
+    Same,
+    /// At the same head: these are its checksums.
+    Sums {
+        /// From block 0 on; all behind the last are holes.
+        checksums: Box<[u64]>,
+        /// Its blocks in doubt, ascending.
+        doubts: Vec<(u32, Doubt)>,
+    },
+}
+
 /// Node to node. None of these changes what a copy holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerMsg<P> {
@@ -320,6 +348,8 @@ pub enum PeerMsg<P> {
         checksums: Box<[u64]>,
         /// Blocks that differ, and of which the source has no good bytes.
         bad: Vec<u32>,
+        /// Blocks that are in doubt at the source: the copy made from it is as doubtful.
+        doubts: Vec<(u32, Doubt)>,
         /// The bytes of the blocks that differ and are neither holes nor bad, in order.
         data: P,
     },
@@ -355,6 +385,26 @@ pub enum PeerMsg<P> {
         checksum: u64,
         /// The bytes, if the node has them under that checksum.
         data: Option<P>,
+    },
+    /// What does your copy of this object hold? (Scrub, section 9.)
+    ScrubAsk {
+        /// The object.
+        object: ObjectId,
+        /// Names the answer.
+        request: u64,
+        /// The asker's head: only a copy at the same one is comparable.
+        head: Head,
+        /// [`crate::scrub::table_sum`] of the asker's recorded checksums.
+        sum: u64,
+    },
+    /// The answer to a ScrubAsk.
+    ScrubTell {
+        /// The object.
+        object: ObjectId,
+        /// The ScrubAsk's.
+        request: u64,
+        /// What was found.
+        found: ScrubFound,
     },
     /// What the sender's copy of a group adds up to (section 8). Answered only when it differs.
     Digest {

@@ -7,6 +7,7 @@
 
 use crate::ids::*;
 use crate::message::{Line, ObjectVote, WriteOp};
+use crate::scrub::Mark;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -96,6 +97,14 @@ pub enum Record<P> {
         /// The bytes.
         data: P,
     },
+    /// What is in doubt of a copy from now on (section 9, scrub): these blocks and no others. Content and head
+    /// stay as they were.
+    Doubt {
+        /// The object.
+        object: ObjectId,
+        /// Ascending by block, each once.
+        marks: Vec<Mark>,
+    },
     /// The volume is deleted: its groups, objects and fence go.
     DeleteVolume {
         /// The volume.
@@ -148,6 +157,7 @@ impl<P> Record<P> {
             Record::Leave { pg, .. } => Some(*pg),
             Record::Fence { .. }
             | Record::Heal { .. }
+            | Record::Doubt { .. }
             | Record::DeleteVolume { .. }
             | Record::LostState { .. }
             | Record::Epoch { .. } => None,
@@ -177,9 +187,29 @@ pub struct GroupState {
     pub objects: FxHashMap<ObjectIndex, Head>,
     /// Objects that are behind, with their lines. May name objects that the node does not have.
     pub behind: FxHashMap<ObjectIndex, Line>,
+    /// Blocks in doubt, by object; never an empty list.
+    pub doubts: FxHashMap<ObjectIndex, Vec<Mark>>,
 }
 
 impl GroupState {
+    /// The marks on an object's blocks.
+    pub fn marks(&self, index: ObjectIndex) -> &[Mark] {
+        if self.doubts.is_empty() { &[] } else { self.doubts.get(&index).map_or(&[], Vec::as_slice) }
+    }
+
+    /// What these blocks held is written over: nothing of it is in doubt any more.
+    fn written(&mut self, index: ObjectIndex, blocks: BlockRange) {
+        if self.doubts.is_empty() {
+            return;
+        }
+        if let Some(marks) = self.doubts.get_mut(&index) {
+            marks.retain(|mark| !blocks.contains(BlockRange::new(mark.block, 1)));
+            if marks.is_empty() {
+                self.doubts.remove(&index);
+            }
+        }
+    }
+
     /// The votes of an answer to Open: the objects that the node has, and those which it lacks and is
     /// behind with, in order.
     pub fn votes(&self) -> Vec<ObjectVote> {
@@ -241,22 +271,33 @@ impl Durable {
                     state.behind.insert(*index, *line);
                 }
             }
-            Record::Write { object, head, .. } => {
+            Record::Write { object, head, op, .. } => {
                 // Of all records these are nearly all, and their group is nearly always there.
                 let group = match self.groups.get_mut(&object.group) {
                     Some(group) => group,
                     None => self.group_mut(object.group),
                 };
                 group.objects.insert(object.index, *head);
+                group.written(object.index, op.blocks());
             }
-            Record::Install { object, head, .. } => {
+            Record::Install { object, head, writes, .. } => {
                 let state = self.group_mut(object.group);
                 state.behind.remove(&object.index);
                 if *head != Head::ZERO {
                     state.objects.insert(object.index, *head);
                 } else {
                     state.objects.remove(&object.index);
+                    state.doubts.remove(&object.index);
                 }
+                // Of what came from the source, a Doubt before and one behind this record says.
+                writes.iter().for_each(|op| state.written(object.index, op.blocks()));
+            }
+            Record::Doubt { object, marks } => {
+                let state = self.group_mut(object.group);
+                match marks.is_empty() {
+                    true => state.doubts.remove(&object.index),
+                    false => state.doubts.insert(object.index, marks.clone()),
+                };
             }
             Record::Heal { .. } => {}
             Record::DeleteVolume { volume } => {
@@ -286,6 +327,7 @@ impl Durable {
                     group.settled = Promise::default();
                     group.objects = FxHashMap::default();
                     group.behind = FxHashMap::default();
+                    group.doubts = FxHashMap::default();
                 }
             }
         }

@@ -6,6 +6,7 @@
 use crate::rates::{IoRates, Rates};
 use crate::reports::Said;
 use crate::rpc::{DeviceHealth, Heartbeat, MonitorStatus};
+use crate::scrub::{ScrubReport, Scrubs};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::leader::report::NodeTrouble;
@@ -13,6 +14,7 @@ use trefoil_core::map::deaths::Deaths;
 use trefoil_core::map::liveness::Liveness;
 use trefoil_core::map::restore::RESTORED_HOLDER;
 use trefoil_core::map::{ClusterMap, HolderKind};
+use trefoil_core::scrub::Doubt;
 use trefoil_core::{Generation, NodeId, Time, VolumeId};
 
 /// Nodes and volumes that a check names; the summary counts all.
@@ -121,6 +123,15 @@ checks! {
     BAD_BLOCKS = HEALTH_ERR,
         "Nodes have blocks that fail their checksum and for which no peer had good bytes yet. Reads use other copies.",
         "See that the peers of these nodes are up. If it stays, restore the blocks from a backup by writing them.";
+    OBJECT_INCONSISTENT = HEALTH_ERR,
+        "Copies of blocks differ at one head, each with a valid checksum, and no majority says which is right. Reads of these blocks fail; nothing is guessed.",
+        "If a node with a further copy is away, bring it back: it may settle it by itself. Else look at which copy holds what, and settle it: `trefoil pg settle --object VOLUME/INDEX --block N --from NODE`; or write the block anew (from a backup).";
+    OBJECT_OUTVOTED = HEALTH_WARN,
+        "Nodes have blocks that two other copies contradict. They are not read from and are being replaced.",
+        "Wait for the repair. If it stays, see that the nodes of these objects are up. If it comes again at the same node, its device or memory lies: replace it.";
+    SCRUB_LATE = HEALTH_WARN,
+        "Nodes have placement groups whose scrub is overdue by more than its interval: rot and wrong copies there would not be noticed.",
+        "Give scrub more: raise scrub_bytes_per_s or widen scrub_window in the nodes' configuration, or lengthen the intervals.";
     COPIES_BEHIND = HEALTH_WARN,
         "Nodes have copies that are behind and are being repaired.",
         "Wait. If the number does not fall, see that the volumes are attached or healers run, and that all nodes are up.";
@@ -241,6 +252,7 @@ pub(crate) struct Facts<'a> {
     pub said: BTreeMap<NodeId, Said>,
     /// Why it is not known where placement groups live, for a map that was restored.
     pub unsettled: (usize, Vec<String>),
+    pub scrubs: &'a Scrubs,
     pub volumes: Vec<VolumeStatus>,
     pub rates: &'a Rates,
     /// A front end that has not renewed for so long (µs) is silent: two renewals.
@@ -387,6 +399,19 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
             || facts.said.get(&id).is_some_and(|it| it.behind > 0)
     };
     nodes_report(COPIES_BEHIND, "nodes with copies behind", nodes_with(&behind));
+    let scrubs = |test: fn(&ScrubReport) -> Option<String>| -> Vec<String> {
+        let found = facts.scrubs.reports(facts.now).filter_map(|it| Some((it.node, test(it)?)));
+        found.map(|(node, text)| format!("{node}: {text}")).collect()
+    };
+    let late = scrubs(|it| (it.late > 0).then(|| format!("{} of {} placement groups", it.late, it.pgs)));
+    nodes_report(SCRUB_LATE, "nodes late with scrub", late);
+    let outvoted = scrubs(|it| {
+        let count = it.doubts.iter().filter(|it| it.doubt == Doubt::Outvoted).count();
+        (count > 0).then(|| format!("{count} blocks"))
+    });
+    nodes_report(OBJECT_OUTVOTED, "nodes with outvoted blocks", outvoted);
+    let disputed = facts.scrubs.disputed(map, facts.now);
+    report(OBJECT_INCONSISTENT, disputed.len(), "blocks whose copies differ without a majority", disputed);
 
     let monitors = |test: &dyn Fn(&MonitorStatus) -> bool| -> Vec<String> {
         let found = facts.monitors.iter().filter(|it| test(it));

@@ -17,6 +17,7 @@
 //! | `members`, `peers` | the other monitors: adding, removing, talking to them |
 //! | `history` | what askers of the map are sent: differences |
 //! | [`rpc`] | requests and answers on the wire |
+//! | [`scrub`] | what nodes' scrubs have found, and orders for them |
 //! | [`health`] | coded checks, with remedies |
 //! | `client`, `link` | [`MonitorClient`], for every other daemon and the command line |
 //! | [`backup`] | the map in a file, and back |
@@ -49,6 +50,7 @@ mod rates;
 mod reign;
 mod reports;
 pub mod rpc;
+pub mod scrub;
 mod server;
 mod service;
 

@@ -16,6 +16,7 @@ use crate::raft::reign_of;
 use crate::rates::Rates;
 use crate::reports::Reports;
 use crate::rpc::Heartbeat;
+use crate::scrub::Scrubs;
 use crate::service::Service;
 use openraft::ServerState;
 use std::cell::{Cell, RefCell};
@@ -58,6 +59,8 @@ pub(crate) struct Soft {
     pub heartbeats: BTreeMap<NodeId, Heartbeat>,
     /// What leaders of groups say of nodes.
     pub reports: Reports,
+    /// How nodes' scrubs are.
+    pub scrubs: Scrubs,
     /// When a volume was last given to a healer: those come first that have waited longest.
     pub healed: BTreeMap<VolumeId, Time>,
     /// What is on the move.
@@ -98,6 +101,7 @@ impl Reign {
                 liveness: Liveness::new(node_timeout, now),
                 heartbeats: BTreeMap::new(),
                 reports: Reports::new(renew),
+                scrubs: Scrubs::default(),
                 healed: BTreeMap::new(),
                 desk: Desk::default(),
                 layouts: Layouts::default(),

@@ -16,10 +16,11 @@ use trefoil_core::map::mover::Waits;
 use trefoil_core::map::{Ack, Event, FailureDomain, Holder, LayoutReport, MapError, MoveLimits, Out, Volume};
 use trefoil_core::message::{GroupList, ListRequest, ListedGroup};
 use trefoil_core::placement::PgConfig;
-use trefoil_core::{Epoch, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
+use trefoil_core::{BlockRange, Epoch, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
 use trefoil_transport::KIND_USER_MIN;
 
 use crate::health::Status;
+use crate::scrub::{ScrubOrder, ScrubReport};
 
 /// The frame of a [`Request`].
 pub const KIND_REQUEST: u16 = KIND_USER_MIN;
@@ -403,6 +404,26 @@ pub enum Request {
         /// Which, and to what.
         change: PoolChange,
     },
+    /// How a node's scrub is; answered with what it is to do.
+    Scrub(Box<ScrubReport>),
+    /// A placement group is to be scrubbed now.
+    OrderScrub {
+        /// Which one.
+        pg: PgId,
+        /// Every block is to be read, too.
+        deep: bool,
+    },
+    /// Of blocks that are disputed, the copy of one node is to be believed.
+    SettleBlocks {
+        /// The volume.
+        volume: VolumeKey,
+        /// The object.
+        index: u32,
+        /// Which blocks.
+        blocks: BlockRange,
+        /// Whose copy.
+        from: NodeId,
+    },
 }
 
 /// A move that is under way.
@@ -628,6 +649,8 @@ pub enum Response {
     Moves(Box<MovesStatus>),
     /// The placement group.
     Pg(Box<PgStatus>),
+    /// What a node's scrub is to do.
+    ScrubOrders(Vec<ScrubOrder>),
 }
 
 /// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].

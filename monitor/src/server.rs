@@ -439,6 +439,7 @@ fn may_ask(role: Role, request: &Request) -> bool {
     match request {
         Request::RegisterNode { .. }
         | Request::Heartbeat(_)
+        | Request::Scrub(_)
         | Request::NodeWork { .. }
         | Request::Listed { .. }
         | Request::Layout { .. } => role == Role::StorageNode,
@@ -464,6 +465,8 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::DrainNode { .. }
         | Request::RemoveNode { .. }
         | Request::SetPool { .. }
+        | Request::OrderScrub { .. }
+        | Request::SettleBlocks { .. }
         | Request::ReplaceCrush { .. } => role == Role::Client,
         Request::Died { daemon: Daemon::Node(_), .. } => role == Role::StorageNode,
         Request::Died { daemon: Daemon::Monitor(_), .. } => role == Role::Monitor,

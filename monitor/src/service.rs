@@ -14,6 +14,7 @@ use crate::peers::Peers;
 use crate::raft::{ENTRY_BYTES_MAX, Identity, Outcome, Proposal, Raft, SharedMap, reign_of};
 use crate::reign::Reign;
 use crate::rpc::*;
+use crate::scrub::{DOUBTS_PER_REPORT_MAX, ScrubReport};
 use openraft::ServerState;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use std::cell::{Cell, RefCell};
@@ -229,6 +230,20 @@ impl Service {
                 return Ok(Response::Info(found.map(|it| Box::new(Volume::clone(it)))).into());
             }
             Request::Heartbeat(heartbeat) => return Ok(self.heartbeat(heartbeat).await?.into()),
+            Request::Scrub(report) => return Ok(self.scrub_report(*report)?.into()),
+            Request::OrderScrub { pg, deep } => {
+                let (reign, now) = (self.confirmed_reign().await?, self.now());
+                let ordered = reign.soft.borrow_mut().scrubs.scrub(&self.map(), pg, deep, now);
+                ordered.map_err(|error| RpcError::NotAllowed(error.to_string()))?;
+                return Ok(Response::Done.into());
+            }
+            Request::SettleBlocks { volume, index, blocks, from } => {
+                let (reign, map, now) = (self.confirmed_reign().await?, self.map(), self.now());
+                let id = self.find(&map, &volume)?;
+                let settled = reign.soft.borrow_mut().scrubs.settle(&map, (id, index), blocks, from, now);
+                settled.map_err(|error| RpcError::NotAllowed(error.to_string()))?;
+                return Ok(Response::Done.into());
+            }
             Request::Attach { volume, holder, above } => {
                 return Ok(self.attach(volume, holder, above).await?.into());
             }
@@ -362,6 +377,20 @@ impl Service {
         Ok(Response::Alive { layout, position_floor })
     }
 
+    /// How a node's scrub is, and what it is to do.
+    fn scrub_report(&self, report: ScrubReport) -> Result<Response> {
+        let reign = self.reign()?;
+        let map = self.map();
+        let known = map.nodes.get(&report.node).is_some_and(|node| node.incarnation == report.incarnation);
+        if !known || report.doubts.len() > DOUBTS_PER_REPORT_MAX {
+            let text = "a report on scrub by an unknown node, or of too many blocks".to_owned();
+            return Err(RpcError::Malformed(text));
+        }
+        let now = self.now();
+        let orders = reign.soft.borrow_mut().scrubs.heard(report, now);
+        Ok(Response::ScrubOrders(orders))
+    }
+
     pub fn find(&self, map: &ClusterMap, key: &VolumeKey) -> Result<VolumeId> {
         let (found, name) = match key {
             VolumeKey::Id(id) => (map.volumes.contains_key(id).then_some(*id), id.to_string()),
@@ -465,6 +494,7 @@ impl Service {
             heartbeats: &soft.heartbeats,
             said: soft.reports.said(now),
             unsettled: soft.layouts.unsettled(&map),
+            scrubs: &soft.scrubs,
             volumes,
             rates: &soft.rates,
             silent_after: 2 * self.renew,

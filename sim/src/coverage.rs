@@ -148,6 +148,20 @@ cover! {
     CameBack = "nodes that left came back",
     /// Pieces of repairs from nodes at which some repair or piece had to wait for the budget.
     PutOff = "repairs that waited for a budget",
+    /// Blocks that were made to lie, on one copy or two.
+    Lies = "lies",
+    /// Of these, those that a majority could settle, and that were found.
+    LiesOutvoted = "lies outvoted",
+    /// Of these, those that no majority could settle, and that were found.
+    LiesDisputed = "lies disputed",
+    /// Marks that nodes set on blocks of their copies.
+    Doubts = "doubts",
+    /// Objects whose last mark was taken away by a repair or a majority.
+    DoubtsEnded = "doubts ended",
+    /// Placement groups that a node has scrubbed.
+    Scrubbed = "scrubbed",
+    /// An administrator's word.
+    Believed = "administrators believed",
     /// Crashes right behind a step of a move or an answer to List.
     MoveCrashes = "crashes right behind a step",
     /// Reigns of monitors.

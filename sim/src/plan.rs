@@ -24,6 +24,8 @@ pub const BLOCKS_MAX: usize = 8;
 /// Which runs have moves in them. Such that those of `tests/seeds.txt` from before there were moves have
 /// none.
 const MOVES_SALT: u64 = 0x006d_6f76_657d;
+/// Which runs have copies that lie. Such that those of `tests/seeds.txt` from before have none.
+const LIES_SALT: u64 = 0x006c_6965_7300;
 /// The pool of every volume.
 pub const POOL: PoolId = PoolId(1);
 
@@ -131,6 +133,12 @@ pub enum Bug {
     ReignBeforeOwnEntry,
     /// A monitor that has lost its directory goes on under its old name.
     EmptyMonitorVotes,
+    /// Of copies that differ at one head, the first one wins.
+    ScrubFirstWins,
+    /// Of copies that differ at one head, the minority wins.
+    ScrubMinorityWins,
+    /// A repair forgets which blocks of its source are in doubt.
+    RepairForgetsDoubts,
 }
 
 /// How placement groups move in a run. Times in µs.
@@ -154,6 +162,15 @@ pub struct MovesPlan {
     pub node_tick: u64,
 }
 
+/// How copies lie in a run. Times in µs.
+#[derive(Clone, Debug)]
+pub struct LiesPlan {
+    /// Between two lies.
+    pub every: Span,
+    /// Between ticks of a node.
+    pub node_tick: u64,
+}
+
 /// Everything that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -167,6 +184,8 @@ pub struct Plan {
     pub nodes: usize,
     /// The pool's placement groups: their newest configurations.
     pub pgs: Vec<PgConfig>,
+    /// Copies lie, in some runs.
+    pub lies: Option<LiesPlan>,
     /// They move, in some runs.
     pub moves: Option<MovesPlan>,
     /// Several monitors, in some runs; else one that answers at once.
@@ -272,6 +291,7 @@ impl Plan {
             pgs,
             moves: None,
             monitors: None,
+            lies: None,
             volumes: r.between(1, VOLUMES_MAX as u64) as usize,
             objects: r.between(1, OBJECTS_MAX as u64) as usize,
             blocks: r.between(2, BLOCKS_MAX as u64) as usize,
@@ -335,6 +355,18 @@ impl Plan {
                 node_tick: m.magnitude(2_000, 100_000),
             });
         }
+        // And again: runs in which nobody lies are what they were.
+        let l = &mut Rng::new(seed ^ LIES_SALT);
+        if plan.moves.is_none() && plan.stall_limit.is_none() && l.one_in(4) {
+            plan.lies = Some(LiesPlan {
+                every: (500, l.magnitude(2_000, 100_000)),
+                node_tick: l.magnitude(1_000, 20_000),
+            });
+            // A device that forgets a lie, or a write that a client has given up and that comes later, would be
+            // two things to blame at once.
+            *plan.weight(Fault::LostState) = 0;
+            plan.io_timeout = None;
+        }
         plan.draw_monitors();
         plan
     }
@@ -369,7 +401,7 @@ impl Plan {
     /// with leaders as the daemons have them. Whatever becomes of one node at a time, no operation may take
     /// longer than [`BRISK_STALL_MAX`].
     pub fn brisk(mut self) -> Plan {
-        (self.moves, self.monitors) = (None, None);
+        (self.moves, self.monitors, self.lies) = (None, None, None);
         if self.stall_limit != Some(BRISK_STALL_MAX) {
             let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);
             self.one_node_at_a_time();
@@ -404,6 +436,7 @@ impl Plan {
         self.renewals_lost_percent = 0;
         self.io_timeout = None;
         self.stall_limit = None;
+        self.lies = None;
         if let Some(moves) = &mut self.moves {
             moves.crash_percent = 0;
         }

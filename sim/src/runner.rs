@@ -80,6 +80,9 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::NewReignWaitsForNobody) => Some(trefoil_core::bugs::Bug::NewReignWaitsForNobody),
         Some(Bug::RenewalSlipsIn) => Some(trefoil_core::bugs::Bug::RenewalSlipsIn),
         Some(Bug::RestoreSkipsNothing) => Some(trefoil_core::bugs::Bug::RestoreSkipsNothing),
+        Some(Bug::ScrubFirstWins) => Some(trefoil_core::bugs::Bug::ScrubFirstWins),
+        Some(Bug::ScrubMinorityWins) => Some(trefoil_core::bugs::Bug::ScrubMinorityWins),
+        Some(Bug::RepairForgetsDoubts) => Some(trefoil_core::bugs::Bug::RepairForgetsDoubts),
         Some(_) | None => None,
     });
     let _ = bug;
@@ -166,6 +169,9 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::RenewWithoutConfirm) => Some("renew-without-confirm"),
         Some(Bug::ReignBeforeOwnEntry) => Some("reign-before-own-entry"),
         Some(Bug::EmptyMonitorVotes) => Some("empty-monitor-votes"),
+        Some(Bug::ScrubFirstWins) => Some("scrub-first-wins"),
+        Some(Bug::ScrubMinorityWins) => Some("scrub-minority-wins"),
+        Some(Bug::RepairForgetsDoubts) => Some("repair-forgets-doubts"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

@@ -7,6 +7,7 @@
 
 use crate::payload::{self, Blocks};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use trefoil_core::message::WriteOp;
 use trefoil_core::node::{ReadMode, ReadResult, Ticket};
@@ -119,6 +120,8 @@ pub struct Store {
     pub emptied: FxHashSet<GroupId>,
     /// It has lost records that it had reported, and the node's word on that is not durable yet.
     pub lost: bool,
+    /// What blocks that lie should be: lying checksum to true one. The same at every node.
+    pub lies: FxHashMap<u64, u64>,
 }
 
 /// What is wrong with a record in itself: its checksums and its bytes do not belong together.
@@ -248,6 +251,38 @@ impl Store {
             self.durable.bad.insert((object, block));
         }
         rotten
+    }
+
+    /// A record about the object is on its way to the device.
+    pub fn touches(&self, object: ObjectId) -> bool {
+        self.pending.iter().any(|(_, record)| match record {
+            Record::Write { object: o, .. }
+            | Record::Install { object: o, .. }
+            | Record::Doubt { object: o, .. }
+            | Record::Heal { object: o, .. } => *o == object,
+            Record::Open { group, .. } | Record::Settle { group, .. } => *group == object.group,
+            _ => true,
+        })
+    }
+
+    /// The block is another one from now on, and looks good. See [`Store::lies`].
+    pub fn lie(&mut self, object: ObjectId, block: u32, sum: u64) {
+        self.now.set(object, block, sum);
+        self.durable.set(object, block, sum);
+    }
+
+    /// What a block with this checksum should have.
+    pub fn truth(&self, sum: u64) -> u64 {
+        if self.lies.is_empty() { sum } else { self.lies.get(&sum).copied().unwrap_or(sum) }
+    }
+
+    /// An object's durable table, lies replaced.
+    pub fn truthful(&self, object: ObjectId) -> Option<Cow<'_, Table>> {
+        let table = self.durable.tables.get(&object)?;
+        Some(match self.lies.is_empty() {
+            true => Cow::Borrowed(table),
+            false => Cow::Owned(table.iter().map(|sum| self.truth(*sum)).collect()),
+        })
     }
 
     /// Reads blocks as they are now.

@@ -131,6 +131,16 @@ fn monitors_agree_on_a_quiet_day() {
     assert!(count(Cover::Committed) > 20 && count(Cover::Reigns) < 60, "{}", totals.coverage);
 }
 
+/// The majority rule (section 9, scrub), broken in three ways.
+#[test]
+fn broken_scrubs_are_caught() {
+    if runner::has_bug(Bug::ScrubFirstWins) {
+        caught(Bug::ScrubFirstWins, 500, true);
+        caught(Bug::ScrubMinorityWins, 500, true);
+        caught(Bug::RepairForgetsDoubts, 1_000, false);
+    }
+}
+
 #[test]
 fn placement_groups_move_on_a_quiet_day() {
     use trefoil_sim::coverage::Cover;

@@ -14,6 +14,7 @@ pub mod monitor;
 pub mod moves;
 pub mod node;
 pub mod pg;
+pub mod pg_scrub;
 pub mod pool;
 pub mod status;
 pub mod store;

@@ -31,6 +31,8 @@ Examples:
   trefoil pg show 1.2f
   trefoil pg show 1.2f --json | jq '.copies[] | select(.known | not) | .node'")]
     Show(PgShowArgs),
+    Scrub(super::pg_scrub::ScrubArgs),
+    Settle(super::pg_scrub::SettleArgs),
 }
 
 /// What `pg list` is asked for.
@@ -84,6 +86,8 @@ pub fn run(command: &PgCommand, global: &Global, out: &mut dyn Write) -> Outcome
     match command {
         PgCommand::List(args) => pg_list(args, global, out),
         PgCommand::Show(args) => pg_show(args, global, out),
+        PgCommand::Scrub(args) => super::pg_scrub::scrub(args, global, out),
+        PgCommand::Settle(args) => super::pg_scrub::settle(args, global, out),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The configuration of a storage node.
 
+use crate::daemon::scrub::{ScrubPlan, Window};
 use crate::device::file::Engine;
 use crate::store::StoreOptions;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,14 @@ pub struct NodeConfig {
     /// Microseconds for which the node looks for more work before it sleeps, while little is under way and
     /// work has been coming at such intervals: lower latency at low depth for processor time. 0: never.
     pub busy_poll_us: u64,
+    /// Hours between two light scrubs of a placement group (its copies are compared); 0: never.
+    pub scrub_light_hours: u64,
+    /// Hours between two deep scrubs of a placement group (every block is read, too); 0: never.
+    pub scrub_deep_hours: u64,
+    /// Bytes per second that deep scrubs read at most. An eighth of it while clients are served.
+    pub scrub_bytes_per_s: u64,
+    /// Hours of the day, in UTC, in which scrubs begin by themselves: "FROM-TO", as in "22-6". Empty: any.
+    pub scrub_window: String,
     /// Where metrics are served: ADDR:PORT, or "off". Default: on 127.0.0.1, 1000 above the port of `listen`.
     pub metrics_listen: trefoil_metrics::Listen,
 }
@@ -89,6 +98,10 @@ impl Default for NodeConfig {
             allow_plaintext: false,
             no_io_uring: false,
             busy_poll_us: trefoil_transport::BUSY_POLL_US,
+            scrub_light_hours: 24,
+            scrub_deep_hours: 7 * 24,
+            scrub_bytes_per_s: 20 << 20,
+            scrub_window: String::new(),
             metrics_listen: trefoil_metrics::Listen::Default,
         }
     }
@@ -124,6 +137,9 @@ pub enum ConfigError {
     /// A limit that makes no sense, either.
     #[error("`{0}` is too large: at most {1}")]
     TooLarge(&'static str, u64),
+    /// The window for scrub is none.
+    #[error("`scrub_window` is {0:?}: give two hours of the day, as in \"22-6\", or nothing for any time")]
+    BadWindow(String),
     /// More was given away than there is.
     #[error(
         "table pages, reads and pending writes may take {0} bytes, and `memory_bytes` is {1}: raise it to {2} \
@@ -141,6 +157,8 @@ const QUEUED_CHANGE_BYTES: u64 = 128;
 const RECOVERY_FLOOR_MIN: u64 = 1 << 20;
 /// The least that a node can work with.
 const MEMORY_MIN: u64 = 128 << 20;
+/// The least that deep scrubs may read, in bytes per second: a piece of an object in each second.
+const SCRUB_RATE_MIN: u64 = 512 << 10;
 /// Bytes of memory per object of 4 MiB: its head, and where its pages are.
 const OBJECT_BYTES: u64 = 250;
 
@@ -176,12 +194,16 @@ impl NodeConfig {
             ("recovery_floor", self.recovery_floor, RECOVERY_FLOOR_MIN),
             ("recovery_ceiling", self.recovery_ceiling, self.recovery_floor),
             ("connections_max", self.connections_max as u64, 8),
+            ("scrub_bytes_per_s", self.scrub_bytes_per_s, SCRUB_RATE_MIN),
         ];
         if let Some((key, _, least)) = least.into_iter().find(|(_, value, least)| value < least) {
             return Err(ConfigError::TooSmall(key, least));
         }
         if self.busy_poll_us > trefoil_transport::BUSY_POLL_US_MAX {
             return Err(ConfigError::TooLarge("busy_poll_us", trefoil_transport::BUSY_POLL_US_MAX));
+        }
+        if !self.scrub_window.is_empty() && Window::parse(&self.scrub_window).is_none() {
+            return Err(ConfigError::BadWindow(self.scrub_window.clone()));
         }
         let shares = [self.table_cache(), self.read_memory(), self.pending()];
         let all = shares.into_iter().fold(0, u64::saturating_add);
@@ -212,6 +234,16 @@ impl NodeConfig {
     /// What recovery may take.
     pub(crate) fn budget(&self) -> BudgetConfig {
         BudgetConfig { floor: self.recovery_floor, ceiling: self.recovery_ceiling, ..BudgetConfig::default() }
+    }
+
+    /// When and how fast placement groups are scrubbed.
+    pub(crate) fn scrub_plan(&self) -> ScrubPlan {
+        ScrubPlan {
+            light: self.scrub_light_hours.saturating_mul(3600),
+            deep: self.scrub_deep_hours.saturating_mul(3600),
+            bytes_per_s: self.scrub_bytes_per_s,
+            window: Window::parse(&self.scrub_window),
+        }
     }
 
     /// The store's part of it.
@@ -257,6 +289,12 @@ mod tests {
         assert_eq!(open.check(), Err(ConfigError::Unspecified(any)));
         let small = NodeConfig { table_cache_bytes: Some(1), ..good() };
         assert!(matches!(small.check(), Err(ConfigError::TooSmall("table_cache_bytes", _))));
+        for (window, fine) in
+            [("22-6", true), ("0-24", true), ("6-6", false), ("25-3", false), ("night", false)]
+        {
+            let config = NodeConfig { scrub_window: window.to_owned(), ..good() };
+            assert_eq!(config.check().is_ok(), fine, "{window}");
+        }
         let long = NodeConfig { busy_poll_us: 1_000_000, ..good() };
         assert!(matches!(long.check(), Err(ConfigError::TooLarge("busy_poll_us", _))));
     }

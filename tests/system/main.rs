@@ -15,6 +15,7 @@
 //! | [`power`] | everything killed at once in mid-write |
 //! | [`takeover`] | two front ends for one volume |
 //! | [`rot`] | bytes of a device flipped |
+//! | [`scrub`] | rot that nobody reads, and copies that lie |
 //! | [`catch_up`] | a node that was away while data changed |
 //! | [`recovery`] | clients while a node is brought back; all nodes killed and started at once |
 //! | [`full`] | no space left |
@@ -51,6 +52,7 @@ mod reclaim;
 mod recovery;
 mod rollback;
 mod rot;
+mod scrub;
 mod slow;
 mod stand_in;
 mod syscalls;

@@ -1,6 +1,7 @@
 //! A group: opened (5.1), decided (5.2), settled (5.4), opened again (5.7, 5.8).
 
 use super::choose::{self, Answer};
+use super::disputed::{Disputed, Outvoted};
 use super::object::{CopyState, Object, Spare};
 use super::read::{Confirming, Read};
 use super::{LeaderCounters, ObjectSet, Output, Shared};
@@ -97,6 +98,10 @@ pub(super) struct Group<P> {
     pub probing: BTreeMap<(ObjectIndex, u64), BlockRange>,
     /// Of these, those that nobody is asked for now: all copies have bad blocks, which are being mended.
     pub mending: Vec<u64>,
+    /// Blocks that no majority can answer for.
+    pub disputed: Disputed,
+    /// Copies with blocks that a majority contradicts.
+    pub outvoted: Outvoted,
     pub confirming: Option<Confirming>,
     pub confirm_next: Vec<u64>,
     /// Writes that are durable on a quorum, and wait for a Confirm because no lease holds.
@@ -128,6 +133,8 @@ impl<P: Clone + Default> Group<P> {
             reads: FxHashMap::default(),
             probing: BTreeMap::new(),
             mending: Vec::new(),
+            disputed: Disputed::new(),
+            outvoted: Outvoted::new(),
             confirming: None,
             confirm_next: Vec::new(),
             acks_next: Vec::new(),
@@ -178,6 +185,7 @@ impl<P: Clone + Default> Group<P> {
     pub fn all_whole(&self) -> bool {
         self.phase == Phase::Decided
             && self.at_rest()
+            && !self.outvoted_may_be_replaced()
             && self.undecided == 0
             && self.slots.iter().all(|slot| slot.link == Link::Settled)
     }
@@ -249,6 +257,8 @@ impl<P: Clone + Default> Group<P> {
         self.objects.clear();
         self.closed.clear();
         self.behind.clear();
+        self.disputed.clear();
+        self.outvoted.clear();
         self.undecided = 0;
         if let Some(confirming) = self.confirming.take() {
             self.acks_next.extend(confirming.acks); // durable: any later decision has them
@@ -420,6 +430,10 @@ impl<P: Clone + Default> Group<P> {
             FromNode::Gap { object, ballot, repair, .. } if ballot == self.ballot => {
                 self.gap(shared, now, i, object.index, repair, out);
             }
+            FromNode::Doubts { object, ballot, outvoted, disputed } if ballot == self.ballot => {
+                self.doubts(now, i, object.index, outvoted, disputed);
+                self.order_repairs(shared, now, out);
+            }
             FromNode::NoSpace { object, ballot, seq } if ballot == self.ballot => {
                 self.no_space(shared, now, i, (object.index, seq), out);
             }
@@ -562,6 +576,7 @@ impl<P: Clone + Default> Group<P> {
             }
         }
         except.sort_unstable();
+        self.forget_disputes_of(i);
         self.slots[i].link = Link::Settling;
         let msg = ToNode::Settle { group: self.id, ballot: self.ballot, except };
         shared.ask(now, node, msg, out);

@@ -24,6 +24,7 @@
 mod abandon;
 mod api;
 pub mod choose;
+mod disputed;
 mod due;
 mod full;
 mod group;
@@ -506,6 +507,7 @@ impl<P: Clone + Default> Leader<P> {
             | FromNode::Differs { group } => *group,
             FromNode::Have { object, .. }
             | FromNode::Gap { object, .. }
+            | FromNode::Doubts { object, .. }
             | FromNode::NoSpace { object, .. } => object.group,
         };
         if let FromNode::Differs { group } = msg {

@@ -68,6 +68,10 @@ impl<P: Clone + Default> Group<P> {
         if object.write_in_flight(blocks) {
             return Some(op);
         }
+        if !self.disputed.is_empty() && self.is_disputed(op.object, blocks) {
+            shared.done(op.id, Err(OpError::Bad), out); // P3: nothing is guessed
+            return None;
+        }
         if object.untouched() && shared.lease_holds(now) {
             // A quorum has said that nothing was ever written; under the lease nobody else has since.
             let checksums = vec![HOLE; blocks.count as usize].into_boxed_slice();

@@ -20,7 +20,11 @@ const ORDERED_URGENT: Time = Time(u64::MAX);
 impl<P: Clone + Default> Group<P> {
     /// Orders repairs of copies that are not in line, as far as the limits allow.
     pub fn order_repairs(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
-        if self.phase != Phase::Decided || self.behind.is_empty() {
+        if self.phase != Phase::Decided {
+            return;
+        }
+        self.replace_outvoted(shared, now);
+        if self.behind.is_empty() {
             return;
         }
         // A client's operation waits for these: they come first, and may exceed the limit by as many. The same
@@ -132,7 +136,12 @@ impl<P: Clone + Default> Group<P> {
             .iter()
             .enumerate()
             .filter(source)
-            .max_by_key(|(s, slot)| (!slow(slot.node), object.copies[*s].have, Reverse(load(slot.node))))
+            .max_by_key(|(s, slot)| {
+                // What is in doubt there would be, here.
+                let key = (index, *s);
+                let sure = (!self.outvoted.contains_key(&key), !self.disputed.contains_key(&key));
+                (sure, !slow(slot.node), object.copies[*s].have, Reverse(load(slot.node)))
+            })
             .map(|(_, slot)| slot.node)
         else {
             return false;

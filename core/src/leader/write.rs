@@ -106,6 +106,10 @@ impl<P: Clone + Default> Group<P> {
         let seq = object.issued;
         let bytes = (u64::from(write.data_blocks()) * BLOCK_SIZE as u64).max(ENTRY_BYTES);
         let blocks = write.blocks();
+        if !self.disputed.is_empty() {
+            self.dispute_ends(index, blocks);
+        }
+        let Some(object) = self.objects.get_mut(&index) else { return };
         let mut entry = Entry {
             seq,
             blocks,

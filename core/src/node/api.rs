@@ -78,6 +78,22 @@ pub enum Input<P> {
         /// What they ask.
         request: ListRequest,
     },
+    /// Scrub a placement group: compare its copies with the peers' and, deep, verify every block.
+    Scrub {
+        /// Which one.
+        pg: PgId,
+        /// Read and verify every block, too.
+        deep: bool,
+    },
+    /// An administrator has said whose copy of disputed blocks is to be believed. Said to every member.
+    Believe {
+        /// The object.
+        object: ObjectId,
+        /// Which blocks.
+        blocks: BlockRange,
+        /// The node whose copy it is.
+        from: NodeId,
+    },
     /// Time has passed. Wanted about ten times in a second.
     Tick,
 }
@@ -103,6 +119,23 @@ pub enum ReadMode {
     Differing(Box<[u64]>),
     /// None: the checksums only.
     ChecksumsOnly,
+}
+
+/// What a scrub of a placement group came to.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Objects that this node has of it.
+    pub objects: u64,
+    /// Of these, those that were behind or being repaired, and were left out.
+    pub skipped: u64,
+    /// Bytes that were read and verified, holes counted as if they were bytes.
+    pub bytes: u64,
+    /// Blocks whose bytes were not good.
+    pub bad: u64,
+    /// Blocks of this node's copies that were outvoted by others.
+    pub outvoted: u64,
+    /// Blocks that are disputed: no majority.
+    pub disputed: u64,
 }
 
 /// Something is to be done. Outputs are carried out in their order.
@@ -153,6 +186,15 @@ pub enum Output<P> {
     Differs {
         /// The group.
         group: GroupId,
+    },
+    /// An [`Input::Scrub`] is through.
+    Scrubbed {
+        /// The placement group.
+        pg: PgId,
+        /// It was a deep one.
+        deep: bool,
+        /// What was found.
+        found: Scrubbed,
     },
     /// The answer to an [`Input::List`]. What it claims is durable already.
     Listed {

@@ -184,6 +184,8 @@ impl<P: Clone> Node<P> {
         if state.settled != settled || state.lost || !add.is_empty() || !remove.is_empty() {
             self.persist(Record::Settle { group, settled, add, remove }, out);
         }
+        // Before the line: an object must not open for reads that should fail.
+        self.tell_all_doubts(conn, group, out);
         // Held until the line is durable.
         self.hold_leader(conn, FromNode::Settled { group, ballot }, out);
         self.tell_all_damaged(conn, group, out);
@@ -266,6 +268,13 @@ impl<P: Clone> Node<P> {
             .is_some_and(|state| self.listens(conn, group) && !state.behind.contains_key(&object.index));
         if !whole {
             return out.push(Output::ToLeader { conn, msg: FromNode::ReadRefused { group, id } });
+        }
+        let marks = self.group(group).map_or(&[][..], |state| state.marks(object.index));
+        let marked = marks.iter().map(|mark| mark.block);
+        let bad: Vec<u32> = marked.filter(|block| blocks.contains(BlockRange::new(*block, 1))).collect();
+        if !bad.is_empty() {
+            // In doubt: not for anybody to read, nor to be told for holes.
+            return out.push(Output::ToLeader { conn, msg: FromNode::Bad { group, id, blocks: bad } });
         }
         let mode = if data { ReadMode::All } else { ReadMode::ChecksumsOnly };
         self.read(Reading::Leader { conn, object, id }, object, blocks, mode, out);

@@ -13,7 +13,7 @@
 //!
 //! The machine owns no socket, file, clock or random source. What it may not do: change a copy without
 //! a leader's word. The one exception, [`Record::Heal`], puts back the bytes that the node's own table
-//! names by checksum.
+//! names by checksum. What scrub finds it marks, durably, and leaves to a leader.
 
 mod api;
 mod budget;
@@ -22,6 +22,7 @@ mod leaving;
 mod paced;
 mod peers;
 mod repair;
+mod scrub;
 
 pub use api::*;
 pub use budget::{BudgetConfig, BudgetCounters};
@@ -31,12 +32,14 @@ use crate::ids::*;
 use crate::message::{FromNode, ToNode, WriteOp};
 use crate::placement::PgConfig;
 use crate::record::{Durable, GroupState, Record};
+use crate::scrub::Doubt;
 use budget::Budget;
 use leaving::Leaving;
 use paced::{Asked, Done};
 use peers::Heal;
 use repair::Repair;
 use rustc_hash::FxHashMap;
+use scrub::Scrubber;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Who a node is.
@@ -61,10 +64,24 @@ enum Reading {
         request: u64,
         head: Head,
         blocks: BlockRange,
+        doubts: Vec<(u32, Doubt)>,
         after: Ticket,
         /// The asker's checksums: what it has does not travel, and is not paid for.
         have: Box<[u64]>,
     },
+    /// A copy's table, to be compared.
+    Look { object: ObjectId },
+    /// The same for a peer that has asked.
+    ScrubAnswer {
+        node: NodeId,
+        object: ObjectId,
+        request: u64,
+        sum: u64,
+        doubts: Vec<(u32, Doubt)>,
+        after: Ticket,
+    },
+    /// A piece of a deep scrub.
+    Deep,
     /// A peer's FetchBlock.
     Block { node: NodeId, object: ObjectId, request: u64, block: u32, checksum: u64 },
 }
@@ -92,6 +109,16 @@ pub struct NodeCounters {
     pub refused: u64,
     /// Placement groups that the node has left (N7).
     pub left: u64,
+    /// Objects that scrub has compared, with however many peers there were.
+    pub scrub_objects: u64,
+    /// Bytes that deep scrubs have read, holes counted as if they were bytes.
+    pub scrub_bytes: u64,
+    /// Blocks of this node's copies that were found outvoted.
+    pub scrub_outvoted: u64,
+    /// Blocks of this node's copies that were found disputed.
+    pub scrub_disputed: u64,
+    /// Blocks in doubt that a repair has replaced.
+    pub scrub_mended: u64,
 }
 
 /// The machine.
@@ -135,6 +162,7 @@ pub struct Node<P> {
     leave_cursor: Option<PgId>,
     /// The group that was compared with the peers last.
     digest_cursor: Option<GroupId>,
+    scrub: Scrubber,
     room: u64,
     full: bool,
     /// What the store has said of the write that comes next; see [`Node::asks_growth`].
@@ -171,6 +199,7 @@ impl<P: Clone> Node<P> {
             leaving: None,
             leave_cursor: None,
             digest_cursor: None,
+            scrub: Scrubber::default(),
             room: u64::MAX,
             full: false,
             growth: None,
@@ -214,12 +243,15 @@ impl<P: Clone> Node<P> {
                 }
             }
             Input::List { id, request } => self.list(id, request, out),
+            Input::Scrub { pg, deep } => self.order_scrub(pg, deep),
+            Input::Believe { object, blocks, from } => self.believe(object, blocks, from, out),
             Input::Tick => {
                 self.budget.tick(self.now);
                 self.tick_repairs(out);
                 self.tick_heals(out);
                 self.tick_leaving(out);
                 self.tick_digests(out);
+                self.tick_scrub(out);
             }
         }
         if !(self.paced.is_empty() && self.asked.is_empty()) {
@@ -385,10 +417,15 @@ impl<P: Clone> Node<P> {
                 out.push(Output::ToLeader { conn, msg });
             }
             Some(Reading::Table { object }) => self.table_read(object, token, found, out),
-            Some(Reading::Fetch { node, object, ballot, request, head, blocks, after, have }) => {
+            Some(Reading::Fetch { node, object, ballot, request, head, blocks, doubts, after, have }) => {
                 self.paid_for(blocks, &have, &found);
-                self.piece_read(node, (object, ballot, request, head, blocks, after), found, out);
+                self.piece_read(node, (object, ballot, request, head, blocks, after), doubts, found, out);
             }
+            Some(Reading::Look { object }) => self.look_read(object, token, found, out),
+            Some(Reading::ScrubAnswer { node, object, request, sum, doubts, after }) => {
+                self.scrub_answer_read(node, object, (request, sum, doubts, after), found, out);
+            }
+            Some(Reading::Deep) => self.deep_read(&found, out),
             Some(Reading::Block { node, object, request, block, checksum }) => {
                 self.block_read(node, (object, request, block, checksum), found, out);
             }

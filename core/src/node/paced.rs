@@ -88,6 +88,8 @@ impl<P: Clone> Node<P> {
             && !self.damaged.contains(&object)
             && let Some(state) = self.group(object.group)
             && !state.behind.contains_key(&object.index)
+            // A repair of what scrub has found in doubt is a new one, at the same head.
+            && state.marks(object.index).is_empty()
         {
             // Its Have is on the way; held until what it says is durable, like that one.
             let seq = state.objects.get(&object.index).map_or(0, |head| head.seq);
@@ -153,9 +155,9 @@ impl<P: Clone> Node<P> {
             return asked.refuse(out);
         };
         let Asked { node, object, ballot, request, blocks, have, .. } = asked;
-        let after = self.given;
+        let (after, doubts) = (self.given, self.doubts_of(object));
         let mode = ReadMode::Differing(have.clone());
-        let what = Reading::Fetch { node, object, ballot, request, head, blocks, after, have };
+        let what = Reading::Fetch { node, object, ballot, request, head, blocks, doubts, after, have };
         self.read(what, object, blocks, mode, out);
     }
 

@@ -11,6 +11,7 @@ use crate::limits::{
 };
 use crate::message::{FromNode, Line, PeerMsg};
 use crate::record::{GroupState, Record};
+use crate::scrub::Doubt;
 use std::ops::Bound;
 
 /// A bad block whose bytes are being looked for.
@@ -38,8 +39,9 @@ impl<P: Clone> Node<P> {
                     asked.refuse(out);
                 }
             }
-            PeerMsg::Piece { object, ballot, request, head, blocks, checksums, bad, data } => {
-                self.piece(node, object, (ballot, request, head), blocks, &checksums, &bad, data, out);
+            PeerMsg::Piece { object, ballot, request, head, blocks, checksums, bad, doubts, data } => {
+                let claims = (&checksums[..], &bad[..], &doubts[..]);
+                self.piece(node, object, (ballot, request, head), blocks, claims, data, out);
             }
             PeerMsg::NotYet { object, request, .. } => self.not_yet(node, object, request),
             PeerMsg::FetchBlock { object, request, block, checksum } => {
@@ -71,6 +73,12 @@ impl<P: Clone> Node<P> {
             PeerMsg::Compare { group, epoch, request, settled, objects } => {
                 self.compare(node, group, (epoch, request), settled, &objects, out);
             }
+            PeerMsg::ScrubAsk { object, request, head, sum } => {
+                self.scrub_ask(node, object, (request, head, sum), out);
+            }
+            PeerMsg::ScrubTell { object, request, found } => {
+                self.scrub_tell(node, object, (request, found), out);
+            }
             PeerMsg::AtLeast { group, epoch, request, yes } => {
                 self.at_least(node, group, (epoch, request), yes, out);
             }
@@ -94,6 +102,7 @@ impl<P: Clone> Node<P> {
         &mut self,
         node: NodeId,
         (object, ballot, request, head, blocks, after): (ObjectId, Ballot, u64, Head, BlockRange, Ticket),
+        mut doubts: Vec<(u32, Doubt)>,
         found: ReadResult<P>,
         out: &mut Vec<Output<P>>,
     ) {
@@ -101,6 +110,15 @@ impl<P: Clone> Node<P> {
             // Its table turned out to be damaged: no source.
             self.table_damaged(object, out);
             return out.push(Output::ToPeer { node, msg: PeerMsg::NotYet { object, ballot, request } });
+        }
+        // What was in doubt when the blocks were read, and what has been found since.
+        doubts.extend(self.doubts_of(object));
+        doubts.retain(|(block, _)| blocks.contains(BlockRange::new(*block, 1)));
+        doubts.sort_unstable();
+        doubts.dedup_by_key(|(block, _)| *block);
+        #[cfg(feature = "deliberate-bugs")]
+        if crate::bugs::repair_forgets_doubts() {
+            doubts.clear();
         }
         let msg = PeerMsg::Piece {
             object,
@@ -110,6 +128,7 @@ impl<P: Clone> Node<P> {
             blocks,
             checksums: found.checksums,
             bad: found.bad,
+            doubts,
             data: found.data,
         };
         // Held until the head that it names is durable here: the asker will report it as its own.
@@ -242,6 +261,7 @@ impl<P: Clone> Node<P> {
     pub(super) fn peer_gone(&mut self, node: NodeId, out: &mut Vec<Output<P>>) {
         self.repairs_lose_source(node, out);
         self.asked.retain(|asked| asked.node != node);
+        self.scrub_loses_peer(node, out);
         let lost: Vec<(ObjectId, u32)> = self
             .heals
             .iter()

@@ -10,8 +10,9 @@ use super::{ConnId, Node, Output, ReadMode, ReadResult, Reading};
 use crate::checksum::{HOLE, UNKNOWN};
 use crate::ids::*;
 use crate::limits::*;
-use crate::message::{FETCH_URGENT, FromNode, PeerMsg, WriteOp};
+use crate::message::{FETCH_URGENT, FromNode, Line, PeerMsg, WriteOp};
 use crate::record::{GroupState, Patch, Record};
+use crate::scrub::{Doubt, Mark, doubt_of};
 use std::collections::BTreeMap;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -57,6 +58,11 @@ pub(super) struct Repair<P> {
     /// Writes kept on top, by number.
     overlay: BTreeMap<u64, WriteOp<P>>,
     overlay_bytes: usize,
+    /// What will be in doubt of the copy, as far as it was fetched.
+    doubts: Vec<Mark>,
+    /// Blocks that differ and stay as they are here, with the source's checksums: in the piece that was asked
+    /// for last, they were said to be equal.
+    keep: Vec<(u32, u64)>,
 }
 
 /// A block of the copy takes room: it is no hole. A bad one counts as if it were good: its bytes may be
@@ -129,6 +135,8 @@ impl<P: Clone> Node<P> {
             patches: Vec::new(),
             overlay: BTreeMap::new(),
             overlay_bytes: 0,
+            doubts: Vec::new(),
+            keep: Vec::new(),
         };
         self.repairs.insert(object, repair);
         if urgent {
@@ -216,7 +224,10 @@ impl<P: Clone> Node<P> {
         self.next_token += 1;
         repair.phase = Phase::Fetching { request };
         repair.waited = 0;
-        let have = repair.have[blocks.first as usize..blocks.end() as usize].into();
+        let mut have: Box<[u64]> = repair.have[blocks.first as usize..blocks.end() as usize].into();
+        for (block, sum) in &repair.keep {
+            have[(block - blocks.first) as usize] = *sum; // of this piece: emptied behind each
+        }
         let (ballot, min) = (repair.ballot, repair.upto);
         let msg = PeerMsg::Fetch { object, ballot, request, min, blocks, have };
         out.push(Output::ToPeer { node: repair.from, msg });
@@ -229,11 +240,19 @@ impl<P: Clone> Node<P> {
         object: ObjectId,
         (ballot, request, head): (Ballot, u64, Head),
         blocks: BlockRange,
-        checksums: &[u64],
-        bad: &[u32],
+        (checksums, bad, doubts): (&[u64], &[u32], &[(u32, Doubt)]),
         data: P,
         out: &mut Vec<Output<P>>,
     ) {
+        // At one head the copies are one content, and only what is not to be trusted here is replaced: a
+        // source must not be able to spread what nobody has compared yet.
+        let state = self.group(object.group);
+        let kept = state.and_then(|state| {
+            let lost = state.lost || state.behind.get(&object.index) == Some(&Line::Lost);
+            state.objects.get(&object.index).filter(|mine| **mine == head && !lost)
+        });
+        let (marks, same_head) =
+            (state.map_or_else(Vec::new, |state| state.marks(object.index).to_vec()), kept.is_some());
         let Some(repair) = self.repairs.get_mut(&object) else { return };
         let want = BlockRange::new(repair.next, PIECE_BLOCKS_MAX.min(repair.object_blocks - repair.next));
         let fits = repair.phase == Phase::Fetching { request }
@@ -244,10 +263,41 @@ impl<P: Clone> Node<P> {
         if !fits {
             return;
         }
+        // What is kept must not be sent: the source is asked again, as if these were equal.
+        let claims = || (blocks.first..).zip(checksums);
+        let theirs = |block| doubts.iter().find(|(marked, _)| *marked == block).map(|(_, doubt)| *doubt);
+        let stays = |(block, sum): &(u32, &u64)| {
+            let (have, mine) = (repair.have[*block as usize], doubt_of(&marks, *block));
+            let replaced = mine == Some(Doubt::Outvoted) && theirs(*block).is_none();
+            same_head && have != UNKNOWN && have != **sum && !replaced
+        };
+        let keep: Vec<(u32, u64)> = claims().filter(stays).map(|(block, sum)| (block, *sum)).collect();
+        if keep != repair.keep {
+            repair.keep = keep;
+            let waited = repair.waited;
+            self.fetch_next(object, out);
+            if let Some(repair) = self.repairs.get_mut(&object) {
+                repair.waited = waited; // asking again is no progress
+            }
+            return;
+        }
+        let keep = std::mem::take(&mut repair.keep);
         let mut patch = Patch { blocks: Vec::new(), data, bad: Vec::new() };
-        for (i, sum) in checksums.iter().enumerate() {
-            let block = blocks.first + i as u32;
-            if repair.have[block as usize] == *sum {
+        for (block, sum) in claims() {
+            let (have, mine) = (repair.have[block as usize], doubt_of(&marks, block));
+            let kept = keep.iter().any(|(kept, _)| *kept == block);
+            // Equal at one head, without a doubt here: a witness of its own.
+            let doubt = match (kept, mine) {
+                (true, mine) => mine,
+                (false, None) if same_head && have == *sum => None,
+                (false, _) => theirs(block),
+            };
+            repair.doubts.extend(doubt.map(|doubt| Mark {
+                block,
+                doubt,
+                checksum: if kept { have } else { *sum },
+            }));
+            if kept || have == *sum {
                 continue;
             }
             if bad.contains(&block) && *sum != HOLE {
@@ -343,17 +393,49 @@ impl<P: Clone> Node<P> {
         if adds > self.room || self.growth == Some(u32::MAX) {
             return self.refuse_for_room(object, out);
         }
+        let marks = self.marks_after(object, &writes);
+        if !marks.is_empty() && !self.may_mark(object) {
+            return self.give_up(object, out); // no place for doubts that it would bring
+        }
         let Some(repair) = self.take_repair(object) else { return };
         let (conn, ballot) = (repair.conn, repair.ballot);
         self.counters.repairs_done += 1;
         self.damaged.remove(&object);
         self.note_done(Done { object, ballot, upto: repair.upto });
+        // A crash in between must leave too much in doubt rather than too little.
+        let old = self.group(object.group).map_or_else(Vec::new, |state| state.marks(object.index).to_vec());
+        let mut all = marks.clone();
+        all.extend(old.iter().filter(|mark| doubt_of(&marks, mark.block).is_none()));
+        all.sort_unstable();
+        if all != old {
+            self.persist(Record::Doubt { object, marks: all }, out);
+        }
+        let is_mended =
+            |mark: &&Mark| mark.doubt == Doubt::Outvoted && doubt_of(&marks, mark.block).is_none();
+        self.counters.scrub_mended += old.iter().filter(is_mended).count() as u64;
+        let told = !old.is_empty() || !marks.is_empty();
         let record = Record::Install { object, head, patches: repair.patches, writes };
         // Not more than the blocks of an object, which are few.
         self.persist_adding(record, adds as u32, out);
+        if self.group(object.group).is_some_and(|state| state.marks(object.index) != marks) {
+            self.persist(Record::Doubt { object, marks }, out);
+        }
+        if told {
+            self.tell_doubts(conn, object, out);
+        }
         // Held until the whole repair is durable, in its one record.
         self.hold_leader(conn, FromNode::Have { object, ballot, seq: head.seq, full: self.full }, out);
         self.start_repairs(out);
+    }
+
+    /// What will be in doubt of the copy when the pieces and these writes are installed.
+    fn marks_after(&self, object: ObjectId, writes: &[WriteOp<P>]) -> Vec<Mark> {
+        let Some(repair) = self.repairs.get(&object) else { return Vec::new() };
+        let written = |mark: &Mark| {
+            let block = BlockRange::new(mark.block, 1);
+            writes.iter().any(|op| op.blocks().contains(block))
+        };
+        repair.doubts.iter().filter(|mark| !written(mark)).copied().collect()
     }
 
     pub(super) fn tick_repairs(&mut self, out: &mut Vec<Output<P>>) {

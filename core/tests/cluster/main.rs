@@ -2,6 +2,7 @@
 
 mod full;
 mod moves;
+mod scrub;
 mod slow;
 mod two;
 mod world;

@@ -140,6 +140,8 @@ pub struct World {
     pub reads_sent: BTreeMap<NodeId, usize>,
     /// Answers to List.
     pub listed: Vec<(NodeId, GroupList)>,
+    /// Scrubs that have ended.
+    pub scrubbed: Vec<(NodeId, PgId, bool, node::Scrubbed)>,
 }
 
 /// See [`World::answers_after`].
@@ -157,6 +159,7 @@ impl World {
     pub fn new() -> World {
         let config = PgConfig::simple(Epoch(1), ids(&[0, 1, 2]));
         let mut world = World {
+            scrubbed: Vec::new(),
             now: Time(1),
             hosts: BTreeMap::new(),
             fronts: Vec::new(),
@@ -487,6 +490,7 @@ impl World {
                         self.jobs.push_back(Job::Node(id, node::Input::Durable { ticket }));
                     }
                 }
+                node::Output::Scrubbed { pg, deep, found } => self.scrubbed.push((id, pg, deep, found)),
                 node::Output::ToLeader { conn, msg } => {
                     if let Some((f, node)) = self.conns.get(&conn) {
                         match self.answers_after.get(&id) {

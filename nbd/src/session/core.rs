@@ -637,8 +637,9 @@ fn volume_of(msg: &FromNode<Bytes>) -> VolumeId {
         | FromNode::ReadRefused { group, .. }
         | FromNode::Confirmed { group, .. }
         | FromNode::Differs { group } => group.volume,
-        FromNode::Have { object, .. } | FromNode::Gap { object, .. } | FromNode::NoSpace { object, .. } => {
-            object.group.volume
-        }
+        FromNode::Have { object, .. }
+        | FromNode::Gap { object, .. }
+        | FromNode::Doubts { object, .. }
+        | FromNode::NoSpace { object, .. } => object.group.volume,
     }
 }

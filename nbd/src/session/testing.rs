@@ -109,7 +109,8 @@ impl Running {
                     }
                     node::Output::ToPeer { .. }
                     | node::Output::Differs { .. }
-                    | node::Output::Listed { .. } => {}
+                    | node::Output::Listed { .. }
+                    | node::Output::Scrubbed { .. } => {}
                 }
             }
         }

@@ -78,7 +78,9 @@ pub fn check(node: NodeId, store: &Store, msg: &FromNode<Blocks>) -> Checked {
                 return wrong(node, what);
             }
         }
-        FromNode::Confirmed { .. }
+        // Of Doubts: what is marked may be written over by the time that it is said.
+        FromNode::Doubts { .. }
+        | FromNode::Confirmed { .. }
         | FromNode::FenceRefused { .. }
         | FromNode::OpenRefused { .. }
         | FromNode::Gap { .. }

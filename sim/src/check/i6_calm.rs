@@ -3,6 +3,7 @@
 use super::{Checked, Violation};
 use crate::plan::Plan;
 use crate::store::Store;
+use trefoil_core::scrub::Doubt;
 use trefoil_core::{GroupId, Head, ObjectIndex, VolumeId};
 
 /// A healer has said that every copy of the volume is whole: they must be equal, and settled alike.
@@ -11,6 +12,12 @@ pub fn check<'a>(plan: &Plan, volume: VolumeId, store: impl Fn(usize) -> &'a Sto
         let (pg, config) = plan.pg(volume, index);
         let group = GroupId { volume, pg };
         let mut first = None;
+        let marks = config.everyone().into_iter().flat_map(|node| {
+            let state = store(node.0 as usize).state.groups.get(&group);
+            state.map_or(&[][..], |state| state.marks(index))
+        });
+        let disputed: Vec<u32> =
+            marks.filter(|mark| mark.doubt == Doubt::Disputed).map(|mark| mark.block).collect();
         for node in config.everyone() {
             let store = store(node.0 as usize);
             let Some(state) = store.state.groups.get(&group) else {
@@ -21,7 +28,9 @@ pub fn check<'a>(plan: &Plan, volume: VolumeId, store: impl Fn(usize) -> &'a Sto
             }
             let head = state.objects.get(&index).copied().unwrap_or(Head::ZERO);
             let object = trefoil_core::ObjectId { group, index };
-            let sums: Vec<u64> = (0..plan.object_blocks()).map(|b| store.durable.sum(object, b)).collect();
+            // Where no majority can say what a block holds, nothing makes its copies equal but a write.
+            let sum = |b| if disputed.contains(&b) { 0 } else { store.durable.sum(object, b) };
+            let sums: Vec<u64> = (0..plan.object_blocks()).map(sum).collect();
             let mine = (state.settled.ballot, head, sums);
             match &first {
                 None => first = Some((node, mine)),

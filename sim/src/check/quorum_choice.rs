@@ -92,7 +92,7 @@ fn look<'a>(
     for block in 0..plan.blocks {
         let at = plan.first_block as usize + block;
         let sum = table.and_then(|t| t.get(at).copied()).unwrap_or(0);
-        let value = payload::value(sum);
+        let value = payload::value(store(chosen.0 as usize).truth(sum));
         if let Err(wrong) = linear.register(slot, block).allows(value, now) {
             let votes: Vec<String> = plan
                 .pg(object.group.volume, object.index)

@@ -64,7 +64,9 @@ impl World {
         }
         let lost = self.lost_state.contains(&true);
         // A learner needs room: nothing that moves gets on at full.
-        self.calm.full = self.rooms_shut > 0 && !lost && self.moves.is_none() && self.rng.one_in(2);
+        // Nor does a copy that was outvoted, if what the majority has takes more room.
+        let may_fill = !lost && self.moves.is_none() && self.lies.told == 0;
+        self.calm.full = self.rooms_shut > 0 && may_fill && self.rng.one_in(2);
         for ni in 0..self.plan.nodes {
             (self.nodes[ni].slow, self.nodes[ni].slow_net) = (1, 1);
             if !self.calm.full {

@@ -72,6 +72,9 @@ impl World {
         if self.plan.stall_limit.is_some() && !self.all_is_well() {
             return;
         }
+        if self.is_lied_to() {
+            return;
+        }
         let Some(kind) = self.rng.weighted(&self.plan.faults) else { return };
         let lasts = self.rng.magnitude(self.plan.fault_lasts.0, self.plan.fault_lasts.1);
         if self.trace.wanted() {

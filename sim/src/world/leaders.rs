@@ -75,6 +75,13 @@ pub struct LeaderHost {
     pub script: Option<Script>,
 }
 
+impl Pending {
+    /// The object.
+    pub fn index(&self) -> ObjectIndex {
+        self.index
+    }
+}
+
 impl World {
     /// A process starts to lead a volume.
     pub(super) fn start_leader(
@@ -362,6 +369,11 @@ impl World {
         if host.machine.is_none() || host.quiet {
             return;
         }
+        if let Some((_, index)) = host.script.as_ref().and_then(|script| script.todo.front())
+            && self.is_lied_about(host.volume, *index)
+        {
+            return self.client_later(li, client);
+        }
         let next = match &mut self.leaders[li].script {
             Some(script) => script.todo.pop_front(),
             None => {
@@ -372,6 +384,9 @@ impl World {
         };
         let scripted = self.leaders[li].script.is_some();
         let Some((kind, index)) = next else { return };
+        if self.is_lied_about(self.leaders[li].volume, index) {
+            return self.client_later(li, client);
+        }
         let all = scripted || self.rng.one_in(self.plan.large_one_in);
         let (first, count) = if all {
             (0, self.plan.blocks)
@@ -381,6 +396,12 @@ impl World {
             (self.rng.index(self.plan.blocks - count + 1), count)
         };
         self.issue(li, client, kind, index, first, count);
+    }
+
+    /// It wants something else, or the same, some other time.
+    fn client_later(&mut self, li: usize, client: u32) {
+        let at = self.now + 1_000 + self.plan.think.1;
+        self.queue.push(at, Event::Client { li, client });
     }
 
     fn issue(&mut self, li: usize, client: u32, kind: usize, index: ObjectIndex, first: usize, count: usize) {
@@ -453,7 +474,7 @@ impl World {
                 let newest = self.monitor.volume(volume).generation == generation;
                 let unexpected = match error {
                     OpError::Refused => true,
-                    OpError::Bad => is_write || self.rot_so_far == 0,
+                    OpError::Bad => is_write || self.rot_so_far + self.lies.told == 0,
                     OpError::Deposed => newest,
                     OpError::TimedOut => self.plan.io_timeout.is_none() || self.leaders[li].script.is_some(),
                     OpError::NoSpace => op.kind != 1 || self.rooms_shut == 0, // not of zeros either

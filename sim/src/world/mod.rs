@@ -15,11 +15,13 @@
 //! | `monitor_faults` | what goes wrong with them |
 //! | `moves` | placement groups that move |
 //! | `faults` | what goes wrong |
+//! | `lies` | copies that are wrong and look right |
 //! | `calm` | the second phase |
 
 mod calm;
 mod faults;
 mod leaders;
+mod lies;
 mod monitor;
 mod monitor_faults;
 mod moves;
@@ -252,6 +254,12 @@ pub enum Event {
     },
     Monitors(Box<replicas::MonitorEvent>),
     Fault,
+    Lie,
+    Believe {
+        object: ObjectId,
+        block: u32,
+        times: u32,
+    },
 }
 
 /// A cluster, and everything around it.
@@ -290,6 +298,7 @@ pub struct World {
     next_value: u64,
     next_op: u64,
     rot_so_far: u64,
+    lies: lies::Lies,
     rooms_shut: u64,
     /// Nodes that have lost state, and what one may fall back to.
     lost_state: [bool; NODES_MAX],
@@ -344,6 +353,7 @@ impl World {
             next_value: 1,
             next_op: 1,
             rot_so_far: 0,
+            lies: lies::Lies::default(),
             rooms_shut: 0,
             lost_state: [false; NODES_MAX],
             snapshot: None,
@@ -366,6 +376,9 @@ impl World {
             world.queue.push(0, Event::VolumeTimer { volume });
         }
         world.queue.push(world.plan.fault_every.1, Event::Fault);
+        if let Some(plan) = &world.plan.lies {
+            world.queue.push(plan.every.1, Event::Lie);
+        }
         world
     }
 
@@ -566,11 +579,15 @@ impl World {
             }
             Event::NodeTick { ni, life } => {
                 if self.node_lives(ni, life) {
-                    let tick = self.plan.moves.as_ref().map_or(NODE_TICK, |plan| plan.node_tick);
+                    let moves = self.plan.moves.as_ref().map(|plan| plan.node_tick);
+                    let tick =
+                        moves.or(self.plan.lies.as_ref().map(|plan| plan.node_tick)).unwrap_or(NODE_TICK);
                     self.queue.push(self.now + tick, Event::NodeTick { ni, life });
                     self.node_input(ni, node::Input::Tick);
                 }
             }
+            Event::Lie => self.lie(),
+            Event::Believe { object, block, times } => self.settle_lie(object, block, times),
             Event::NodeStarts { ni } => self.start_node(ni),
             Event::NodeResumes { ni, life } => {
                 if self.nodes[ni].life == life && self.nodes[ni].paused {

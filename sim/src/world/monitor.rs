@@ -114,6 +114,11 @@ impl Monitor {
         self.reign.settle(&grants, Fate::Applied(&results), &self.map, now);
         Some(results.first()?.as_ref().ok()?.0)
     }
+
+    /// The last generation granted for a volume.
+    pub fn generation_of(&self, id: VolumeId) -> u64 {
+        self.volumes[id.0 as usize - 1].generation
+    }
 }
 
 impl World {

@@ -103,7 +103,7 @@ impl Became {
                 let Some(slot) = slot_of(*object) else { return };
                 let group = store.state.groups.get(&object.group);
                 let head = group.and_then(|g| g.objects.get(&object.index)).copied().unwrap_or_default();
-                let seen = heads.seen(slot, NodeId(ni as u32), head, store.durable.tables.get(object));
+                let seen = heads.seen(slot, NodeId(ni as u32), head, store.truthful(*object).as_deref());
                 if self.checked.is_ok() {
                     self.checked = seen;
                 }
@@ -143,6 +143,7 @@ impl World {
         node.life += 1;
         let durable: Durable = node.store.state.clone();
         let mut machine = Node::new(NodeConfig { id: NodeId(ni as u32) }, durable);
+        machine.set_scrub_rate(if self.plan.lies.is_some() { 1 << 20 } else { 0 });
         let budget = self.plan.budget;
         budget.into_iter().for_each(|budget| machine.set_budget(budget));
         node.machine = Some(machine);
@@ -388,6 +389,7 @@ impl World {
                 let at = self.arrival(ni, super::net::monitor_end(by));
                 self.queue.push(at, Event::Listed { ni, by, list });
             }
+            Output::Scrubbed { .. } => self.coverage.count(Cover::Scrubbed),
             Output::Differs { group } => {
                 self.coverage.count(Cover::Differs);
                 self.volume_differs(group);
@@ -434,6 +436,8 @@ impl World {
                 }
             }
             Record::Settle { add, .. } if !add.is_empty() => self.coverage.count(Cover::Behind),
+            Record::Doubt { marks, .. } if !marks.is_empty() => self.coverage.count(Cover::Doubts),
+            Record::Doubt { .. } => self.coverage.count(Cover::DoubtsEnded),
             Record::Leave { pg, .. } => self.node_leaves(ni, *pg),
             Record::Open { group, .. }
                 if self.given[ni].pgs.get(&group.pg).is_some_and(|pg| pg.left.is_some()) =>

@@ -30,9 +30,10 @@ pub fn about_from_node(msg: &FromNode<Blocks>) -> About {
         | FromNode::ReadRefused { group, .. }
         | FromNode::Confirmed { group, .. }
         | FromNode::Differs { group } => Some((group.volume, None)),
-        FromNode::Have { object, .. } | FromNode::Gap { object, .. } | FromNode::NoSpace { object, .. } => {
-            Some((object.group.volume, Some(object.index)))
-        }
+        FromNode::Have { object, .. }
+        | FromNode::Gap { object, .. }
+        | FromNode::Doubts { object, .. }
+        | FromNode::NoSpace { object, .. } => Some((object.group.volume, Some(object.index))),
     }
 }
 
@@ -43,6 +44,8 @@ pub fn about_peer(msg: &PeerMsg<Blocks>) -> About {
         | PeerMsg::Piece { object, .. }
         | PeerMsg::NotYet { object, .. }
         | PeerMsg::FetchBlock { object, .. }
+        | PeerMsg::ScrubAsk { object, .. }
+        | PeerMsg::ScrubTell { object, .. }
         | PeerMsg::Block { object, .. } => Some((object.group.volume, Some(object.index))),
         PeerMsg::Digest { group, .. }
         | PeerMsg::DigestDiffers { group }
@@ -56,9 +59,10 @@ pub fn about_record(record: &Record<Blocks>) -> About {
     match record {
         Record::Fence { volume, .. } | Record::DeleteVolume { volume } => Some((*volume, None)),
         Record::Open { group, .. } | Record::Settle { group, .. } => Some((group.volume, None)),
-        Record::Write { object, .. } | Record::Install { object, .. } | Record::Heal { object, .. } => {
-            Some((object.group.volume, Some(object.index)))
-        }
+        Record::Write { object, .. }
+        | Record::Install { object, .. }
+        | Record::Doubt { object, .. }
+        | Record::Heal { object, .. } => Some((object.group.volume, Some(object.index))),
         Record::LostState { .. } | Record::Epoch { .. } | Record::Leave { .. } => None,
     }
 }

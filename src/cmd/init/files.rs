@@ -206,6 +206,14 @@ memory_bytes = {memory}
 # connections_max = {connections}
 # Where metrics are served: \"ADDR:PORT\", \"off\", or \"default\": on 127.0.0.1, 1000 above the port of `listen`.
 # metrics_listen = \"default\"
+# Hours between two scrubs of a placement group: light ones compare its copies, deep ones read and verify every
+# block, too. 0: never.
+# scrub_light_hours = {light}
+# scrub_deep_hours = {deep}
+# Bytes per second that deep scrubs read at most; an eighth of it while clients are served.
+# scrub_bytes_per_s = {scrub}
+# Hours of the day, in UTC, in which scrubs begin by themselves, as in \"22-6\". Empty: any.
+# scrub_window = \"\"
 # Microseconds for which it looks for work before it sleeps: lower latency at low depth for processor
 # time. 0: never.
 # busy_poll_us = {poll}
@@ -227,6 +235,9 @@ memory_bytes = {memory}
         floor = default.recovery_floor,
         ceiling = default.recovery_ceiling,
         connections = default.connections_max,
+        light = default.scrub_light_hours,
+        deep = default.scrub_deep_hours,
+        scrub = default.scrub_bytes_per_s,
         poll = default.busy_poll_us,
     );
     let config: NodeConfig = toml::from_str(&text).context("the storage node's configuration")?;

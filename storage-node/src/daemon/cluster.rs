@@ -108,6 +108,8 @@ pub struct Membership {
     pub lost_ticket: Cell<Option<Ticket>>,
     /// The mark that this process runs.
     pub life: RefCell<Option<Life>>,
+    /// Seconds since the light and the deep scrub that were longest ago.
+    pub scrub_ages: Cell<(Option<u64>, Option<u64>)>,
 }
 
 impl Membership {

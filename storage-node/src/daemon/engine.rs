@@ -17,11 +17,11 @@ use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trefoil_core::checksum::UNKNOWN;
-use trefoil_core::limits::{OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
+use trefoil_core::limits::{NODE_SCRUBS_MAX, OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
 use trefoil_core::message::{FromNode, GroupList, PeerMsg, ToNode};
-use trefoil_core::node::{ConnId, Input, Node, Output, Ticket};
+use trefoil_core::node::{ConnId, Input, Node, Output, Scrubbed, Ticket};
 use trefoil_core::wire::messages::Message;
-use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, NodeId, ObjectId, Time};
+use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, NodeId, ObjectId, PgId, Time};
 use trefoil_transport::{Frame, Sender};
 
 /// Groups that differ from a peer's and wait for the next heartbeat. Beyond it they are left to the
@@ -105,6 +105,8 @@ pub struct Engine<S> {
     differing: BTreeMap<GroupId, Instant>,
     /// Answers for the monitors.
     listed: Vec<GroupList>,
+    /// Scrubs that have ended, until somebody asks.
+    scrubbed: Vec<(PgId, bool, Scrubbed)>,
     failed: Option<String>,
     /// The last ticket that the store was given, and the last that is durable.
     given: Ticket,
@@ -132,6 +134,7 @@ impl<S: Storage> Engine<S> {
             gone: Vec::new(),
             differing: BTreeMap::new(),
             listed: Vec::new(),
+            scrubbed: Vec::new(),
             failed: None,
             given: 0,
             durable: 0,
@@ -198,6 +201,15 @@ impl<S: Storage> Engine<S> {
     /// Answers to Lists: what they say is durable.
     pub fn take_listed(&mut self) -> Vec<GroupList> {
         std::mem::take(&mut self.listed)
+    }
+
+    /// Scrubs that have ended since this was asked last.
+    pub fn take_scrubbed(&mut self) -> Vec<(PgId, bool, Scrubbed)> {
+        std::mem::take(&mut self.scrubbed)
+    }
+    /// See [`Node::set_scrub_rate`].
+    pub fn set_scrub_rate(&mut self, bytes_per_tick: u64) {
+        self.node.set_scrub_rate(bytes_per_tick);
     }
     /// Closes the connections of all front ends: they open their groups again, and hear anew what this
     /// node has.
@@ -340,6 +352,11 @@ impl<S: Storage> Engine<S> {
                 Output::Listed { list, .. } => {
                     if self.listed.len() < LISTED_MAX {
                         self.listed.push(list);
+                    }
+                }
+                Output::Scrubbed { pg, deep, found } => {
+                    if self.scrubbed.len() < NODE_SCRUBS_MAX {
+                        self.scrubbed.push((pg, deep, found));
                     }
                 }
             }

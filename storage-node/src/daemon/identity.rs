@@ -92,6 +92,20 @@ impl StateDir {
         }
     }
 
+    /// When each placement group was scrubbed last, as far as it was kept.
+    pub fn scrubs<T: serde::de::DeserializeOwned + Default>(&self) -> T {
+        let text = fs::read(self.0.join("scrub.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Keeps when each placement group was scrubbed last. Lost, they are all scrubbed again, in good time.
+    pub fn keep_scrubs<T: Serialize>(&self, scrubs: &T) {
+        match serde_json::to_vec(scrubs) {
+            Ok(text) => self.put("scrub.json", &text, false),
+            Err(error) => tracing::warn!(%error, "the times of scrubs cannot be kept"),
+        }
+    }
+
     /// A crash leaves the old file or the new one. One that is not `durable` may be torn, which is seen when
     /// it is read; a flush would hold up the node's one thread.
     fn put(&self, name: &str, bytes: &[u8], durable: bool) {

@@ -35,6 +35,10 @@ pub struct Snapshot {
     recovery: BudgetCounters,
     /// Connections to other nodes that this one has tried to make.
     connects: u64,
+    scrubs_open: usize,
+    in_doubt: u64,
+    /// Seconds since the light and the deep scrub that were longest ago.
+    scrub_ages: (Option<u64>, Option<u64>),
 }
 
 impl Snapshot {
@@ -59,6 +63,9 @@ impl Snapshot {
                 repairs_open: engine.node().repairs_open(),
                 recovery: engine.node().budget(),
                 connects: engine.connects(),
+                scrubs_open: engine.node().scrubs_open(),
+                in_doubt: engine.node().doubts().map(|(_, _, marks)| marks.len() as u64).sum(),
+                scrub_ages: membership.scrub_ages.get(),
             }
         })
     }
@@ -133,6 +140,25 @@ const COUNTERS: &[Row] = &[
         "Opens and writes of leaders that a newer one had replaced.",
         |it| it.machine.refused,
     ),
+    ("trefoil_storage_scrub_objects_total", "Objects that scrub has compared with the other copies.", |it| {
+        it.machine.scrub_objects
+    }),
+    ("trefoil_storage_scrub_bytes_total", "Bytes that deep scrubs have read and verified.", |it| {
+        it.machine.scrub_bytes
+    }),
+    (
+        "trefoil_storage_scrub_outvoted_blocks_total",
+        "Blocks here that were found to be contradicted by a majority of copies.",
+        |it| it.machine.scrub_outvoted,
+    ),
+    (
+        "trefoil_storage_scrub_disputed_blocks_total",
+        "Blocks here that were found to differ from other copies without a majority.",
+        |it| it.machine.scrub_disputed,
+    ),
+    ("trefoil_storage_scrub_mended_blocks_total", "Outvoted blocks that a repair has replaced.", |it| {
+        it.machine.scrub_mended
+    }),
     ("trefoil_storage_log_batches_total", "Batches of the log that became durable.", |it| it.store.batches),
     ("trefoil_storage_log_bytes_total", "Bytes in them: by client bytes, the write amplification.", |it| {
         it.store.bytes_written
@@ -202,6 +228,22 @@ const GAUGES: &[Row] = &[
         |it| it.store.replay_us,
     ),
     ("trefoil_storage_repairs_in_flight", "Repairs under way.", |it| it.repairs_open as u64),
+    ("trefoil_storage_scrubs_in_flight", "Placement groups being scrubbed or waiting for it.", |it| {
+        it.scrubs_open as u64
+    }),
+    ("trefoil_storage_blocks_in_doubt", "Blocks here that are outvoted or disputed at present.", |it| {
+        it.in_doubt
+    }),
+    (
+        "trefoil_storage_scrub_light_age_seconds",
+        "Since the light scrub of a placement group that was longest ago; 0: nothing to scrub.",
+        |it| it.scrub_ages.0.unwrap_or(0),
+    ),
+    (
+        "trefoil_storage_scrub_deep_age_seconds",
+        "Since the deep scrub of a placement group that was longest ago; 0: nothing to scrub.",
+        |it| it.scrub_ages.1.unwrap_or(0),
+    ),
     ("trefoil_storage_groups", "Groups (a volume's objects in one placement group) kept here.", |it| {
         it.groups as u64
     }),
@@ -302,6 +344,9 @@ mod tests {
             repairs_open: 0,
             recovery: BudgetCounters::default(),
             connects: 0,
+            scrubs_open: 1,
+            in_doubt: 3,
+            scrub_ages: (Some(60), None),
         };
         let mut text = Text::default();
         render(&snapshot, &mut text);

@@ -12,6 +12,7 @@
 //! | [`identity`] | what is kept beside the store |
 //! | [`metrics`] | what Prometheus is told |
 //! | [`run`] | start and end |
+//! | [`scrub`] | when placement groups are scrubbed, and reports of it |
 
 mod cluster;
 mod connections;
@@ -20,6 +21,7 @@ mod identity;
 mod metrics;
 mod peers;
 mod run;
+pub(crate) mod scrub;
 mod storage;
 #[cfg(test)]
 mod tests;

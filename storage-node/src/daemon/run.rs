@@ -9,6 +9,7 @@ use super::connections::Daemon;
 use super::engine::Engine;
 use super::identity::{Identity, StateDir};
 use super::metrics;
+use super::scrub;
 use crate::config::{ConfigError, NodeConfig};
 use crate::device::wake::AsyncWaker;
 use crate::store::{FormatError, FormatOptions, OpenError, Recovered, Store, format};
@@ -147,6 +148,7 @@ async fn serve_node(
     tokio::task::spawn_local(membership.clone().follow_map(daemon.clone(), map));
     tokio::task::spawn_local(membership.clone().lists(daemon.clone()));
     tokio::task::spawn_local(membership.clone().tell_lists(daemon.clone()));
+    tokio::task::spawn_local(scrub::run(membership.clone(), daemon.clone(), config.scrub_plan()));
     if let Some(listener) = metrics_listener {
         let (daemon, membership) = (daemon.clone(), membership.clone());
         let snapshot = async move || metrics::Snapshot::take(&daemon, &membership);
@@ -256,6 +258,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         start_position,
         lost_ticket: Cell::new(None),
         life: RefCell::new(None),
+        scrub_ages: Cell::new((None, None)),
     });
     if let Some(why) = &lost {
         tracing::error!(why, "the store has lost state: its copies have no vote until they are repaired");

@@ -183,6 +183,7 @@ mod tests {
             blocks: BlockRange::new(0, 4),
             checksums: [sum(0, 1), sum(1, 8), sum(2, 9), HOLE].into(),
             bad,
+            doubts: Vec::new(),
             data: bytes.iter().flat_map(|b| block(*b)).collect::<Vec<u8>>().into(),
         }
     }

@@ -67,6 +67,14 @@ fn node(record: &Record<()>) -> Value {
         Record::Epoch { pg, epoch, fences } => json!({
             "record": "epoch", "pg": pg.to_string(), "epoch": epoch.0, "fences": fences_json(fences),
         }),
+        Record::Doubt { object, marks } => {
+            let mark = |mark: &trefoil_core::scrub::Mark| {
+                json!({ "block": mark.block, "doubt": format!("{:?}", mark.doubt).to_lowercase(),
+                    "checksum": format!("{:016x}", mark.checksum) })
+            };
+            let marks: Vec<Value> = marks.iter().map(mark).collect();
+            json!({ "record": "doubt", "object": object.to_string(), "marks": marks })
+        }
         Record::Leave { pg, epoch } => {
             json!({ "record": "leave", "pg": pg.to_string(), "epoch": epoch.0 })
         }

@@ -7,7 +7,8 @@
 //! unless the administrator says `believe_one`, and then the report says which objects were believed.
 //!
 //! The content of an object is settled block by block among the copies that count: where their tables
-//! differ, which they should not, a majority of the members decides, else the block is bad. The bytes
+//! differ, which they should not, a majority of the members decides ([`trefoil_core::scrub::majority`], and what
+//! scrub has marked counts), else the block is bad. The bytes
 //! come from whichever device has them under the chosen checksum.
 
 use super::export::{ExportError, SparseFile};
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::checksum::HOLE;
 use trefoil_core::leader::choose::{self, Answer};
 use trefoil_core::placement::PgConfig;
+use trefoil_core::scrub::{self, Claim, Doubt, doubt_of};
 use trefoil_core::*;
 
 /// Objects, and blocks, that a report names; beyond it they are only counted.
@@ -503,7 +505,7 @@ impl<'a, D: ReadMany> Exporter<'a, D> {
         // By place in `order`: what is to be read there.
         let mut wanted: Vec<Vec<(u32, crate::store::BlockEntry)>> = vec![Vec::new(); order.len()];
         for block in 0..blocks {
-            let sum = match self.settle(decision, &order[..sources], &tables[..sources], block) {
+            let sum = match self.settle(decision, &order[..sources], &tables[..sources], (object, block)) {
                 Ok((sum, agreed)) => {
                     self.report.conflicts += u64::from(!agreed);
                     sum
@@ -578,29 +580,42 @@ impl<'a, D: ReadMany> Exporter<'a, D> {
         decision: &Decision,
         order: &[usize],
         tables: &[ObjectTable],
-        block: u32,
+        (object, block): (ObjectId, u32),
     ) -> Result<(u64, bool), &'static str> {
         let sum = |table: &ObjectTable| match table.block(block) {
             Block::Hole => Some(HOLE),
             Block::There(entry) => Some(entry.checksum),
             Block::Bad(sum) => sum,
         };
-        let mut known = tables.iter().filter_map(sum);
-        let Some(first) = known.next() else {
+        let claim = |(n, table): (&usize, &ObjectTable)| {
+            let (node, checksum) = (self.members[*n].node, sum(table)?);
+            let state = self.members[*n].store.durable().groups.get(&object.group);
+            let doubt = state.and_then(|state| doubt_of(state.marks(object.index), block));
+            Some(Claim { node, checksum, doubt })
+        };
+        let claims: Vec<Claim> = order.iter().zip(tables).filter_map(claim).collect();
+        let Some(first) = claims.first() else {
             return Err("the tables of all copies that count are damaged");
         };
-        if known.all(|other| other == first) {
-            return Ok((first, true));
+        let agreed = claims.iter().all(|claim| claim.checksum == first.checksum);
+        if agreed && claims.iter().all(|claim| claim.doubt.is_none()) {
+            return Ok((first.checksum, true));
         }
-        let agreed = tables.iter().filter_map(sum).find(|value| {
-            decision.config.is_quorum(|node| {
-                let same = |(n, table): (&usize, &ObjectTable)| {
-                    self.members[*n].node == node && sum(table) == Some(*value)
-                };
-                order.iter().zip(tables).any(same)
-            })
-        });
-        agreed.map(|sum| (sum, false)).ok_or(CONFLICT)
+        // What the live system has found, and its rule where it has not looked.
+        if let Some(sum) = scrub::majority(&decision.config, &claims) {
+            return Ok((sum, agreed));
+        }
+        let mut sound = claims.iter().filter(|claim| claim.doubt != Some(Doubt::Outvoted));
+        match sound.next() {
+            // One that nobody who has a say contradicts.
+            Some(one)
+                if one.doubt.is_none()
+                    && sound.all(|it| it.checksum == one.checksum && it.doubt.is_none()) =>
+            {
+                Ok((one.checksum, agreed))
+            }
+            _ => Err(CONFLICT),
+        }
     }
 
     fn undecided(&mut self, index: ObjectIndex, why: String) {

@@ -13,6 +13,7 @@ use std::fmt;
 use trefoil_core::checksum::HOLE;
 use trefoil_core::message::{Line, WriteOp};
 use trefoil_core::record::{Patch, Promise, Record};
+use trefoil_core::scrub::Mark;
 use trefoil_core::*;
 use zerocopy::IntoBytes;
 
@@ -90,6 +91,7 @@ enum DiskRecord<S> {
     SnapshotEnd { covers: BatchRef, meta: Meta },
     Epoch { pg: PgId, epoch: Epoch, fences: Vec<(VolumeId, Generation)> },
     Leave { pg: PgId, epoch: Epoch },
+    Doubt { object: ObjectId, marks: Vec<Mark> },
 }
 
 /// Bytes that are written as such and not as a list of numbers.
@@ -316,6 +318,7 @@ pub fn put_record<P>(record: &Record<P>, out: &mut Vec<u8>) -> Result<(), postca
             DiskRecord::Epoch { pg: *pg, epoch: *epoch, fences: fences.clone() }
         }
         Record::Leave { pg, epoch } => DiskRecord::Leave { pg: *pg, epoch: *epoch },
+        Record::Doubt { object, marks } => DiskRecord::Doubt { object: *object, marks: marks.clone() },
     };
     put(&disk, out)
 }
@@ -392,6 +395,7 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
         DiskRecord::LostState { fences } => Record::LostState { fences },
         DiskRecord::Epoch { pg, epoch, fences } => Record::Epoch { pg, epoch, fences },
         DiskRecord::Leave { pg, epoch } => Record::Leave { pg, epoch },
+        DiskRecord::Doubt { object, marks } => Record::Doubt { object, marks },
     };
     Ok((Entry::Node(record), rest))
 }
@@ -493,6 +497,10 @@ mod tests {
             Record::LostState { fences: vec![(VolumeId(1), Generation(2))] },
             Record::Epoch { pg: group.pg, epoch: Epoch(5), fences: vec![(VolumeId(1), Generation(2))] },
             Record::Leave { pg: group.pg, epoch: Epoch(6) },
+            Record::Doubt {
+                object: object(),
+                marks: vec![Mark { block: 3, doubt: scrub::Doubt::Disputed, checksum: 8 }],
+            },
         ];
         let mut out = Vec::new();
         for record in &all {

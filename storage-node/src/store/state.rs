@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use trefoil_core::checksum::HOLE;
 use trefoil_core::message::{Line, WriteOp};
 use trefoil_core::record::{Durable, PgState, Promise, Record};
+use trefoil_core::scrub::Mark;
 use trefoil_core::*;
 
 /// A thing that the index has an entry for.
@@ -30,6 +31,8 @@ pub enum Key {
     Group(GroupId),
     /// An object: its head and table, and its line if it is behind.
     Object(ObjectId),
+    /// The blocks of an object that are in doubt.
+    Doubt(ObjectId),
     /// A page of a deleted object's table that still counts.
     Dead(u64),
 }
@@ -247,6 +250,13 @@ impl State {
                     group(&object.group);
                 }
                 self.dirty.insert(Key::Object(*object));
+                self.mark_doubts(*object);
+            }
+            Record::Doubt { object, .. } => {
+                if !self.durable.groups.contains_key(&object.group) {
+                    group(&object.group);
+                }
+                self.dirty.insert(Key::Doubt(*object));
             }
             Record::Heal { object, .. } => {
                 self.dirty.insert(Key::Object(*object));
@@ -270,12 +280,23 @@ impl State {
         }
     }
 
+    /// A record that may end doubts of this object.
+    fn mark_doubts(&mut self, object: ObjectId) {
+        let marked = |g: &trefoil_core::record::GroupState| !g.marks(object.index).is_empty();
+        if self.durable.groups.get(&object.group).is_some_and(marked) {
+            self.dirty.insert(Key::Doubt(object));
+        }
+    }
+
     /// Groups and all that the state knows of their objects.
     fn mark_groups(&mut self, which: impl Fn(&GroupId) -> bool) {
         for (g, state) in self.durable.groups.iter().filter(|(g, _)| which(g)) {
             self.dirty.insert(Key::Group(*g));
             for index in state.objects.keys().chain(state.behind.keys()) {
                 self.dirty.insert(Key::Object(ObjectId { group: *g, index: *index }));
+            }
+            for index in state.doubts.keys() {
+                self.dirty.insert(Key::Doubt(ObjectId { group: *g, index: *index }));
             }
         }
     }
@@ -287,6 +308,9 @@ impl State {
         let mut keys: Vec<Key> = self.dead.keys().map(|l| Key::Dead(*l)).collect();
         keys.extend(self.tables.objects().map(Key::Object));
         for (group, state) in &d.groups {
+            keys.extend(
+                state.doubts.keys().map(|index| Key::Doubt(ObjectId { group: *group, index: *index })),
+            );
             let behind = state.behind.keys().filter(|index| !state.objects.contains_key(index));
             for index in state.objects.keys().chain(behind) {
                 let object = ObjectId { group: *group, index: *index };
@@ -341,6 +365,13 @@ impl State {
                 };
                 let any = entry.head.is_some() || entry.line.is_some() || self.tables.pages(object).is_some();
                 any.then(|| encode(&entry))
+            }
+            Key::Doubt(object) => {
+                name.push(b'x');
+                put_group(&mut name, object.group);
+                name.extend(object.index.to_be_bytes());
+                let group = self.durable.groups.get(&object.group);
+                group.map(|g| g.marks(object.index)).filter(|marks| !marks.is_empty()).map(encode_marks)
             }
             Key::Dead(location) => {
                 name.push(b'd');
@@ -406,6 +437,19 @@ impl State {
                     state.behind.insert(index, line);
                 }
             }
+            b'x' => {
+                let group = take_group(&mut rest)?;
+                let index = take_u32(&mut rest)?;
+                let marks: Vec<Mark> = decode(value)?;
+                let sound = marks.len() <= OBJECT_BLOCKS_MAX as usize && !marks.is_empty();
+                if !sound || !marks.is_sorted_by(|a, b| a.block < b.block) {
+                    return None;
+                }
+                // As of an object: a group that is not there comes or goes in the replay.
+                if let Some(state) = self.durable.groups.get_mut(&group) {
+                    state.doubts.insert(index, marks);
+                }
+            }
             b'd' => {
                 let location = take_u64(&mut rest)?;
                 let DeadEntry { object, page, checksum } = decode(value)?;
@@ -424,6 +468,9 @@ impl State {
     }
 }
 
+fn encode_marks(marks: &[Mark]) -> Vec<u8> {
+    encode(&marks)
+}
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     // Serialising plain numbers into a Vec cannot fail; an empty entry would be refused at load.
     postcard::to_stdvec(value).unwrap_or_default()
@@ -469,6 +516,10 @@ pub fn in_bounds<P>(record: &Record<P>) -> bool {
                 && writes.iter().all(op)
         }
         Record::Heal { block, .. } => *block < OBJECT_BLOCKS_MAX,
+        Record::Doubt { marks, .. } => {
+            marks.iter().all(|mark| mark.block < OBJECT_BLOCKS_MAX)
+                && marks.is_sorted_by(|a, b| a.block < b.block)
+        }
         _ => true,
     }
 }

@@ -41,6 +41,7 @@ impl Message for FromNode<Bytes> {
             FromNode::NoSpace { .. } => kind::NO_SPACE,
             FromNode::Data { .. } => kind::DATA,
             FromNode::Bad { .. } => kind::BAD,
+            FromNode::Doubts { .. } => kind::DOUBTS,
             FromNode::ReadRefused { .. } => kind::READ_REFUSED,
             FromNode::Confirmed { .. } => kind::CONFIRMED,
             FromNode::Differs { .. } => kind::DIFFERS,
@@ -106,6 +107,12 @@ impl Message for FromNode<Bytes> {
                 put_group(out, group);
                 out.put_u64_le(*id);
                 put_u32s(out, blocks);
+            }
+            FromNode::Doubts { object, ballot, outvoted, disputed } => {
+                put_object(out, object);
+                out.put_u64_le(ballot.0);
+                out.put_u32_le(u32::from(*outvoted));
+                put_u32s(out, disputed);
             }
             FromNode::ReadRefused { group, id } | FromNode::Confirmed { group, id } => {
                 put_group(out, group);
@@ -183,6 +190,12 @@ impl Message for FromNode<Bytes> {
                 group: get.group()?,
                 id: get.u64("id")?,
                 blocks: get.block_list(BlockRange::new(0, OBJECT_BLOCKS_MAX))?,
+            },
+            kind::DOUBTS => FromNode::Doubts {
+                object: get.object()?,
+                ballot: get.ballot()?,
+                outvoted: get.bool("outvoted")?,
+                disputed: get.block_list(BlockRange::new(0, OBJECT_BLOCKS_MAX))?,
             },
             kind::READ_REFUSED => FromNode::ReadRefused { group: get.group()?, id: get.u64("id")? },
             kind::DIFFERS => FromNode::Differs { group: get.group()? },

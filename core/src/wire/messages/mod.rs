@@ -138,6 +138,8 @@ pub mod kind {
     pub const CONFIRMED: u16 = 0x020b;
     /// Node to leader: `Differs`.
     pub const DIFFERS: u16 = 0x020c;
+    /// Node to leader: `Doubts`.
+    pub const DOUBTS: u16 = 0x0210;
 
     /// Node to node: `Fetch`.
     pub const FETCH: u16 = 0x0300;
@@ -157,6 +159,12 @@ pub mod kind {
     pub const COMPARE: u16 = 0x0307;
     /// Node to node: `AtLeast`.
     pub const AT_LEAST: u16 = 0x0308;
+    /// Node to node: `Piece` from a source with blocks in doubt.
+    pub const PIECE_IN_DOUBT: u16 = 0x0310;
+    /// Node to node: `ScrubAsk`.
+    pub const SCRUB_ASK: u16 = 0x0311;
+    /// Node to node: `ScrubTell`.
+    pub const SCRUB_TELL: u16 = 0x0312;
 }
 
 /// The payload of a message, if it has any.

@@ -5,6 +5,7 @@ use crate::checksum::HOLE;
 use crate::ids::*;
 use crate::limits::*;
 use crate::message::*;
+use crate::scrub::Doubt;
 use proptest::prelude::*;
 use std::fmt::Debug;
 
@@ -158,7 +159,17 @@ fn from_node() -> impl Strategy<Value = FromNode<Bytes>> {
         (group(), any::<u64>()).prop_map(|(group, id)| FromNode::ReadRefused { group, id }),
         (group(), any::<u64>()).prop_map(|(group, id)| FromNode::Confirmed { group, id }),
         group().prop_map(|group| FromNode::Differs { group }),
+        (object(), ballot(), any::<bool>(), prop::collection::btree_set(0..OBJECT_BLOCKS_MAX, 0..5))
+            .prop_map(|(object, ballot, outvoted, blocks)| {
+                FromNode::Doubts { object, ballot, outvoted, disputed: blocks.into_iter().collect() }
+            }),
     ]
+}
+
+/// Some blocks of a range, in doubt.
+fn doubts(blocks: BlockRange, pick: u8) -> Vec<(u32, Doubt)> {
+    let kind = |block: u32| if block.is_multiple_of(2) { Doubt::Outvoted } else { Doubt::Disputed };
+    (blocks.first..blocks.end()).take(usize::from(pick % 4)).map(|block| (block, kind(block))).collect()
 }
 
 fn peer() -> impl Strategy<Value = PeerMsg<Bytes>> {
@@ -182,10 +193,26 @@ fn peer() -> impl Strategy<Value = PeerMsg<Bytes>> {
                     blocks,
                     checksums,
                     bad,
+                    doubts: doubts(blocks, pick),
                     data: bytes(usize::from(pick / 3).min(most)),
                 }
             }
         ),
+        (object(), any::<u64>(), head(), any::<u64>())
+            .prop_map(|(object, request, head, sum)| PeerMsg::ScrubAsk { object, request, head, sum }),
+        (
+            object(),
+            any::<u64>(),
+            prop_oneof![
+                Just(ScrubFound::Unlike),
+                Just(ScrubFound::Same),
+                ((1u32..9).prop_flat_map(sums), any::<u8>()).prop_map(|(checksums, pick)| {
+                    let doubts = doubts(BlockRange::new(0, checksums.len() as u32), pick);
+                    ScrubFound::Sums { checksums, doubts }
+                })
+            ]
+        )
+            .prop_map(|(object, request, found)| PeerMsg::ScrubTell { object, request, found }),
         (object(), ballot(), any::<u64>()).prop_map(|(object, ballot, request)| PeerMsg::NotYet {
             object,
             ballot,
@@ -370,6 +397,7 @@ fn golden_bytes() {
             blocks,
             checksums: sums(),
             bad: vec![4],
+            doubts: vec![],
             data: bytes(1),
         }),
         hex(PeerMsg::<Bytes>::NotYet { object, ballot, request: 0x77 }),
@@ -388,6 +416,29 @@ fn golden_bytes() {
             ],
         }),
         hex(PeerMsg::<Bytes>::AtLeast { group, epoch, request: 0x77, yes: true }),
+        hex(FromNode::<Bytes>::Doubts { object, ballot, outvoted: true, disputed: vec![2, 4] }),
+        hex(PeerMsg::Piece {
+            object,
+            ballot,
+            request: 0x77,
+            head,
+            blocks,
+            checksums: sums(),
+            bad: vec![4],
+            doubts: vec![(2, Doubt::Disputed), (3, Doubt::Outvoted)],
+            data: bytes(1),
+        }),
+        hex(PeerMsg::<Bytes>::ScrubAsk { object, request: 0x77, head, sum: 0xaa }),
+        hex(PeerMsg::<Bytes>::ScrubTell { object, request: 0x77, found: ScrubFound::Unlike }),
+        hex(PeerMsg::<Bytes>::ScrubTell { object, request: 0x77, found: ScrubFound::Same }),
+        hex(PeerMsg::<Bytes>::ScrubTell {
+            object,
+            request: 0x77,
+            found: ScrubFound::Sums {
+                checksums: sums(),
+                doubts: vec![(0, Doubt::Outvoted), (9, Doubt::Disputed)],
+            },
+        }),
     ];
     let frozen: Vec<&str> = include_str!("golden.txt").lines().collect();
     assert_eq!(found.to_vec(), frozen);
