@@ -114,8 +114,13 @@ impl World {
                 (0..self.plan.object_blocks()).map(|b| node.store.durable.sum(object, b)).collect();
             quiet.then_some((state.settled.ballot, head, sums))
         };
+        // A write of one that has died may still be on its way.
+        let leads = |l: &super::LeaderHost| {
+            l.volume == volume && l.generation == newest && l.machine.is_some() && l.attached
+        };
         let first = seen(&members[0]);
         first.is_some()
+            && self.leaders.iter().any(leads)
             && members.iter().all(|ni| seen(ni) == first)
             && self.leaders.iter().all(|l| l.volume != volume || l.ops.values().all(|op| op.index() != index))
     }
