@@ -334,7 +334,9 @@ impl World {
             self.confirm(mi, None);
         } else if heard {
             let patience = self.patience();
-            self.process(mi).map(|it| it.deadline = patience);
+            if let Some(process) = self.process(mi) {
+                process.deadline = patience;
+            }
         } else if process.deadline <= now {
             self.monitor_elects(mi);
         }
