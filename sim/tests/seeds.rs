@@ -108,9 +108,8 @@ fn broken_moves_are_caught() {
 /// What holds a decision of the monitors to the reign in which it is true (6.2, 6.5), each rule taken away.
 #[test]
 fn broken_reigns_are_caught() {
-    for bug in [Bug::RenewWithoutConfirm, Bug::ReignBeforeOwnEntry] {
-        assert_eq!(caught(bug, 500, false), "6.2", "{bug:?}");
-    }
+    // A renewal without a confirmation takes over a thousand seeds to be caught: `scripts/test bugs` has them.
+    assert_eq!(caught(Bug::ReignBeforeOwnEntry, 500, false), "6.2");
     caught(Bug::EmptyMonitorVotes, 1_000, false);
     if runner::has_bug(Bug::SupersededApplies) {
         caught(Bug::NewReignWaitsForNobody, 500, false);

@@ -1,6 +1,6 @@
 //! What the rest of the world knows of the monitors: generations and leases, and who may heal.
 //!
-//! The rules are the daemons' own, [`trefoil_core::map::reign`]. In about half of the runs there is one monitor,
+//! The rules are the daemons' own, [`trefoil_core::map::reign`]. In three runs of five there is one monitor,
 //! which agrees with itself at once and leads for ever; in the others there are several, see
 //! [`replicas`](super::replicas). A healer holds no lease and may be replaced at any time.
 

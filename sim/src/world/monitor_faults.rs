@@ -41,10 +41,8 @@ impl World {
                 }
             }
             Fault::MonitorPartition => self.cut_monitor(mi, lasts),
-            Fault::MonitorElects => {
-                if self.replicas.as_ref().is_some_and(|it| !it.all[any].paused) {
-                    self.monitor_elects(any);
-                }
+            Fault::MonitorElects if self.replicas.as_ref().is_some_and(|it| !it.all[any].paused) => {
+                self.monitor_elects(any);
             }
             Fault::MonitorReplaced => self.replace_monitor(mi, lasts),
             Fault::MonitorsRestored => self.restore_monitors(lasts),

@@ -25,7 +25,7 @@ use trefoil_core::map::{ClusterMap, Command};
 /// Between two looks of the administrator at the monitors (µs).
 const ADMINISTRATOR: u64 = 20_000;
 /// The least time between signs of life when all is well (µs): there is nothing to be found any more.
-const CALM_BEAT: u64 = 100_000;
+const CALM_BEAT: u64 = 300_000;
 
 /// Something that happens to monitors. `mi`: a monitor's number; `life`: of its process.
 #[allow(missing_docs)]
@@ -334,7 +334,9 @@ impl World {
             self.confirm(mi, None);
         } else if heard {
             let patience = self.patience();
-            self.process(mi).map(|it| it.deadline = patience);
+            if let Some(process) = self.process(mi) {
+                process.deadline = patience;
+            }
         } else if process.deadline <= now {
             self.monitor_elects(mi);
         }
