@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 use tokio::time::sleep;
 use trefoil_core::map::{HOLDER_LEN_MAX, Holder, HolderKind};
 use trefoil_monitor::MonitorClient;
-use trefoil_transport::{Hello, Role, when_woken};
+use trefoil_transport::{Hello, Role};
 
 /// The pause between two tries to reach the monitors.
 const MONITORS_RETRY: Duration = Duration::from_millis(250);
@@ -62,7 +62,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     config.check()?;
-    LocalSet::new().run_until(when_woken(serve(config, ready, shutdown))).await
+    LocalSet::new().run_until(serve(config, ready, shutdown)).await
 }
 
 async fn serve(

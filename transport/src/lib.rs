@@ -27,7 +27,6 @@ mod poll;
 mod rate;
 mod stream;
 mod unix;
-mod woken;
 
 pub use connection::{
     CloseReason, Options, Peer, QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX, ReadError, Reader, SendError, Sender,
@@ -43,4 +42,3 @@ pub use rate::RateLimit;
 pub use stream::Stream;
 pub use trefoil_core::wire::frame::{Frame, KIND_USER_MIN};
 pub use unix::UnixSocket;
-pub use woken::when_woken;

@@ -30,7 +30,7 @@ const GAP_LIMITS_MAX: u32 = 3;
 #[derive(Debug)]
 pub struct Poller {
     limit: Duration,
-    /// When the last batch began.
+    /// When the last batch ended.
     last: Cell<Instant>,
     /// The mean of the gaps between batches.
     gap: Cell<Duration>,
@@ -60,8 +60,7 @@ impl Poller {
     /// Work has come; called at the beginning of each batch of it.
     pub fn begin(&self) {
         if !self.limit.is_zero() {
-            let now = Instant::now();
-            let gap = now.duration_since(self.last.replace(now)).min(self.limit * GAP_LIMITS_MAX);
+            let gap = self.last.get().elapsed().min(self.limit * GAP_LIMITS_MAX);
             self.gap.set((self.gap.get() * (MEAN_SHARE - 1) + gap) / MEAN_SHARE);
         }
     }
@@ -71,6 +70,7 @@ impl Poller {
         if self.limit.is_zero() {
             return;
         }
+        self.last.set(Instant::now());
         let before = self.depth_parts.get();
         let depth = (under_way.saturating_mul(DEPTH_PARTS)).max(before - before.div_ceil(DEPTH_PARTS));
         self.depth_parts.set(depth);

@@ -23,10 +23,10 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Waits until a read would not block. For one task only: of several, the last to ask is woken.
+    /// Waits until a read would not block.
     pub async fn readable(&self) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => std::future::poll_fn(|cx| stream.poll_read_ready(cx)).await,
+            Stream::Tcp(stream) => stream.readable().await,
             Stream::Unix(stream) => stream.readable().await,
         }
     }

@@ -46,10 +46,9 @@ impl UnixSocket {
         register(self.socket.get_ref().try_clone()?, Interest::WRITABLE)
     }
 
-    /// Waits until a read would not block. For one task only: of several, the last to ask is woken.
+    /// Waits until a read would not block.
     pub async fn readable(&self) -> io::Result<()> {
-        // Without a place in a list, and its lock, for each wait.
-        std::future::poll_fn(|cx| self.socket.poll_read_ready(cx)).await?.retain_ready();
+        self.socket.readable().await?.retain_ready();
         Ok(())
     }
 

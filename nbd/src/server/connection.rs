@@ -30,7 +30,7 @@ use std::future::{Future, pending, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, Sleep};
@@ -113,8 +113,6 @@ struct Connection {
     mute: bool,
     closing: Option<Close>,
     stop: Pin<Box<dyn Future<Output = ()>>>,
-    /// Who `stop` wakes: it has been looked at, and need not be again before it does.
-    stop_wakes: Option<Waker>,
     deadline: Option<(Instant, Deadline)>,
     timer: Pin<Box<Sleep>>,
     /// When it was last read from, if that is not now.
@@ -146,7 +144,6 @@ pub(super) async fn serve(shared: Rc<Shared>, stream: Stream, peer: String) {
         stop: Box::pin(async move {
             let _ = stop.wait_for(|stop| *stop).await;
         }),
-        stop_wakes: None,
         deadline: Some((started + shared.config.handshake_timeout, Deadline::Handshake)),
         timer: Box::pin(tokio::time::sleep_until(started)),
         blocked_since: None,
@@ -390,7 +387,7 @@ impl Connection {
         if self.guard.completions.poll_take(cx, &mut self.done).is_ready() {
             progress = true;
         }
-        if !self.is_draining() && self.poll_stop(cx) {
+        if !self.is_draining() && self.stop.as_mut().poll(cx).is_ready() {
             self.drain();
             progress = true;
         }
@@ -398,17 +395,6 @@ impl Connection {
             return Poll::Ready(Ok(()));
         }
         self.poll_timer(cx, reading)
-    }
-
-    /// True when the server is being stopped. Waiting anew takes a lock and a list each time, for something
-    /// that happens once in a server's life; whether it has happened is one load.
-    fn poll_stop(&mut self, cx: &mut Context<'_>) -> bool {
-        let waits = self.stop_wakes.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
-        if waits && !self.guard.shared.is_stopping() {
-            return false;
-        }
-        self.stop_wakes = Some(cx.waker().clone());
-        self.stop.as_mut().poll(cx).is_ready()
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, reading: bool) -> Poll<Result<(), End>> {

@@ -95,10 +95,6 @@ impl Shared {
         change(&mut counters);
         self.counters.set(counters);
     }
-    /// It has been told to stop, or dropped. (Nobody marks the value of this receiver as seen.)
-    fn is_stopping(&self) -> bool {
-        self.stop.has_changed().unwrap_or(true)
-    }
     fn next_conn(&self) -> ConnId {
         let id = self.next_conn.get() + 1;
         self.next_conn.set(id);

@@ -507,18 +507,14 @@ impl Core {
     /// After the last input of a batch. What it has queued for nodes is flushed by the caller, after other
     /// batches of the same turn, perhaps.
     pub fn finish(&mut self) {
-        if self.touched.is_empty() {
-            return;
-        }
-        // One look for all of them, behind the last input: with many volumes a batch is of many sessions.
-        let now = self.now();
         while let Some(key) = self.touched.pop() {
-            self.run(now, key);
+            self.run(key);
         }
     }
 
     /// Lets one session run until it has nothing left to do.
-    fn run(&mut self, now: Time, key: SessionKey) {
+    fn run(&mut self, key: SessionKey) {
+        let now = self.now();
         let mut ops = std::mem::take(&mut self.ops);
         let mut end = None;
         let Core { sessions, links, scratch, notices, live, .. } = self;

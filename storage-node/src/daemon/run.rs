@@ -27,7 +27,7 @@ use trefoil_core::NodeId;
 use trefoil_core::map::ClusterMap;
 use trefoil_core::node::{Node, NodeConfig as MachineConfig};
 use trefoil_monitor::{CallError, MonitorClient};
-use trefoil_transport::{Hello, LocalName, Policy, Role, ServeOptions, listen, serve, when_woken};
+use trefoil_transport::{Hello, LocalName, Policy, Role, ServeOptions, listen, serve};
 
 /// How long a node that could start without monitors waits for them first.
 const MONITORS_WAIT: Duration = Duration::from_secs(3);
@@ -87,7 +87,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     config.check()?;
     let local = LocalSet::new();
-    let ended = local.run_until(when_woken(serve_node(&config, ready, shutdown))).await;
+    let ended = local.run_until(serve_node(&config, ready, shutdown)).await;
     // Every task has a share of the daemon. They end here, so that the store is left to us alone.
     drop(local);
     let (running, result) = ended?;

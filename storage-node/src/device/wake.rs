@@ -62,13 +62,12 @@ impl AsyncWaker {
     }
 
     /// Waits until the waker has been rung since it was last waited for. Once after it was made it may
-    /// say so for nothing. For one task only: of several, the last to ask is woken.
+    /// say so for nothing.
     pub async fn rung(&self) -> io::Result<()> {
         // The count is left in the eventfd: epoll is edge-triggered here, and each further ring is an edge of
         // its own. That spares a read for every wake-up. (At 2^64 - 2 rings the counter would be full; a
         // ring each nanosecond takes 584 years for that.)
-        // One task waits: it needs no place in a list, and no lock, for each wait.
-        std::future::poll_fn(|cx| self.0.poll_read_ready(cx)).await?.clear_ready();
+        self.0.readable().await?.clear_ready();
         Ok(())
     }
 }
