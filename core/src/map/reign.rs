@@ -347,7 +347,7 @@ mod tests {
         let g1 = attach(&mut reign, &mut map, disk, &a, Time(0));
         let late = Time(config.lease + config.margin + 1);
         let grant = reign.ask(sure(FIRST), &map, disk, &b, Generation(0), late).unwrap();
-        reign.settle(&[grant.clone()], Fate::Unknown, &map, late);
+        reign.settle(std::slice::from_ref(&grant), Fate::Unknown, &map, late);
         let renew = |reign: &mut Reign| reign.renew(sure(FIRST), &map, &a, disk, g1, late);
         assert_eq!(renew(&mut reign), Ok(Renewal::Undecided));
         reign.settle(&[grant], Fate::Never, &map, late);
