@@ -7,7 +7,7 @@ use crate::failure::{Failure, Outcome};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use std::io::Write;
-use trefoil_core::ids::{BlockRange, NodeId, PgId, PoolId};
+use trefoil_core::ids::{BlockRange, NodeId, PgId};
 use trefoil_core::limits::OBJECT_BLOCKS_MAX;
 use trefoil_monitor::rpc::VolumeKey;
 
@@ -24,8 +24,8 @@ Examples:
   trefoil pg scrub --all")]
 pub struct ScrubArgs {
     /// Which ones, as `trefoil pg list` shows them
-    #[arg(value_name = "PG", required_unless_present = "all", conflicts_with = "all")]
-    pgs: Vec<String>,
+    #[arg(value_name = "PG", value_parser = super::pg::pg_id, required_unless_present = "all", conflicts_with = "all")]
+    pgs: Vec<PgId>,
     /// All of them
     #[arg(long)]
     all: bool,
@@ -56,23 +56,9 @@ pub struct SettleArgs {
     from: u32,
 }
 
-/// `POOL.PG`.
-fn parse_pg(text: &str) -> Option<PgId> {
-    let (pool, pg) = text.split_once('.')?;
-    Some(PgId { pool: PoolId(pool.parse().ok()?), pg: pg.parse().ok()? })
-}
-
 /// Runs `trefoil pg scrub`.
 pub fn scrub(args: &ScrubArgs, global: &Global, out: &mut dyn Write) -> Outcome {
-    let mut pgs = Vec::new();
-    for text in &args.pgs {
-        let pg = parse_pg(text).ok_or_else(|| {
-            Failure::usage(anyhow!(
-                "{text:?} is no placement group: give POOL.NUMBER, as `trefoil pg list` does"
-            ))
-        })?;
-        pgs.push(pg);
-    }
+    let mut pgs = args.pgs.clone();
     let count = admin::block_on(async {
         let mut admin = admin::Admin::connect(global)?;
         if args.all {
@@ -108,18 +94,4 @@ pub fn settle(args: &SettleArgs, global: &Global, out: &mut dyn Write) -> Outcom
     })?;
     writeln!(out, "{}: the copy of {from} is to be believed; the others are being replaced", args.object)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn placement_groups_are_read_as_they_are_shown() {
-        let pg = PgId { pool: PoolId(2), pg: 17 };
-        assert_eq!(parse_pg(&pg.to_string()), Some(pg));
-        for bad in ["", "1", "1.", ".7", "a.7", "1.7.3", "-1.2"] {
-            assert_eq!(parse_pg(bad), None, "{bad}");
-        }
-    }
 }

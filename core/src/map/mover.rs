@@ -18,6 +18,7 @@ pub use plan::{TARGET_FILL_MAX_PERCENT, Waits};
 use super::diff::Sizes;
 use super::outs::Room;
 use super::{ClusterMap, Command, Move};
+use crate::crush::object_pg;
 use crate::ids::*;
 use crate::message::{GroupList, ListRequest, ListedGroup};
 use crate::placement::PgConfig;
@@ -144,6 +145,19 @@ pub fn progress<'a>(
     found
 }
 
+/// What a node that has lost state may have had of a placement group, and does not name: one group of each volume
+/// that has an object there. (Others nobody ever opens.) Hashes objects of each volume until one is found.
+fn forgotten(map: &ClusterMap, list: &GroupList) -> Vec<ListedGroup> {
+    let Some(pool) = map.pools.get(&list.pg.pool) else { return Vec::new() };
+    let named: BTreeSet<VolumeId> = list.groups.iter().map(|group| group.volume).collect();
+    let of_pool = map.volumes.iter().filter(|(_, volume)| volume.pool == list.pg.pool);
+    let unnamed = of_pool.filter(|(id, volume)| {
+        let there = |index| object_pg(id.0, index, pool.pg_num) == list.pg.pg;
+        !named.contains(id) && (0..volume.objects()).any(there)
+    });
+    unnamed.map(|(id, _)| ListedGroup::forgotten(*id)).collect()
+}
+
 impl Mover {
     /// One that knows nothing yet.
     pub fn new(limits: Limits) -> Mover {
@@ -153,7 +167,7 @@ impl Mover {
     /// A node has answered a List. Answers of another epoch than the present one say nothing.
     ///
     /// A node that has lost state does not know what it was a member of. It is taken to have had a group of
-    /// every volume there is: the new node must be level in all of them, which takes a leader and a quorum of
+    /// every volume that has an object there: the new node must be level in all of them, which takes a leader and a quorum of
     /// votes of others.
     pub fn listed(&mut self, map: &ClusterMap, node: NodeId, mut list: GroupList) {
         let Some(pg) = map.members(list.pg).filter(|pg| pg.epoch == list.epoch && pg.takes_part(node)) else {
@@ -164,10 +178,7 @@ impl Mover {
             return;
         }
         if list.amnesia {
-            let named: BTreeSet<VolumeId> = list.groups.iter().map(|group| group.volume).collect();
-            let of_pool = map.volumes.iter().filter(|(_, volume)| volume.pool == list.pg.pool);
-            let unnamed = of_pool.map(|(volume, _)| *volume).filter(|volume| !named.contains(volume));
-            list.groups.extend(unnamed.map(ListedGroup::forgotten));
+            list.groups.extend(forgotten(map, &list));
         }
         let reports = self.reports.entry(list.pg).or_default();
         reports.at(pg.epoch);

@@ -7,12 +7,15 @@
 use super::World;
 use super::net::{MONITOR, host_end, monitor_end};
 use super::replicas::MonitorEvent;
+use crate::check::Violation;
 use crate::coverage::Cover;
 use crate::plan::{Bug, Fault};
 use crate::raft::{Base, Disk, Members};
 use std::rc::Rc;
-use trefoil_core::map::ClusterMap;
+use trefoil_core::NodeId;
 use trefoil_core::map::reign::ReignId;
+use trefoil_core::map::restore::settle;
+use trefoil_core::map::{ClusterMap, Command, LayoutReport};
 
 impl World {
     /// A fault of monitors.
@@ -165,6 +168,21 @@ impl World {
         }
         replicas.restored = true;
         self.coverage.count(Cover::Restored);
+        // Nothing moves in such a run, so what nodes say agrees with the map at once; of the new epochs they are
+        // not told.
+        let said = |(ni, node): (usize, &super::NodeHost)| {
+            let pgs = node.store.state.pgs.iter().map(|(pg, state)| (*pg, state.epoch, None));
+            (NodeId(ni as u32), LayoutReport { lost: false, pgs: pgs.collect() })
+        };
+        let reports = self.nodes.iter().enumerate().map(said).collect();
+        let adopted = settle(&map, &reports).map_err(|why| format!("{why:?}")).and_then(|configs| {
+            let adopt = Command::AdoptLayout { configs, last: true };
+            map.apply(&adopt).map_err(|error| error.to_string())
+        });
+        if let Err(why) = adopted {
+            return self
+                .note(Err(Violation::plain("6.5", format!("the restored layout is not settled: {why}"))));
+        }
         if self.trace.wanted() {
             self.say(None, format!("all monitors are lost; a backup is restored: version {}", map.version));
         }

@@ -12,7 +12,7 @@ use crate::plan::{MovesPlan, NODES_MAX, POOL};
 use rustc_hash::FxHashMap;
 use trefoil_core::map::mover::{Action, Limits, Mover};
 use trefoil_core::map::{ClusterMap, Command, Grant, Holder, HolderKind, MapError, MoveStage, Reply};
-use trefoil_core::message::{GroupList, ListRequest};
+use trefoil_core::message::{GroupList, ListRequest, ListedGroup};
 use trefoil_core::node::Input;
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Ballot, Epoch, Generation, GroupId, NodeId, PgId, VolumeId};
@@ -360,7 +360,22 @@ impl World {
     }
 
     /// The answer to a List has come to the monitors.
-    pub(super) fn listed(&mut self, ni: usize, by: usize, list: GroupList) {
+    pub(super) fn listed(&mut self, ni: usize, by: usize, mut list: GroupList) {
+        if std::mem::take(&mut list.amnesia) {
+            // As the mover would: but objects are where the plan says, not where the map's hash does.
+            let named: Vec<VolumeId> = list.groups.iter().map(|group| group.volume).collect();
+            let of_plan = (0..self.plan.objects as u32)
+                .flat_map(|index| self.plan.volume_ids().map(move |volume| (volume, index)));
+            let mut there: Vec<VolumeId> = of_plan
+                .filter(|(volume, index)| {
+                    self.plan.pg(*volume, *index).0 == list.pg && !named.contains(volume)
+                })
+                .map(|(volume, _)| volume)
+                .collect();
+            there.sort_unstable();
+            there.dedup();
+            list.groups.extend(there.into_iter().map(ListedGroup::forgotten));
+        }
         if self.replicas.is_some() {
             return self.listed_to(ni, by, list);
         }

@@ -222,11 +222,6 @@ const GAUGES: &[Row] = &[
     ("trefoil_storage_recovery_rate_bytes", "Bytes per second that repairs may take now, each way.", |it| {
         it.recovery.rate
     }),
-    (
-        "trefoil_storage_replay_microseconds",
-        "How long the replay of the log would take if the node ended now, by estimate.",
-        |it| it.store.replay_us,
-    ),
     ("trefoil_storage_repairs_in_flight", "Repairs under way.", |it| it.repairs_open as u64),
     ("trefoil_storage_scrubs_in_flight", "Placement groups being scrubbed or waiting for it.", |it| {
         it.scrubs_open as u64
@@ -294,6 +289,8 @@ pub fn render(it: &Snapshot, text: &mut Text) {
     for (name, help, of) in GAUGES {
         text.gauge(name, help, of(it));
     }
+    let help = "How long the replay of the log would take if the node ended now, by estimate.";
+    text.gauge("trefoil_storage_replay_seconds", help, seconds(it.store.replay_us));
     device(&it.device, text);
 }
 
