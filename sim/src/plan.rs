@@ -9,6 +9,7 @@ mod monitors;
 pub use monitors::{MONITOR_FAULTS, MONITORS_MAX, MonitorsPlan};
 
 use crate::rng::Rng;
+use trefoil_core::limits::FETCH_WAIT_MAX;
 use trefoil_core::node::BudgetConfig;
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{Epoch, NodeId, ObjectIndex, PgId, PoolId, VolumeId};
@@ -360,7 +361,8 @@ impl Plan {
         if plan.moves.is_none() && plan.stall_limit.is_none() && l.one_in(4) {
             plan.lies = Some(LiesPlan {
                 every: (500, l.magnitude(2_000, 100_000)),
-                node_tick: l.magnitude(1_000, 20_000),
+                // A node waits for a piece by ticks, and the piece may wait for its source's budget by the clock.
+                node_tick: l.magnitude(1_000, 20_000).max(plan.budget.map_or(0, |_| FETCH_WAIT_MAX / 20)),
             });
             // A device that forgets a lie, or a write that a client has given up and that comes later, would be
             // two things to blame at once.
