@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 # Counts are the same from run to run and from machine to machine. But what is inlined depends on how the
-# compiler cuts crates into units, so that a change elsewhere moves a case by 3 or 4 percent.
-TOLERANCE_PERCENT = 5
+# compiler cuts crates into units, so that a change elsewhere, and even another directory, moves a case by
+# up to 6 percent. (One unit for each crate would not; it makes every build of the tests half as long again.)
+TOLERANCE_PERCENT = 10
 # Of a case of few instructions, one call more is more than that.
-TOLERANCE_INSTRUCTIONS = 40
+TOLERANCE_INSTRUCTIONS = 100
 
 # By the names of functions, first match wins; what was inlined counts as its caller. Of those marked True,
 # with everything that they call.

@@ -182,7 +182,7 @@ fn a_node_is_added_under_load_and_another_one_taken_out() {
     wait_until_moved(&cluster);
     assert!(pgs_of(&cluster, 3) > 0, "CRUSH gives a new node its share");
     data.is_there(&cluster);
-    tell(&cluster, &["node", "out", "1"]);
+    tell(&cluster, &["node", "out", "1", "--yes"]);
     wait_until_moving(&cluster);
     wait_until_moved(&cluster);
     assert_eq!(pgs_of(&cluster, 1), 0);
@@ -290,7 +290,7 @@ fn a_lost_disk_is_a_new_node_and_is_filled_from_the_others() {
         cluster.ask(&["node", "list"]).as_array().is_some_and(|nodes| nodes.len() == 4)
     });
     assert!(there, "{}", cluster.logs());
-    tell(&cluster, &["node", "out", "2"]);
+    tell(&cluster, &["node", "out", "2", "--yes"]);
     wait_until_moving(&cluster);
     wait_until_moved(&cluster);
     assert_eq!((pgs_of(&cluster, 2), pgs_of(&cluster, 3)), (0, 32), "three nodes, three copies");
@@ -314,7 +314,7 @@ fn a_backup_from_before_a_move_is_restored_and_the_data_is_found_where_it_is() {
         cluster.ask(&["node", "list"]).as_array().is_some_and(|nodes| nodes.len() == 4)
     });
     assert!(there, "{}", cluster.logs());
-    tell(&cluster, &["node", "out", "0"]);
+    tell(&cluster, &["node", "out", "0", "--yes"]);
     wait_until_moving(&cluster);
     wait_until_moved(&cluster);
     wait_until_empty(&cluster, 0);

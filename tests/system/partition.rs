@@ -278,9 +278,12 @@ fn five_monitors_lose_two_and_then_a_minority_to_the_network_and_then_all() {
         told = hosts.json(&["health"]);
         let checks = told["checks"].as_array().cloned().unwrap_or_default();
         let died = checks.iter().find(|it| it["code"] == "DAEMON_DIED_RECENTLY").cloned().unwrap_or_default();
-        died["details"].as_array().map(Vec::len) == Some(MONITORS) && died["count"] == 7
+        // The two that were killed first may not have got word to a leader before they were killed again: they
+        // were asking one that was cut off.
+        let count = died["count"].as_u64().unwrap_or_default();
+        died["details"].as_array().map(Vec::len) == Some(MONITORS) && (5..=7).contains(&count)
     });
-    assert!(all_told, "two were killed once, and all: {told:#}\n{}", hosts.logs());
+    assert!(all_told, "all were killed, two of them twice: {told:#}\n{}", hosts.logs());
 
     let seen = prober.stop();
     seen.report("five monitors: two killed, two cut off, all restarted");

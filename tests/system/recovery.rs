@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::blocks::{BLOCK, Ledger, Random};
 use crate::cluster::{Cluster, Shape};
+use crate::health::is_well;
 use crate::tools::{Running, lacks, wait_until};
 use crate::writer::{self, Mix};
 
@@ -189,7 +190,7 @@ fn nodes_that_all_start_at_once_make_no_storm() {
         let start = Instant::now();
         let whole = wait_until(Duration::from_secs(120), || {
             opened = nodes.iter().map(|node| descriptors(cluster.pid(node))).max().unwrap_or(0).max(opened);
-            start.elapsed() > Duration::from_secs(5) && cluster.status()["health"] == "HEALTH_OK"
+            start.elapsed() > Duration::from_secs(5) && is_well(&cluster.status())
         });
         took = start.elapsed();
         over.store(true, std::sync::atomic::Ordering::Relaxed);
