@@ -45,8 +45,9 @@ fn everything_that_can_happen_does() {
     let totals = run_many(50_000, Some(50_400), None, 2, &settings, 1);
     assert_passes(&totals, &settings);
     // Needs a node that loses state while its leader's connection to it breaks and comes back in time;
-    // seen about once in three thousand seeds.
-    let rare = ["lost data noticed"];
+    // seen about once in three thousand seeds. And a command that is committed in another reign than it was
+    // written for: about once in two hundred.
+    let rare = ["lost data noticed", "commands superseded"];
     let never: Vec<&str> = COVERS
         .iter()
         .filter(|(what, name)| totals.coverage.get(*what) == 0 && !rare.contains(name))

@@ -107,6 +107,19 @@ impl World {
         !self.faulty && self.calm.stages[volume.0 as usize - 1] == Stage::Done
     }
 
+    /// A step of a move was committed, late: what was asked for while there were faults. There is more to heal.
+    pub(super) fn calm_moved(&mut self) {
+        if self.faulty {
+            return;
+        }
+        for volume in self.plan.volume_ids() {
+            if self.calm_done(volume) {
+                self.calm.stages[volume.0 as usize - 1] = Stage::Healer;
+                self.queue.push(self.now + 1, Event::VolumeTimer { volume });
+            }
+        }
+    }
+
     /// A leader has released, and the monitors know.
     pub(super) fn calm_released(&mut self, volume: VolumeId, generation: u64) {
         let v = volume.0 as usize - 1;

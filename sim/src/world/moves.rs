@@ -272,6 +272,7 @@ impl World {
             _ => Cover::MovesUndone,
         });
         self.plan.pgs[pg] = config.clone();
+        self.calm_moved();
         // From here on the next leader may be of the new epoch.
         for slot in 0..check::SLOTS {
             let (volume, index) = check::object_of(slot);
