@@ -4,8 +4,8 @@
 //! Messages are lost, late, said twice; monitors are cut off from each other, in one direction or both; they lose
 //! power, with whatever was not synced, and come back with what is on their disk. Clients write commands and read;
 //! what they were answered is the history that is checked: nothing that was answered is lost, nothing is done twice,
-//! no generation is granted twice or out of order, no confirmed read is old, and what was decided in another reign
-//! than it was written in does nothing.
+//! no generation is granted twice or out of order, no confirmed read is old, what was decided in another reign
+//! than it was written in does nothing, and no reign outlives the process that began it.
 //!
 //! A seed decides what the harness draws. openraft draws election timeouts by itself, so a seed is not one run, but
 //! many runs of its kind. More of them: `TREFOIL_RAFT_SEEDS=0..1000 cargo test -p trefoil-monitor simulated`.
@@ -43,6 +43,8 @@ struct History {
     registered: BTreeMap<u64, u32>,
     ids: BTreeSet<u32>,
     generations: BTreeSet<u64>,
+    /// Who led in which life, by reign.
+    reigns: BTreeMap<ReignId, u64>,
     tried: u64,
     reads: u64,
     superseded: u64,
@@ -168,6 +170,7 @@ impl World {
     /// Proposes something at a monitor. What came of it, if that was answered in time.
     async fn write(&self, n: usize, reign: Option<ReignId>, command: Command) -> Option<Outcome> {
         let (raft, _) = self.running(n)?;
+        let life = self.sim().nodes[n].life;
         let reign = reign.unwrap_or_else(|| reign_of(&raft.metrics().borrow().vote.leader_id));
         let write = raft.client_write(Proposal { reign, at: 0, command });
         let written = timeout(Duration::from_millis(1_500), write).await.ok()?.ok()?;
@@ -178,6 +181,8 @@ impl World {
             Outcome::Nothing => panic!("a command that did nothing"),
         }
         let mut sim = self.sim();
+        let began = *sim.history.reigns.entry(written_in).or_insert(life);
+        assert_eq!(began, life, "{written_in:?} goes on after a restart");
         sim.history.terms = sim.history.terms.max(written_in.term);
         Some(written.data)
     }

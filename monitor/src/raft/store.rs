@@ -386,8 +386,20 @@ impl RaftLogStorage<Types> for Store {
         saved.map_err(|error| StorageIOError::write_vote(any(error)).into())
     }
 
+    // Read once, at start. Whoever led when it ended does not go on: openraft would let it, in the same term, and it
+    // would confirm reads of the map of its last snapshot, because how far the log was committed is not in the file.
+    // Nor would its reign be without a gap. It stands for election instead, in a term of its own. (To remember less
+    // of the own vote is safe: nobody else can have this term's leader id, and the term stays taken.)
     async fn read_vote(&mut self) -> RaftResult<Option<Vote<u64>>> {
-        self.get(VOTE).map_err(|error| StorageIOError::read_vote(any(error)).into())
+        let read = || -> Result<Option<Vote<u64>>, Failure> {
+            let mut vote: Option<Vote<u64>> = self.get(VOTE)?;
+            let me = self.get::<Identity>(IDENTITY)?.map(|identity| identity.id);
+            if let Some(vote) = vote.as_mut().filter(|vote| Some(vote.leader_id.node_id) == me) {
+                vote.committed = false;
+            }
+            Ok(vote)
+        };
+        read().map_err(|error| StorageIOError::read_vote(any(error)).into())
     }
 
     // The commit index is not saved: it would cost a commit of the file for each command. A monitor that

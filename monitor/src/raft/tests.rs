@@ -2,7 +2,8 @@
 
 use super::network::is_possible;
 use super::*;
-use openraft::StorageError;
+use openraft::storage::RaftLogStorage;
+use openraft::{StorageError, Vote};
 use openraft::testing::{StoreBuilder, Suite};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -201,4 +202,15 @@ fn parts_of_a_snapshot_beyond_its_limit_are_refused() {
     let most = SNAPSHOT_BYTES_MAX as u64;
     assert!(is_possible(&part(0, 10)) && is_possible(&part(most - 10, 10)));
     assert!(!is_possible(&part(most - 9, 10)) && !is_possible(&part(u64::MAX, 1)));
+}
+
+#[tokio::test]
+async fn whoever_led_does_not_go_on_leading_in_another_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path(), "test", identity()).unwrap();
+    store.save_vote(&Vote::new_committed(7, VOTER)).await.unwrap();
+    assert_eq!(store.read_vote().await.unwrap(), Some(Vote::new(7, VOTER)), "the term stays taken");
+    let of_another = Vote::new_committed(8, VOTER + 1);
+    store.save_vote(&of_another).await.unwrap();
+    assert_eq!(store.read_vote().await.unwrap(), Some(of_another));
 }
