@@ -577,7 +577,7 @@ mod tests {
         let n = std::cell::Cell::new(0u64);
         let client = |rate: u64| {
             n.set(n.get() + 1);
-            Some(if rate > 64 * MIB && n.get() % 25 == 0 { 10_000 } else { 2_000 })
+            Some(if rate > 64 * MIB && n.get().is_multiple_of(25) { 10_000 } else { 2_000 })
         };
         run(&mut budget, &mut now, 300, client);
         let above = (0..400).filter(|_| {
@@ -591,7 +591,7 @@ mod tests {
         let (mut budget, mut now) = (self::budget(), 0);
         let client = |_| {
             n.set(n.get() + 1);
-            Some(if n.get() % 25 == 0 { 10_000 } else { 2_000 })
+            Some(if n.get().is_multiple_of(25) { 10_000 } else { 2_000 })
         };
         run(&mut budget, &mut now, 300, client);
         assert_eq!(budget.rate, 256 * MIB);
