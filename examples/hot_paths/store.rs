@@ -46,7 +46,7 @@ impl Device for Memory {
                         buf.copy_from_slice(&self.bytes[offset as usize..][..len]);
                         Some(buf)
                     }
-                    Op::Write { offset, bufs } => {
+                    Op::Write { offset, bufs, .. } => {
                         let mut at = offset as usize;
                         for buf in bufs {
                             self.bytes[at..][..buf.len()].copy_from_slice(&buf);

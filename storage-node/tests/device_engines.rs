@@ -97,7 +97,7 @@ fn on_threads_the_log_waits_for_no_read() {
         for (id, buf) in (0..READS).zip(ready) {
             device.start(id, Op::Read { offset: 0, buf });
         }
-        device.start(READS, Op::Write { offset: 0, bufs });
+        device.start(READS, Op::Write { offset: 0, bufs, gently: false });
         device.submit().expect("submitted");
         let mut out = Vec::new();
         while (out.len() as u64) <= READS {
@@ -176,4 +176,33 @@ fn what_is_no_device_is_refused() {
     assert!(matches!(RawDevice::open(&nothing, false), Err(OpenDeviceError::Open { .. })));
     assert!(matches!(RawDevice::open_read_only(&nothing), Err(OpenDeviceError::Open { .. })));
     assert!(!nothing.exists());
+}
+
+/// In parts that meet the buffers' bounds anyhow: nothing is left out, and nothing goes elsewhere.
+#[test]
+fn a_gentle_write_writes_what_any_other_does() {
+    let lens = [4096, 300 << 10, 8192, 256 << 10, 4096, 1 << 20, 12 << 10, 512 << 10, 4096];
+    let all: usize = lens.iter().sum();
+    for engine in [Engine::Auto, Engine::Blocking] {
+        for (lens, offset) in
+            [(&lens[..], 1 << 20), (&lens[..1], 8192), (&lens[3..4], 0), (&lens[1..2], 4096)]
+        {
+            let dir = tempfile::tempdir().expect("directory");
+            let path = dir.path().join("device");
+            File::create(&path).and_then(|file| file.set_len(8 << 20)).expect("made");
+            let mut device = device(&path, engine);
+            let bufs: Vec<_> = (1..).zip(lens).flat_map(|(fill, len)| data(*len, fill)).collect();
+            let wanted = bufs.concat();
+            let done = one(&mut device, Op::Write { offset, bufs, gently: true });
+            assert!(done.result.is_ok(), "{:?}", done.result);
+            assert_eq!((device.stats().writes.ended, device.stats().in_flight), (1, 0));
+            assert_eq!(device.stats().writes.bytes, wanted.len() as u64);
+            drop(device);
+            let file = std::fs::read(&path).expect("read");
+            let (before, rest) = file.split_at(offset as usize);
+            assert!(rest[..wanted.len()] == wanted[..], "{engine:?}: not what was written");
+            assert!(before.iter().chain(&rest[wanted.len()..]).all(|byte| *byte == 0));
+        }
+    }
+    assert!(all > 2 << 20, "several parts");
 }

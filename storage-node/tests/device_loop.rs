@@ -57,7 +57,7 @@ fn a_discard_gives_space_back_and_zeroing_takes_it() {
         assert!(one(&mut device, Op::Zero { offset, len }).result.is_ok());
         let written = disk.allocated();
         assert!(written >= len, "{written}");
-        let write = Op::Write { offset: offset + len, bufs: data(4096, 7) };
+        let write = Op::Write { offset: offset + len, bufs: data(4096, 7), gently: false };
         assert!(one(&mut device, write).result.is_ok());
         assert!(one(&mut device, Op::Discard { offset, len }).result.is_ok());
         assert!(disk.allocated() <= written - len + 4096, "{} of {written}", disk.allocated());
@@ -249,7 +249,7 @@ fn a_device_that_shrinks_under_a_store_is_not_called_full() {
             run("losetup", &["--set-capacity", disk.str()]).expect("shrunk");
             let (offset, bufs) = (SIZE - 8192, data(4096, 1));
             let read = one(&mut device, Op::Read { offset, buf: buffer(4096, 0) }).result;
-            let write = one(&mut device, Op::Write { offset, bufs }).result;
+            let write = one(&mut device, Op::Write { offset, bufs, gently: false }).result;
             for error in [read, write].map(|result| result.expect_err("nothing is there").to_string()) {
                 assert!(error.contains(said), "{error}");
                 assert!(error.contains(&format!("at byte {offset} of {}", disk.str())), "{error}");
@@ -276,7 +276,7 @@ fn a_write_that_hangs_is_seen_while_it_does_and_stops_no_read() {
             eprintln!("skipped: no fsfreeze");
             return;
         }
-        device.start(1, Op::Write { offset: 0, bufs: data(4096, 4) });
+        device.start(1, Op::Write { offset: 0, bufs: data(4096, 4), gently: false });
         device.submit().expect("submitted");
         assert_eq!(device.stalled(), None, "not yet");
         let read = one(&mut device, Op::Read { offset: 8192, buf: buffer(4096, 0) });
@@ -314,7 +314,7 @@ fn no_space_below_a_sparse_file_says_so() {
         assert!(zero.to_string().contains("run out of space"), "{zero}");
         let mut offset = 0;
         let error = loop {
-            match one(&mut device, Op::Write { offset, bufs: data(4096, 1) }).result {
+            match one(&mut device, Op::Write { offset, bufs: data(4096, 1), gently: false }).result {
                 Ok(()) => offset += 4096,
                 Err(error) => break error.to_string(),
             }

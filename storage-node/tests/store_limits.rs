@@ -11,6 +11,7 @@ use trefoil_core::checksum::HOLE;
 use trefoil_core::message::WriteOp;
 use trefoil_core::record::{Patch, Record};
 use trefoil_core::*;
+use trefoil_storage_node::device::faulty::{Faults, Faulty};
 use trefoil_storage_node::store::{ReadMode, Store, StoreEvent, StoreOptions};
 
 #[test]
@@ -301,4 +302,56 @@ fn an_install_is_one_step_and_its_bad_blocks_stay_bad() {
     let a = read(&mut store, o, 0, 301);
     assert_eq!(a.data, [bytes(7), bytes(6)].concat());
     assert_eq!((a.bad, a.checksums[2]), (vec![2], 1234));
+}
+
+/// What a repair brings is megabytes at once: the device gets it in parts, and what clients wrote before it does not
+/// wait for it.
+#[test]
+fn a_repair_is_written_gently_and_behind_what_clients_wrote() {
+    let m = medium(16);
+    drop(open(&m));
+    let faults = Faults::new();
+    let device = Faulty::new(m.device(5).expect("device"), faults.clone());
+    let (mut store, _) =
+        Store::open_on(device, NoIndex(None), StoreOptions::default(), &mut |_, _| ()).expect("opens");
+    faults.list_writes();
+    const BLOCKS: u32 = 200;
+    let (o, repaired) = (object(1), object(2));
+    let patch = Patch {
+        blocks: (0..BLOCKS).map(|block| (block, sum(repaired, block, 5))).collect(),
+        data: bytes(5).repeat(BLOCKS as usize).into(),
+        bad: Vec::new(),
+    };
+    store.append(1, write(o, 1, 0, &[1]));
+    store.append(2, write(o, 2, 1, &[2]));
+    let install =
+        Record::Install { object: repaired, head: head(9), patches: vec![patch], writes: Vec::new() };
+    store.append(3, install);
+    let upto = |store: &mut Store<_, _>, wanted: u64| {
+        let mut told = Vec::new();
+        for _ in 0..10_000 {
+            store.submit();
+            let mut events = Vec::new();
+            store.poll(&mut events);
+            told.extend(events.iter().filter_map(|event| match event {
+                StoreEvent::Durable { up_to_ticket } => Some(*up_to_ticket),
+                _ => None,
+            }));
+            if told.last() == Some(&wanted) {
+                return told;
+            }
+        }
+        panic!("durable: {told:?}, not {wanted}");
+    };
+    assert_eq!(upto(&mut store, 3), [2, 3]);
+    // A client waits for its large write.
+    store.append(4, write(o, 3, 0, &[3; 200]));
+    assert_eq!(upto(&mut store, 4), [4]);
+    let writes = faults.writes();
+    let batches: Vec<_> = writes
+        .iter()
+        .map(|w| (w.bufs.iter().map(|buf| buf.len() / BLOCK_SIZE).sum::<usize>(), w.gently))
+        .filter(|(blocks, _)| *blocks > 1)
+        .collect();
+    assert!(matches!(batches[..], [(3, false), (200.., true), (200.., false)]), "{batches:?}");
 }

@@ -4,10 +4,12 @@
 //! one rate for both. The rate follows what clients see of this node: how long their writes take until they are
 //! durable, and their reads until the store has answered. While both work, repairs are held at the floor for
 //! two ticks of each [`CYCLE`], and what clients see then is held against what they see in the others: the two
-//! differ by what recovery takes, whatever else the machine or the clients do. Later by half: the rate is
-//! halved. Else, if repairs waited for tokens, it grows: four times in each cycle until clients were late for
+//! differ by what recovery takes, whatever else the machine or the clients do. Later by half in the mean, or
+//! more than one in a hundred later than twice the base's 99th percentile: the rate becomes half of what was
+//! taken. Else, if repairs waited for tokens, it grows: twice in each cycle until clients were late for
 //! the first time, in steps from then on (additive increase and multiplicative decrease, Chiu and Jain 1989; a
-//! base that is measured again and again by holding back is that of BBR's ProbeRTT).
+//! base that is measured again and again by holding back is that of BBR's ProbeRTT). The mean alone does not
+//! do: of a device that stops for 10 ms now and then it shows nothing, and clients see their slowest I/O.
 //!
 //! It never falls below the floor, so that redundancy always comes back. What a client waits for is taken from
 //! the tokens, and never waits for them. Nothing here knows what a repair is; `repair.rs` and `peers.rs` ask.
@@ -15,6 +17,7 @@
 use super::Ticket;
 use crate::ids::{BLOCK_SIZE, Time};
 use crate::limits::PIECE_BLOCKS_MAX;
+use std::cmp::Ordering;
 
 /// Taken for each piece besides its data (bytes): tables are read and compared also where nothing differs.
 pub(super) const PIECE_COST: u64 = 16 << 10;
@@ -25,6 +28,7 @@ const BURST_US: u64 = 125_000;
 /// not looked at: what was begun before ends in it.
 const CYCLE: u32 = 8;
 const LOW: u32 = 2;
+const TICKS_PER_S: u64 = 10;
 /// Samples in one tick below which it says nothing of clients.
 const SAMPLES_MIN: u64 = 3;
 /// Late: above the base by half, and by so much (µs), which is less than a client can see.
@@ -32,6 +36,18 @@ const LATE_MORE_US: u64 = 300;
 /// Late beyond doubt, in a single tick: so many times the base, and so much (µs).
 const GROSS: u64 = 4;
 const GROSS_MORE_US: u64 = 5_000;
+/// Slow: so many times the base's 99th percentile. Late, where more than one in so many is slow, but ...
+const SLOW: u64 = 2;
+const SLOW_ONE_IN: u64 = 100;
+/// ... at least so many: one or two are chance. In a single tick, of a tenth of the samples, that is beyond doubt.
+const SLOW_MIN: u64 = 3;
+const SLOW_ONE_IN_TICK: u64 = 10;
+/// Samples of fewer cycles are looked at together with those of the next one.
+const SLOW_SAMPLES: u64 = 100;
+/// Samples from which on older ones count half: the 99th percentile of some hundred is what can be followed.
+const TAIL_SAMPLES: u32 = 512;
+/// Four to each power of two µs, up to an hour.
+const TAIL_BUCKETS: usize = 128;
 /// The rate grows by this part of the ceiling in a cycle, but at least by the floor.
 const STEP_PART: u64 = 64;
 /// Ticks without any recovery after which the next one begins at the floor.
@@ -101,6 +117,58 @@ impl Bucket {
     }
 }
 
+/// What a sample says something of.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Beside {
+    /// Clients without recovery, or with as little as can be.
+    Nothing,
+    /// Clients beside recovery.
+    Recovery,
+    /// Neither: between the two.
+    Both,
+}
+
+/// A 99th percentile that follows what it is given: a histogram in which older samples count less and less.
+#[derive(Debug)]
+struct Tail {
+    counts: [u32; TAIL_BUCKETS],
+    count: u32,
+    /// In µs, as of the last [`Tail::settle`]; up to a quarter more than it is. 0: not known.
+    p99: u64,
+}
+
+impl Default for Tail {
+    fn default() -> Tail {
+        Tail { counts: [0; TAIL_BUCKETS], count: 0, p99: 0 }
+    }
+}
+
+impl Tail {
+    fn add(&mut self, took: u64) {
+        let took = took.clamp(4, u64::MAX);
+        let octave = took.ilog2() as usize;
+        let bucket = 4 * (octave - 2) + (took >> (octave - 2)) as usize % 4;
+        self.counts[bucket.min(TAIL_BUCKETS - 1)] += 1;
+        self.count += 1;
+    }
+
+    /// Looks at what was added. Once in a tick: no operation pays for it.
+    fn settle(&mut self) {
+        while self.count >= TAIL_SAMPLES {
+            self.counts.iter_mut().for_each(|count| *count /= 2);
+            self.count = self.counts.iter().sum();
+        }
+        let mut above = self.count / SLOW_ONE_IN as u32;
+        let at = self.counts.iter().rposition(|count| {
+            let here = *count > above;
+            above = above.saturating_sub(*count);
+            here
+        });
+        // The bucket's upper end.
+        self.p99 = at.map_or(0, |at| (at as u64 % 4 + 5) << (at / 4));
+    }
+}
+
 /// The latency of one kind of client operation: one at a time is timed.
 #[derive(Debug, Default)]
 struct Meter {
@@ -108,23 +176,62 @@ struct Meter {
     probe: Option<(u64, Time)>,
     sum: u64,
     count: u64,
+    /// Those of them that were slow beside recovery.
+    slow: u64,
+    /// Samples beside recovery since the last decision, and the slow ones among them.
+    seen: (u64, u64),
+    /// Without recovery.
+    usual: Tail,
     /// Means (µs) without recovery, or with as little as can be; and beside it. 0: not known.
     base: u64,
     beside: u64,
 }
 
 impl Meter {
-    fn ended(&mut self, now: Time) {
-        if let Some((_, since)) = self.probe.take() {
-            self.sum += now.since(since);
-            self.count += 1;
+    fn ended(&mut self, now: Time, beside: Beside) {
+        let Some((_, since)) = self.probe.take() else { return };
+        let took = now.since(since);
+        self.sum += took;
+        self.count += 1;
+        match beside {
+            Beside::Nothing => self.usual.add(took),
+            Beside::Recovery => {
+                let slow = self.usual.p99 > 0 && took > SLOW * self.usual.p99 + LATE_MORE_US;
+                self.slow += u64::from(slow);
+                self.seen = (self.seen.0 + 1, self.seen.1 + u64::from(slow));
+            }
+            Beside::Both => {}
         }
+    }
+
+    /// More clients were slow than there are without recovery. At the end of each cycle.
+    fn take_slow(&mut self) -> bool {
+        let (seen, slow) = self.seen;
+        let late = slow >= SLOW_MIN && slow * SLOW_ONE_IN > seen;
+        if late || seen >= SLOW_SAMPLES {
+            self.seen = (0, 0);
+        }
+        late
+    }
+
+    /// What was seen beside recovery at another rate says nothing of the next.
+    fn forget_beside(&mut self) {
+        (self.beside, self.seen) = (0, (0, 0));
+    }
+
+    /// The last tick alone shows that clients are slow.
+    fn take_slow_tick(&mut self, samples: u64) -> bool {
+        let slow = std::mem::take(&mut self.slow);
+        slow >= SLOW_MIN && slow * SLOW_ONE_IN_TICK > samples
     }
 
     /// The mean of the last tick; an operation that has not ended counts if that is all there is.
     fn take_mean(&mut self, now: Time) -> Option<u64> {
         let pending = self.probe.map_or(0, |(_, since)| now.since(since));
         let (sum, count) = (std::mem::take(&mut self.sum), std::mem::take(&mut self.count));
+        if count > 0 {
+            self.usual.settle();
+        }
         let mean = (count >= SAMPLES_MIN).then(|| sum / count);
         // One that takes longer than a tick leaves no time for samples.
         mean.into_iter().chain((pending >= 100_000).then_some(pending)).max()
@@ -156,6 +263,9 @@ pub(super) struct Budget {
     used: bool,
     /// Somebody has waited in this cycle.
     wanted: bool,
+    /// Bytes that were taken beside clients in this cycle, by way, and in how many ticks.
+    cycle_taken: [u64; 2],
+    cycle_ticks: u64,
     /// Clients have not been late since recovery began.
     fast: bool,
     /// Ticks of this cycle.
@@ -178,6 +288,8 @@ impl Budget {
             limited: false,
             used: false,
             wanted: false,
+            cycle_taken: [0; 2],
+            cycle_ticks: 0,
             fast: true,
             phase: 0,
             clients: (true, false),
@@ -220,6 +332,7 @@ impl Budget {
         if there {
             bucket.tokens -= bytes as i64;
             self.counters.taken += bytes;
+            self.cycle_taken[way as usize] += bytes;
             self.used = true;
         } else {
             self.limited = true;
@@ -244,6 +357,8 @@ impl Budget {
         let bucket = &mut self.buckets[way as usize];
         bucket.tokens = (bucket.tokens + bytes as i64).min(most);
         self.counters.taken = self.counters.taken.saturating_sub(bytes);
+        let taken = &mut self.cycle_taken[way as usize];
+        *taken = taken.saturating_sub(bytes);
     }
 
     /// Something else was put off for want of tokens.
@@ -256,6 +371,17 @@ impl Budget {
         (u128::from(self.rate) * u128::from(us) / 1_000_000) as u64
     }
 
+    /// What a client's operation that ends now was beside of.
+    fn beside(&self) -> Beside {
+        if self.idle_for > 0 && !self.used && !self.limited || self.phase + 1 == LOW && self.clients.0 {
+            Beside::Nothing
+        } else if self.phase >= LOW {
+            Beside::Recovery
+        } else {
+            Beside::Both
+        }
+    }
+
     /// A client's write was given out with this ticket.
     pub fn write_begins(&mut self, now: Time, ticket: Ticket) {
         self.writes.probe.get_or_insert((ticket, now));
@@ -264,7 +390,8 @@ impl Budget {
     /// Everything up to this ticket is durable.
     pub fn durable(&mut self, now: Time, ticket: Ticket) {
         if self.writes.probe.is_some_and(|(probe, _)| probe <= ticket) {
-            self.writes.ended(now);
+            let beside = self.beside();
+            self.writes.ended(now, beside);
         }
     }
 
@@ -276,7 +403,8 @@ impl Budget {
     /// A read has ended.
     pub fn read_ends(&mut self, now: Time, token: u64) {
         if self.reads.probe.is_some_and(|(probe, _)| probe == token) {
-            self.reads.ended(now);
+            let beside = self.beside();
+            self.reads.ended(now, beside);
         }
     }
 
@@ -287,9 +415,14 @@ impl Budget {
         self.buckets.iter_mut().for_each(|bucket| bucket.refill(now, rate, most));
         let (used, limited) = (std::mem::take(&mut self.used), std::mem::take(&mut self.limited));
         let busy = used || limited;
+        match self.phase.cmp(&LOW) {
+            Ordering::Less => (self.cycle_taken, self.cycle_ticks) = ([0; 2], 0),
+            _ => self.cycle_ticks += 1,
+        }
         self.wanted |= limited && self.phase >= LOW;
         let mut gross = false;
         for meter in [&mut self.writes, &mut self.reads] {
+            gross |= meter.take_slow_tick(meter.count);
             let Some(mean) = meter.take_mean(now) else { continue };
             self.clients.1 = true;
             if !busy || self.phase + 1 == LOW {
@@ -302,37 +435,50 @@ impl Budget {
         self.idle_for = if busy { 0 } else { self.idle_for.saturating_add(1) };
         if self.idle_for >= FORGET_TICKS {
             (self.rate, self.fast, self.phase, self.wanted) = (self.config.floor, true, 0, false);
-            (self.writes.beside, self.reads.beside) = (0, 0);
+            self.forget_beside();
             self.clients = (true, false);
             return;
         }
         self.phase += 1;
         if gross {
             self.lower();
-        } else if self.phase >= CYCLE {
-            if self.writes.is_late() || self.reads.is_late() {
+        } else if self.phase < CYCLE {
+            return;
+        } else {
+            let slow = [self.writes.take_slow(), self.reads.take_slow()].contains(&true);
+            if slow || self.writes.is_late() || self.reads.is_late() {
                 self.lower();
             } else if self.wanted {
                 self.raise();
             }
-            if !self.clients.1 {
-                (self.writes.beside, self.reads.beside) = (0, 0);
-            }
-            self.clients = (self.clients.1, false);
-            (self.phase, self.wanted) = (0, false);
         }
+        // The next cycle: after what was beyond doubt at once, to see whether clients are slow without recovery too.
+        if !self.clients.1 {
+            self.forget_beside();
+        }
+        self.clients = (self.clients.1, false);
+        (self.phase, self.wanted) = (0, false);
     }
 
     fn lower(&mut self) {
         self.counters.lowered += u64::from(self.rate > self.config.floor);
-        (self.rate, self.fast) = ((self.rate / 2).max(self.config.floor), false);
+        // A rate that nobody makes use of could be halved again and again without any effect.
+        let taken = self.cycle_taken[0].max(self.cycle_taken[1]);
+        let used = (taken * TICKS_PER_S).checked_div(self.cycle_ticks).unwrap_or(self.rate);
+        (self.rate, self.fast) = ((self.rate.min(used) / 2).max(self.config.floor), false);
+        (self.cycle_taken, self.cycle_ticks) = ([0; 2], 0);
         // What was seen at the old rate says nothing of the new one.
-        (self.writes.beside, self.reads.beside) = (0, 0);
+        self.forget_beside();
+    }
+
+    fn forget_beside(&mut self) {
+        self.writes.forget_beside();
+        self.reads.forget_beside();
     }
 
     fn raise(&mut self) {
         let BudgetConfig { floor, ceiling, .. } = self.config;
-        let step = if self.fast { 3 * self.rate } else { (ceiling / STEP_PART).max(floor) };
+        let step = if self.fast { self.rate } else { (ceiling / STEP_PART).max(floor) };
         self.rate = self.rate.saturating_add(step).min(ceiling);
     }
 
@@ -422,6 +568,82 @@ mod tests {
             sum += budget.rate / MIB;
         }
         assert!(sum / 1000 > 32, "{} MiB/s on average in spite of noise", sum / 1000);
+    }
+
+    /// The mean does not show it: of 25 writes one takes 10 ms, the others 2.
+    #[test]
+    fn clients_slowest_operations_count_and_not_only_their_mean() {
+        let (mut budget, mut now) = (budget(), 0);
+        let n = std::cell::Cell::new(0u64);
+        let client = |rate: u64| {
+            n.set(n.get() + 1);
+            Some(if rate > 64 * MIB && n.get().is_multiple_of(25) { 10_000 } else { 2_000 })
+        };
+        run(&mut budget, &mut now, 300, client);
+        let above = (0..400).filter(|_| {
+            run(&mut budget, &mut now, 1, client);
+            budget.rate_now() > 64 * MIB
+        });
+        let above = above.count();
+        assert!(above < 150, "{above} of 400 ticks above what clients bear");
+        assert!(budget.counters().lowered > 3, "by nothing but these");
+        // The same without any recovery's doing: that is how the device is.
+        let (mut budget, mut now) = (self::budget(), 0);
+        let client = |_| {
+            n.set(n.get() + 1);
+            Some(if n.get().is_multiple_of(25) { 10_000 } else { 2_000 })
+        };
+        run(&mut budget, &mut now, 300, client);
+        assert_eq!(budget.rate, 256 * MIB);
+    }
+
+    #[test]
+    fn what_is_lowered_is_what_was_taken() {
+        let (mut budget, mut now) = (budget(), 0);
+        run(&mut budget, &mut now, 60, |_| Some(1_000));
+        assert_eq!(budget.rate, 256 * MIB);
+        // Repairs have become few for another reason: 5 MiB/s.
+        let mut trickle = |budget: &mut Budget, ticks: u32, took: u64| {
+            for _ in 0..ticks {
+                for _ in 0..10 {
+                    now += 10_000;
+                    budget.write_begins(Time(now - took), 1);
+                    budget.durable(Time(now), 1);
+                }
+                assert!(budget.take(Time(now), Way::In, MIB / 2));
+                budget.tick(Time(now));
+            }
+        };
+        trickle(&mut budget, 16, 1_000);
+        trickle(&mut budget, 6, 9_900);
+        assert_eq!(budget.rate, 8 * MIB);
+    }
+
+    #[test]
+    fn the_99th_percentile_is_found_and_followed() {
+        let (mut tail, mut draw) = (Tail::default(), 7u64);
+        let mut found = Vec::new();
+        for n in 0..20_000u64 {
+            draw = draw.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            tail.add(1 + (draw >> 33) % 1000);
+            tail.settle();
+            found.extend((n > 1_000).then_some(tail.p99));
+        }
+        assert!(found.iter().all(|p99| (896..=1280).contains(p99)), "{:?}", found.iter().max());
+        // A device of another kind.
+        let add = |tail: &mut Tail, times: u32, took: u64| {
+            for _ in 0..times {
+                tail.add(took);
+                tail.settle();
+            }
+        };
+        add(&mut tail, 10, 20_000);
+        assert!((20_000..=25_000).contains(&tail.p99), "{}", tail.p99);
+        add(&mut tail, 3_000, 500);
+        assert!((500..=640).contains(&tail.p99), "{}", tail.p99);
+        add(&mut tail, 10, u64::MAX);
+        add(&mut tail, 3_000, 0);
+        assert_eq!(tail.p99, 5);
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Device for SparseDevice {
     fn start(&mut self, id: u64, op: Op) {
         let (result, buf) = match op {
             Op::Read { offset, mut buf } => (self.read(offset, &mut buf), Some(buf)),
-            Op::Write { offset, bufs } => (self.write(offset, &bufs), None),
+            Op::Write { offset, bufs, .. } => (self.write(offset, &bufs), None),
             Op::Discard { offset, len } | Op::Zero { offset, len } => (self.discard(offset, len), None),
         };
         if self.done.is_empty() {
@@ -159,7 +159,7 @@ mod tests {
             Bytes::copy_from_slice(&bytes[..BLOCK_SIZE * 5]),
             Bytes::copy_from_slice(&bytes[BLOCK_SIZE * 5..]),
         ];
-        device.start(7, Op::Write { offset: 1 << 20, bufs });
+        device.start(7, Op::Write { offset: 1 << 20, bufs, gently: false });
         let pool = Pool::new(u64::MAX, 0, None);
         let buf = pool.get(bytes.len()).expect("memory");
         device.start(8, Op::Read { offset: 1 << 20, buf });

@@ -9,9 +9,11 @@ use super::info::DeviceInfo;
 use super::latency::{DeviceStats, Kind, Meter, stalled};
 use super::prepare::{Job, Preparer};
 use super::wake::Waker;
-use super::{Completion, Device, Op, Prepare};
+use super::{Completion, Device, Op, PART_BYTES, Prepare};
+use bytes::Bytes;
 use slab::Slab;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -98,32 +100,54 @@ fn carry_out(raw: &RawDevice, key: u64, op: Op) -> Completion {
             let result = raw.read_now(offset, &mut buf);
             Completion { id: key, result, buf: Some(buf) }
         }
-        Op::Write { offset, bufs } => {
-            let iovecs: Vec<libc::iovec> = bufs
-                .iter()
-                .map(|b| libc::iovec { iov_base: b.as_ptr() as *mut libc::c_void, iov_len: b.len() })
-                .collect();
-            let len: usize = bufs.iter().map(|b| b.len()).sum();
-            // SAFETY: the iovecs point into `bufs`, which live until the call has returned; the kernel
-            // only reads them.
-            #[allow(unsafe_code)]
-            let n = unsafe {
-                libc::pwritev2(
-                    raw.file.as_raw_fd(),
-                    iovecs.as_ptr(),
-                    iovecs.len() as libc::c_int,
-                    offset as libc::off_t,
-                    libc::RWF_DSYNC,
-                )
+        Op::Write { offset, bufs, gently } => {
+            let len: usize = bufs.iter().map(Bytes::len).sum();
+            let result = if gently && len > PART_BYTES {
+                write_gently(raw, offset, &bufs, len)
+            } else {
+                write_part(raw, offset, &bufs, 0..len, libc::RWF_DSYNC)
             };
-            let got = usize::try_from(n).map_err(|_| io::Error::last_os_error());
-            Completion { id: key, result: raw.ended("write", offset, len, got), buf: None }
+            Completion { id: key, result, buf: None }
         }
         // Never queued here.
         Op::Discard { .. } | Op::Zero { .. } => {
             Completion { id: key, result: Err(io::ErrorKind::Unsupported.into()), buf: None }
         }
     }
+}
+
+/// See [`Op::Write`].
+fn write_gently(raw: &RawDevice, offset: u64, bufs: &[Bytes], len: usize) -> io::Result<()> {
+    for at in (0..len).step_by(PART_BYTES) {
+        write_part(raw, offset, bufs, at..len.min(at + PART_BYTES), 0)?;
+    }
+    raw.sync()
+}
+
+fn write_part(
+    raw: &RawDevice,
+    offset: u64,
+    bufs: &[Bytes],
+    bytes: Range<usize>,
+    flags: libc::c_int,
+) -> io::Result<()> {
+    let mut iovecs = Vec::new();
+    super::iovecs_of(bufs, bytes.clone(), &mut iovecs);
+    let offset = offset + bytes.start as u64;
+    // SAFETY: the iovecs point into `bufs`, which live until the call has returned; the kernel
+    // only reads them.
+    #[allow(unsafe_code)]
+    let n = unsafe {
+        libc::pwritev2(
+            raw.file.as_raw_fd(),
+            iovecs.as_ptr(),
+            iovecs.len() as libc::c_int,
+            offset as libc::off_t,
+            flags,
+        )
+    };
+    let got = usize::try_from(n).map_err(|_| io::Error::last_os_error());
+    raw.ended("write", offset, bytes.len(), got)
 }
 
 impl Device for BlockingDevice {

@@ -91,6 +91,8 @@ pub struct Written {
     pub offset: u64,
     /// One behind the other.
     pub bufs: Vec<Bytes>,
+    /// See [`Op::Write`].
+    pub gently: bool,
     /// What happened to it.
     pub fault: Option<Fault>,
 }
@@ -339,8 +341,9 @@ impl<D: Device> Device for Faulty<D> {
             let mut plan = self.faults.0.borrow_mut();
             plan.under_way += 1;
             let fault = plan.meet(kind, &range);
-            if let (Op::Write { offset, bufs }, Some(written)) = (&op, &mut plan.written) {
-                written.push(Written { offset: *offset, bufs: bufs.clone(), fault });
+            if let (Op::Write { offset, bufs, gently }, Some(written)) = (&op, &mut plan.written) {
+                let (offset, bufs, gently) = (*offset, bufs.clone(), *gently);
+                written.push(Written { offset, bufs, gently, fault });
             }
             match fault {
                 Some(Fault::Error(_) | Fault::Lost) => {}
@@ -364,11 +367,11 @@ impl<D: Device> Device for Faulty<D> {
                 };
                 self.end(id, result, None);
             }
-            (Op::Write { bufs, .. }, Some(Fault::Misdirected(to))) => {
-                self.pass(id, Op::Write { offset: to, bufs }, to, fault);
+            (Op::Write { bufs, gently, .. }, Some(Fault::Misdirected(to))) => {
+                self.pass(id, Op::Write { offset: to, bufs, gently }, to, fault);
             }
-            (Op::Write { offset, bufs }, Some(Fault::Partial(blocks, _))) => {
-                let op = Op::Write { offset, bufs: first_blocks(bufs, blocks) };
+            (Op::Write { offset, bufs, gently }, Some(Fault::Partial(blocks, _))) => {
+                let op = Op::Write { offset, bufs: first_blocks(bufs, blocks), gently };
                 self.pass(id, op, offset, fault);
             }
             (op, _) => self.pass(id, op, range.start, fault),
@@ -435,7 +438,8 @@ impl<D: Device> Device for Faulty<D> {
         let fault = plan.meet(Kind::Write, &(offset..offset + data.len() as u64));
         let (mut to, mut len) = (offset, data.len());
         if let Some(written) = &mut plan.written {
-            written.push(Written { offset, bufs: vec![Bytes::copy_from_slice(data)], fault });
+            let bufs = vec![Bytes::copy_from_slice(data)];
+            written.push(Written { offset, bufs, gently: false, fault });
         }
         match fault {
             Some(Fault::Error(number)) => return errno(number),

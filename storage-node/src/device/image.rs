@@ -167,7 +167,7 @@ impl Change {
     pub fn of(op: &Op) -> Option<Change> {
         match op {
             Op::Read { .. } => None,
-            Op::Write { offset, bufs } => Some(Change::Write { offset: *offset, bufs: bufs.clone() }),
+            Op::Write { offset, bufs, .. } => Some(Change::Write { offset: *offset, bufs: bufs.clone() }),
             Op::Discard { offset, len } => Some(Change::Discard { offset: *offset, len: *len }),
             Op::Zero { offset, len } => Some(Change::Zero { offset: *offset, len: *len }),
         }

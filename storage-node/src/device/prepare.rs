@@ -8,7 +8,7 @@ use super::buffer::Pool;
 use super::file::RawDevice;
 use super::latency::{Kind, Meter};
 use super::wake::Waker;
-use super::{Completion, PREPARE_QUEUE_MAX, Prepare};
+use super::{Completion, PART_BYTES, PREPARE_QUEUE_MAX, Prepare};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Bytes zeroed by one write.
-const PIECE: u64 = 1 << 20;
+const PIECE: u64 = PART_BYTES as u64;
 /// Longest pause after a piece: a device that is slow for other reasons is not waited for longer.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 

@@ -13,7 +13,7 @@ use super::info::DeviceInfo;
 use super::latency::{DeviceStats, Kind, Meter, stalled};
 use super::prepare::{Job, Preparer};
 use super::wake::Waker;
-use super::{Completion, Device, Op, Prepare};
+use super::{Completion, Device, Op, PART_BYTES, Prepare};
 use bytes::Bytes;
 use io_uring::{IoUring, opcode, types};
 use slab::Slab;
@@ -31,9 +31,54 @@ struct Slot {
     offset: u64,
     read: Option<Buf>,
     write: Vec<Bytes>,
+    /// Of the part of `write` that is under way.
     iovecs: Vec<libc::iovec>,
     len: usize,
+    step: Step,
     begun: Instant,
+}
+
+/// How far an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// A read, or a write that is durable when it ends.
+    Whole,
+    /// A gentle write: the part that begins here is written.
+    Part(usize),
+    /// A gentle write: all parts are written, and being flushed.
+    Flush,
+}
+
+impl Slot {
+    /// Bytes that the entry under way is to transfer.
+    fn wants(&self) -> usize {
+        match self.step {
+            Step::Whole => self.len,
+            Step::Part(at) => PART_BYTES.min(self.len - at),
+            Step::Flush => 0,
+        }
+    }
+
+    /// Where the entry under way begins.
+    fn at(&self) -> u64 {
+        match self.step {
+            Step::Part(at) => self.offset + at as u64,
+            Step::Whole | Step::Flush => self.offset,
+        }
+    }
+
+    /// An entry has ended well. True: another one is to follow.
+    fn goes_on(&mut self) -> bool {
+        let Step::Part(at) = self.step else { return false };
+        let next = at + self.wants();
+        if next < self.len {
+            self.step = Step::Part(next);
+            super::iovecs_of(&self.write, next..next + self.wants(), &mut self.iovecs);
+        } else {
+            self.step = Step::Flush;
+        }
+        true
+    }
 }
 
 /// See the module.
@@ -104,10 +149,18 @@ impl UringDevice {
                 Some(buf) => {
                     opcode::Read::new(fd, buf.as_mut_ptr(), slot.len as u32).offset(slot.offset).build()
                 }
-                None => opcode::Writev::new(fd, slot.iovecs.as_ptr(), slot.iovecs.len() as u32)
-                    .offset(slot.offset)
-                    .rw_flags(libc::RWF_DSYNC)
-                    .build(),
+                None => match slot.step {
+                    // All of the device's cache: a flag on the last part would flush no other one where the
+                    // device can write through.
+                    Step::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+                    Step::Part(_) => opcode::Writev::new(fd, slot.iovecs.as_ptr(), slot.iovecs.len() as u32)
+                        .offset(slot.at())
+                        .build(),
+                    Step::Whole => opcode::Writev::new(fd, slot.iovecs.as_ptr(), slot.iovecs.len() as u32)
+                        .offset(slot.offset)
+                        .rw_flags(libc::RWF_DSYNC)
+                        .build(),
+                },
             }
             .user_data(key as u64);
             // SAFETY: the buffer (a heap region that does not move) and the iovecs (a Vec that is not
@@ -132,14 +185,19 @@ impl UringDevice {
         let now = Instant::now();
         for cqe in completion {
             let key = cqe.user_data() as usize;
-            let Some(slot) = self.slots.try_remove(key) else {
+            let Some(slot) = self.slots.get_mut(key) else {
                 continue;
             };
             self.started -= 1;
+            let got = usize::try_from(cqe.result()).map_err(|_| io::Error::from_raw_os_error(-cqe.result()));
+            if got.as_ref().is_ok_and(|got| *got == slot.wants()) && slot.goes_on() {
+                self.waiting.push_back(key);
+                continue;
+            }
+            let slot = self.slots.remove(key);
             let (what, kind) =
                 if slot.read.is_some() { ("read", Kind::Read) } else { ("write", Kind::Write) };
-            let got = usize::try_from(cqe.result()).map_err(|_| io::Error::from_raw_os_error(-cqe.result()));
-            let result = self.raw.ended(what, slot.offset, slot.len, got);
+            let result = self.raw.ended(what, slot.at(), slot.wants(), got);
             let took = now.saturating_duration_since(slot.begun);
             self.meter.ended(now, kind, took, slot.len as u64, result.is_ok());
             out.push(Completion { id: slot.id, result, buf: slot.read });
@@ -193,20 +251,17 @@ impl Device for UringDevice {
         let slot = match op {
             Op::Read { offset, buf } => {
                 let len = buf.len();
-                Slot { id, offset, len, begun, read: Some(buf), write: Vec::new(), iovecs: Vec::new() }
+                let (write, iovecs) = (Vec::new(), Vec::new());
+                Slot { id, offset, len, begun, read: Some(buf), write, iovecs, step: Step::Whole }
             }
-            Op::Write { offset, bufs } => Slot {
-                id,
-                offset,
-                len: bufs.iter().map(Bytes::len).sum(),
-                begun,
-                read: None,
-                iovecs: bufs
-                    .iter()
-                    .map(|b| libc::iovec { iov_base: b.as_ptr() as *mut libc::c_void, iov_len: b.len() })
-                    .collect(),
-                write: bufs,
-            },
+            Op::Write { offset, bufs, gently } => {
+                let len: usize = bufs.iter().map(Bytes::len).sum();
+                let step = if gently && len > PART_BYTES { Step::Part(0) } else { Step::Whole };
+                let mut slot =
+                    Slot { id, offset, len, begun, read: None, write: bufs, iovecs: Vec::new(), step };
+                super::iovecs_of(&slot.write, 0..slot.wants(), &mut slot.iovecs);
+                slot
+            }
             Op::Discard { offset, len } => {
                 return self.preparer.start(Job { id, what: Prepare::Discard, offset, len });
             }

@@ -193,7 +193,7 @@ mod tests {
         let places = (0u64..).zip(&mut bufs).map(|(n, buf)| (n % 3 * 4096, &mut buf[..])).collect();
         let outcomes: Vec<bool> = device.read_many(places).iter().map(Result::is_ok).collect();
         assert_eq!(outcomes, (0..40).map(|n| n % 3 < 2).collect::<Vec<_>>());
-        other.start(3, Op::Write { offset: 0, bufs: vec![buf.freeze()] });
+        other.start(3, Op::Write { offset: 0, bufs: vec![buf.freeze()], gently: false });
         let mut ended = Vec::new();
         other.completions(&mut ended);
         assert!(matches!(&ended[..], [Completion { id: 3, result: Err(_), .. }]));

@@ -202,7 +202,7 @@ impl<D: Device, I: Index> Store<D, I> {
         };
         buf.copy_from_slice(&block);
         let id = self.running.insert(Running::Root) as u64;
-        self.dev.start(id, Op::Write { offset: root.offset(), bufs: vec![buf.freeze()] });
+        self.dev.start(id, Op::Write { offset: root.offset(), bufs: vec![buf.freeze()], gently: false });
     }
 
     /// The root's write has ended.

@@ -19,7 +19,7 @@ use super::{FormatError, FormatOptions, OpenError, Recovered, Stats, StoreEvent,
 use crate::device::buffer::Pool;
 use crate::device::file::{FileDevice, RawDevice};
 use crate::device::wake::AsyncWaker;
-use crate::device::{Completion, Device, Op};
+use crate::device::{Completion, Device, Op, PART_BYTES};
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use slab::Slab;
@@ -227,7 +227,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 return Ok(());
             }
         }
-        let Some((mut offset, bufs)) = self.log.next_write() else {
+        let Some((mut offset, bufs, _)) = self.log.next_write() else {
             return Ok(());
         };
         for buf in bufs {
@@ -328,11 +328,19 @@ impl<D: Device, I: Index> Store<D, I> {
         if self.log.ready() == 0 {
             self.prepare_segments();
         }
+        let repairs = matches!(record, Record::Install { .. });
+        if repairs && blocks as usize > PART_BYTES / BLOCK_SIZE {
+            // The writes of clients that are there already do not wait for it.
+            self.log.seal();
+        }
         let location = match self.log.reserve(Stream::Hot, self.scratch.len(), blocks) {
             Ok(location) => location,
             Err(error) => return self.fail(error.to_string()),
         };
         self.log.push(&self.scratch, Some(ticket));
+        if repairs {
+            self.log.in_background(blocks);
+        }
         for part in part.into_iter().chain(more) {
             self.log.shared_data(part);
         }
@@ -415,10 +423,10 @@ impl<D: Device, I: Index> Store<D, I> {
             }
         }
         if self.failed.is_none()
-            && let Some((offset, bufs)) = self.log.next_write()
+            && let Some((offset, bufs, gently)) = self.log.next_write()
         {
             let id = self.running.insert(Running::Batch) as u64;
-            self.dev.start(id, Op::Write { offset, bufs });
+            self.dev.start(id, Op::Write { offset, bufs, gently });
         }
         self.take_notes();
         if let Err(error) = self.dev.submit() {
@@ -575,6 +583,7 @@ impl<D: Device, I: Index> Store<D, I> {
         match self.log.reserve(Stream::Hot, self.scratch.len(), 1) {
             Ok(location) => {
                 self.log.push(&self.scratch, None);
+                self.log.in_background(1);
                 if let Some((.., image)) = self.state.tables.image(slot) {
                     self.log.data(image);
                 }

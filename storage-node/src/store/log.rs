@@ -127,6 +127,8 @@ struct OpenBatch {
     block: u32,
     header_blocks: u32,
     data_blocks: u32,
+    /// Those of them that no client waits for.
+    background_blocks: u32,
     records: Vec<u8>,
     memory: Memory,
     ticket: Option<u64>,
@@ -146,6 +148,8 @@ pub struct SealedBatch {
     pub bufs: Vec<Bytes>,
     /// The greatest ticket in it.
     pub ticket: Option<u64>,
+    /// Most of it is what no client waits for: repairs, table pages, moved blocks.
+    pub background: bool,
 }
 
 /// See the module.
@@ -270,6 +274,7 @@ impl LogWriter {
             block: end.block,
             header_blocks,
             data_blocks: 0,
+            background_blocks: 0,
             records,
             memory: Memory::default(),
             ticket: None,
@@ -292,6 +297,7 @@ impl LogWriter {
             block: end.block,
             header_blocks: 1,
             data_blocks: 0,
+            background_blocks: 0,
             records: Vec::new(),
             memory: Memory::default(),
             ticket: None,
@@ -338,6 +344,13 @@ impl LogWriter {
         open.memory.begin(&self.pool, open.header_blocks);
         open.memory.share(bytes.clone());
         open.data_blocks += (bytes.len() / BLOCK_SIZE) as u32;
+    }
+
+    /// So many blocks of data that join the open batch are nothing that a client waits for.
+    pub fn in_background(&mut self, blocks: u32) {
+        if let Some(open) = &mut self.open {
+            open.background_blocks += blocks;
+        }
     }
 
     /// Closes the open batch, if there is one.
@@ -411,12 +424,14 @@ impl LogWriter {
             data_blocks: open.data_blocks,
             bufs: open.memory.freeze(),
             ticket: open.ticket,
+            background: open.stream == Stream::Cold || open.background_blocks > open.data_blocks / 2,
         });
         self.spare_records = open.records;
     }
 
-    /// The next batch to write, if none is under way: its offset on the device and its bytes.
-    pub fn next_write(&mut self) -> Option<(u64, Vec<Bytes>)> {
+    /// The next batch to write, if none is under way: its offset on the device, its bytes, and whether it is
+    /// in the background.
+    pub fn next_write(&mut self) -> Option<(u64, Vec<Bytes>, bool)> {
         if self.in_flight.is_some() {
             return None;
         }
@@ -424,7 +439,7 @@ impl LogWriter {
             self.seal();
         }
         let batch = self.sealed.pop_front()?;
-        let write = (byte_of(batch.location), batch.bufs.clone());
+        let write = (byte_of(batch.location), batch.bufs.clone(), batch.background);
         self.in_flight = Some(batch);
         Some(write)
     }
