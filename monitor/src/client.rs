@@ -12,11 +12,11 @@
 
 mod admin;
 mod moving;
+mod scrubbing;
 
 use crate::health::Status;
 use crate::link::{Link, Ticket};
 use crate::rpc::*;
-use crate::scrub::{ScrubOrder, ScrubReport};
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{
     Ack, ClusterMap, Event, FailureDomain, Holder, MAP_BYTES_MAX, MapDelta, Out, Volume,
 };
-use trefoil_core::{BlockRange, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
+use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PoolId, VolumeId};
 use trefoil_transport::{Connected, Expect, Hello, Options, Role, SendError, connect};
 
 /// The first pause between two rounds of all addresses; it doubles each time.
@@ -492,30 +492,6 @@ impl MonitorClient {
             Response::Alive { layout, position_floor } => Ok((layout, position_floor)),
             other => Err(unexpected(&other)),
         }
-    }
-
-    /// Says how a node's scrub is; what it is to do.
-    pub async fn scrub(&self, report: ScrubReport) -> Result<Vec<ScrubOrder>, CallError> {
-        match self.ask(Request::Scrub(Box::new(report))).await? {
-            Response::ScrubOrders(orders) => Ok(orders),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Has each node of a placement group scrub it now.
-    pub async fn order_scrub(&self, pg: PgId, deep: bool) -> Result<(), CallError> {
-        done(self.ask(Request::OrderScrub { pg, deep }).await?)
-    }
-
-    /// Of disputed blocks, the copy of `from` is to be believed.
-    pub async fn settle_blocks(
-        &self,
-        volume: VolumeKey,
-        index: u32,
-        blocks: BlockRange,
-        from: NodeId,
-    ) -> Result<(), CallError> {
-        done(self.ask(Request::SettleBlocks { volume, index, blocks, from }).await?)
     }
 
     /// Asks for a volume. The lease of what is granted runs from the second value, when the question

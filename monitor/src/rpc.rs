@@ -20,7 +20,7 @@ use trefoil_core::{BlockRange, Epoch, Generation, GroupId, Incarnation, NodeId, 
 use trefoil_transport::KIND_USER_MIN;
 
 use crate::health::Status;
-use crate::scrub::{ScrubOrder, ScrubReport};
+use crate::scrub::{CopyDoubts, ScrubOrder, ScrubReport};
 
 /// The frame of a [`Request`].
 pub const KIND_REQUEST: u16 = KIND_USER_MIN;
@@ -424,6 +424,11 @@ pub enum Request {
         /// Whose copy.
         from: NodeId,
     },
+    /// What nodes have said of the blocks of a placement group that are in doubt.
+    Doubts {
+        /// Which one.
+        pg: PgId,
+    },
 }
 
 /// A move that is under way.
@@ -651,6 +656,8 @@ pub enum Response {
     Pg(Box<PgStatus>),
     /// What a node's scrub is to do.
     ScrubOrders(Vec<ScrubOrder>),
+    /// What each node of a placement group says of its copies.
+    Doubts(Vec<CopyDoubts>),
 }
 
 /// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].
@@ -682,6 +689,9 @@ pub enum RpcError {
     /// The monitor does not have the map any more whose parts the asker fetches: it begins again.
     #[error("the map has changed while it was fetched: ask again")]
     MapMoved,
+    /// A limit is reached that is not for long: try again later.
+    #[error("not now: {0}")]
+    Later(String),
 }
 
 /// Appends what each meta begins with.
