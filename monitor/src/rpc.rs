@@ -31,7 +31,7 @@ pub(crate) const KIND_PEER_REQUEST: u16 = KIND_USER_MIN + 2;
 /// The answer.
 pub(crate) const KIND_PEER_RESPONSE: u16 = KIND_USER_MIN + 3;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -125,6 +125,8 @@ pub struct Heartbeat {
     pub write_bytes: u64,
     /// Bytes that came from other nodes to repair copies, since the node started.
     pub recovery_bytes: u64,
+    /// Repairs of copies that were completed, since the node started.
+    pub repairs: u64,
     /// Its device.
     pub device: DeviceHealth,
     /// Groups of which the node has seen that its copy differs from a peer's (section 8): all of them at

@@ -214,6 +214,7 @@ impl Membership {
                 read_bytes: counters.read_bytes,
                 write_bytes: counters.write_bytes,
                 recovery_bytes: counters.peer_bytes_received,
+                repairs: machine.repairs_done,
                 device,
                 differing,
             }
