@@ -15,12 +15,13 @@ use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::mover::Waits;
 use trefoil_core::map::{Ack, Event, FailureDomain, Holder, LayoutReport, MapError, MoveLimits, Out, Volume};
 use trefoil_core::message::{GroupList, ListRequest, ListedGroup};
+use trefoil_core::node::ScrubOrder;
 use trefoil_core::placement::PgConfig;
 use trefoil_core::{BlockRange, Epoch, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
 use trefoil_transport::KIND_USER_MIN;
 
 use crate::health::Status;
-use crate::scrub::{CopyDoubts, ScrubOrder, ScrubReport};
+use crate::scrub::{CopyDoubts, ScrubReport};
 
 /// The frame of a [`Request`].
 pub const KIND_REQUEST: u16 = KIND_USER_MIN;

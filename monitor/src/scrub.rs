@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use trefoil_core::limits::NODE_SCRUBS_MAX;
 use trefoil_core::map::ClusterMap;
+use trefoil_core::node::ScrubOrder;
 use trefoil_core::scrub::Doubt;
 use trefoil_core::{BlockRange, Head, Incarnation, NodeId, ObjectId, PgId, Time, VolumeId};
 
@@ -80,27 +81,6 @@ pub struct CopyDoubts {
     pub unnamed: u64,
     /// The blocks of this placement group that it has named, in order.
     pub doubts: Vec<DoubtReport>,
-}
-
-/// What a node is to do.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ScrubOrder {
-    /// Scrub a placement group now.
-    Scrub {
-        /// Which one.
-        pg: PgId,
-        /// Read every block, too.
-        deep: bool,
-    },
-    /// Of blocks that are disputed, believe the copy of `from`.
-    Believe {
-        /// The object.
-        object: ObjectId,
-        /// Which blocks.
-        blocks: BlockRange,
-        /// Whose copy.
-        from: NodeId,
-    },
 }
 
 /// Why an order was not taken.

@@ -248,8 +248,10 @@ impl<P: Clone> Node<P> {
                 }
             }
             Input::List { id, request } => self.list(id, request, out),
-            Input::Scrub { pg, deep } => self.order_scrub(pg, deep),
-            Input::Believe { object, blocks, from } => self.believe(object, blocks, from, out),
+            Input::Scrub(ScrubOrder::Scrub { pg, deep }) => self.order_scrub(pg, deep),
+            Input::Scrub(ScrubOrder::Believe { object, blocks, from }) => {
+                self.believe(object, blocks, from, out);
+            }
             Input::Tick => {
                 self.budget.tick(self.now);
                 self.tick_repairs(out);

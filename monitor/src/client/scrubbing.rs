@@ -2,7 +2,8 @@
 
 use super::{CallError, MonitorClient, done, unexpected};
 use crate::rpc::{Request, Response, VolumeKey};
-use crate::scrub::{CopyDoubts, ScrubOrder, ScrubReport};
+use crate::scrub::{CopyDoubts, ScrubReport};
+use trefoil_core::node::ScrubOrder;
 use trefoil_core::{BlockRange, NodeId, PgId};
 
 impl MonitorClient {

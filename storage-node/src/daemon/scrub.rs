@@ -18,9 +18,9 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use trefoil_core::PgId;
-use trefoil_core::node::{Input, Scrubbed};
+use trefoil_core::node::{Input, ScrubOrder, Scrubbed};
 use trefoil_core::record::Durable;
-use trefoil_monitor::scrub::{DOUBTS_PER_REPORT_MAX, DoubtReport, ScrubOrder, ScrubReport};
+use trefoil_monitor::scrub::{DOUBTS_PER_REPORT_MAX, DoubtReport, ScrubReport};
 
 /// Time between two looks at the calendar, and between two reports.
 const LOOK: Duration = Duration::from_secs(1);
@@ -239,7 +239,7 @@ pub async fn run(membership: Rc<Membership>, daemon: Rc<Daemon<Store>>, plan: Sc
                 let due = calendar.due(&plan, salt, now).filter(|(pg, _)| !given.contains_key(pg));
                 if let Some((pg, deep)) = due {
                     given.insert(pg, now);
-                    daemon.batch(|engine| engine.feed(Input::Scrub { pg, deep }));
+                    daemon.batch(|engine| engine.feed(Input::Scrub(ScrubOrder::Scrub { pg, deep })));
                 }
             }
             summary = calendar.summary(&plan, now);
@@ -257,11 +257,7 @@ pub async fn run(membership: Rc<Membership>, daemon: Rc<Daemon<Store>>, plan: Sc
         let Ok(Ok(orders)) = answer else { continue }; // heartbeats tell of monitors that do not answer
         for order in orders {
             tracing::info!(?order, "an administrator's order");
-            let input = match order {
-                ScrubOrder::Scrub { pg, deep } => Input::Scrub { pg, deep },
-                ScrubOrder::Believe { object, blocks, from } => Input::Believe { object, blocks, from },
-            };
-            daemon.batch(|engine| engine.feed(input));
+            daemon.batch(|engine| engine.feed(Input::Scrub(order)));
         }
     }
 }
