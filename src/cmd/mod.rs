@@ -7,6 +7,7 @@ pub mod daemons;
 pub mod doctor;
 pub mod events;
 pub mod format;
+pub mod go_ahead;
 pub mod health;
 pub mod init;
 pub mod lists;
