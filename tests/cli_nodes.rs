@@ -3,46 +3,18 @@
 
 mod cli_common;
 
+use cli_common::cluster::Cluster;
 use cli_common::*;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-struct Cluster {
-    up: Up,
-    dir: PathBuf,
-    monitor: String,
-    _parent: tempfile::TempDir,
-}
-
 impl Cluster {
-    fn start(arguments: &[&str]) -> Cluster {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("data");
-        let mut up = Up::start(&dir, arguments);
-        up.ready();
-        let state: Value = serde_json::from_slice(&std::fs::read(dir.join("up.json")).unwrap()).unwrap();
-        let monitor = state["monitor"].as_str().unwrap().to_owned();
-        Cluster { up, dir, monitor, _parent: parent }
-    }
-
-    fn with<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
-        [arguments, &["--monitor", &self.monitor]].concat()
-    }
-
-    fn good(&self, arguments: &[&str]) -> String {
-        good(&self.with(arguments))
-    }
-
     /// It fails with that code; what it said on standard error.
     fn refused(&self, arguments: &[&str], code: i32) -> String {
         let output = run(&self.with(arguments));
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
         stderr(&output)
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.good(&[arguments, &["--json"]].concat())).unwrap()
     }
 
     fn node(&self, id: u64) -> Option<Value> {
