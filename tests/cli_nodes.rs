@@ -93,7 +93,8 @@ fn a_node_is_drained_undone_and_removed_when_it_holds_nothing() {
     assert_eq!(cluster.weight("osd.3"), before);
     assert_eq!(cluster.node(3).unwrap()["draining"], false);
 
-    // One that came later holds nothing.
+    // One that came later holds nothing, as long as nothing is moved there: that begins at once.
+    cluster.good(&["move", "pause"]);
     let config = cluster.one_more("late");
     let config = config.to_str().unwrap();
     let mut late = Up::run(trefoil(&["storage-node", "--config", config]));
@@ -105,6 +106,7 @@ fn a_node_is_drained_undone_and_removed_when_it_holds_nothing() {
     assert!(told.contains("node.4 holds nothing any more"), "{told}");
     assert!(cluster.good(&["node", "list"]).contains("up, drained"));
     cluster.good(&["node", "remove", "4"]);
+    cluster.good(&["move", "resume"]);
     assert_eq!(cluster.node(4), None);
     assert!(!cluster.good(&["crush", "tree"]).contains("osd.4"));
     late.stop();
