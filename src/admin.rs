@@ -16,6 +16,7 @@ use trefoil_core::ids::{BlockRange, NodeId, PgId, PoolId, VolumeId};
 use trefoil_core::map::admin::PoolChange;
 use trefoil_core::map::{Ack, ClusterMap, Event, FailureDomain, MapError, MoveLimits, Out};
 use trefoil_monitor::rpc::{MonitorsStatus, MovesStatus, PgStatus, RpcError, VolumeKey};
+use trefoil_monitor::scrub::CopyDoubts;
 use trefoil_monitor::{CallError, MonitorClient};
 use trefoil_transport::{Hello, Role};
 
@@ -65,6 +66,15 @@ pub enum Replaced {
     Done,
     /// Somebody has changed it since it was read. Nothing was done.
     Changed,
+}
+
+/// What came of an order to scrub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ordered {
+    /// It is given.
+    Done,
+    /// Not now, and why.
+    Later(String),
 }
 
 /// A connection to the monitors. Must be used within [`block_on`] or another `LocalSet`.
@@ -235,9 +245,13 @@ impl Admin {
         self.client.acknowledge_deaths(daemons).await.map_err(|error| self.failed(error))
     }
 
-    /// Has each node of a placement group scrub it now.
-    pub async fn order_scrub(&mut self, pg: PgId, deep: bool) -> Outcome {
-        self.client.order_scrub(pg, deep).await.map_err(|error| self.failed(error))
+    /// Has each node of a placement group scrub it now. Not now: as many wait at one of its nodes as can.
+    pub async fn order_scrub(&mut self, pg: PgId, deep: bool) -> Outcome<Ordered> {
+        match self.client.order_scrub(pg, deep).await {
+            Ok(()) => Ok(Ordered::Done),
+            Err(CallError::Answered(RpcError::Later(why))) => Ok(Ordered::Later(why)),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     /// Of disputed blocks, one node's copy is to be believed.
@@ -250,6 +264,11 @@ impl Admin {
     ) -> Outcome {
         let settled = self.client.settle_blocks(volume, index, blocks, from).await;
         settled.map_err(|error| self.failed(error).context("nothing was settled"))
+    }
+
+    /// What the nodes of a placement group have said of blocks there that are in doubt.
+    pub async fn doubts(&mut self, pg: PgId) -> Outcome<Vec<CopyDoubts>> {
+        self.client.doubts(pg).await.map_err(|error| self.failed(error))
     }
 
     /// Makes a volume.

@@ -17,6 +17,11 @@ pub fn json(out: &mut dyn Write, value: &impl Serialize) -> Outcome {
     Ok(())
 }
 
+/// Says on standard error how far something is. Nobody has to listen.
+pub fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "trefoil: {}", printable(text));
+}
+
 /// A table of aligned columns with a header and no borders. A header that begins with `>` makes its
 /// column aligned to the right.
 pub fn table(headers: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {

@@ -115,6 +115,8 @@ pub struct RecoveryView {
     pub nodes_behind: u64,
     pub bad_blocks: u64,
     pub checksum_errors: u64,
+    /// Seconds until no copy is behind, at the pace of the last half minute; none: not known.
+    pub left_s: Option<u64>,
 }
 
 /// See [`StatusView`]. Per second, of all nodes that are known; a write is counted once for each copy.
@@ -316,9 +318,17 @@ impl Snapshot {
                 nodes_behind: beats_up().filter(|beat| beat.behind > 0).count() as u64,
                 bad_blocks: sum(|beat| beat.bad_blocks),
                 checksum_errors: sum(|beat| beat.checksum_errors),
+                left_s: self.recovery_left(),
             },
             io: self.io(),
         }
+    }
+
+    /// Seconds until no copy is behind at any node that is up: that of the slowest. None: of some node it is not known.
+    fn recovery_left(&self) -> Option<u64> {
+        let up = self.status.nodes.iter().filter(|node| node.up == Some(true));
+        let behind = up.filter(|node| node.heartbeat.as_ref().is_none_or(|beat| beat.behind > 0));
+        behind.map(|node| node.recovery?.left_s).try_fold(0, |most, left| Some(most.max(left?)))
     }
 
     fn io(&self) -> IoView {

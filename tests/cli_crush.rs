@@ -2,40 +2,17 @@
 
 mod cli_common;
 
+use cli_common::cluster::Cluster;
 use cli_common::*;
 use serde_json::Value;
 use std::path::Path;
 
 /// A cluster of that many nodes.
-struct Cluster {
-    up: Up,
-    monitor: String,
-    dir: tempfile::TempDir,
+fn start(nodes: &str) -> Cluster {
+    Cluster::start(&["--nodes", nodes, "--volume", "disk0=64M"])
 }
 
 impl Cluster {
-    fn start(nodes: &str) -> Cluster {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        let mut up = Up::start(&data, &["--nodes", nodes, "--volume", "disk0=64M"]);
-        up.ready();
-        let state: Value = serde_json::from_slice(&std::fs::read(data.join("up.json")).unwrap()).unwrap();
-        let monitor = state["monitor"].as_str().unwrap().to_owned();
-        Cluster { up, monitor, dir }
-    }
-
-    fn with<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
-        [arguments, &["--monitor", &self.monitor]].concat()
-    }
-
-    fn good(&self, arguments: &[&str]) -> String {
-        good(&self.with(arguments))
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.good(&[arguments, &["--json"]].concat())).unwrap()
-    }
-
     /// It is refused; what it said on standard output and standard error.
     fn refused(&self, arguments: &[&str]) -> (String, String) {
         let output = run(&self.with(arguments));
@@ -48,7 +25,7 @@ impl Cluster {
     }
 
     fn get(&self, name: &str) -> String {
-        let path = self.dir.path().join(name).to_str().unwrap().to_owned();
+        let path = self.dir.with_file_name(name).to_str().unwrap().to_owned();
         let told = self.good(&["crush", "get", "-o", &path]);
         assert!(told.starts_with("wrote version "), "{told}");
         path
@@ -74,7 +51,7 @@ fn replace(path: &str, from: &str, to: &str) {
 
 #[test]
 fn an_administrators_day() {
-    let mut cluster = Cluster::start("5");
+    let mut cluster = start("5");
     let host = cluster.json(&["node", "list"])[0]["host"].as_str().unwrap().to_owned();
     // What each change would move is compared with where data was at first.
     let told = cluster.good(&["move", "pause"]);
@@ -223,7 +200,7 @@ fn an_administrators_day() {
 
 #[test]
 fn nobodys_edit_is_lost_where_several_edit_at_once() {
-    let mut cluster = Cluster::start("3");
+    let mut cluster = start("3");
     let version = cluster.version();
     let monitor = cluster.monitor.clone();
     let edit =

@@ -3,65 +3,31 @@
 
 mod cli_common;
 
+use cli_common::cluster::Cluster;
 use cli_common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A daemon that is dead or hangs must be seen within this time. Other work on the machine may take as much again.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
-struct Cluster {
-    up: Up,
-    dir: PathBuf,
-    monitor: String,
-    _parent: tempfile::TempDir,
-}
-
 impl Cluster {
-    fn start(arguments: &[&str]) -> Cluster {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("data");
-        let mut up = Up::start(&dir, arguments);
-        up.ready();
-        let state: Value = serde_json::from_slice(&std::fs::read(dir.join("up.json")).unwrap()).unwrap();
-        let monitor = state["monitor"].as_str().unwrap().to_owned();
-        Cluster { up, dir, monitor, _parent: parent }
-    }
-
-    fn with<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
-        [arguments, &["--monitor", &self.monitor]].concat()
-    }
-
-    fn good(&self, arguments: &[&str]) -> String {
-        good(&self.with(arguments))
-    }
-
-    fn bad(&self, arguments: &[&str], code: i32) -> String {
-        bad(&self.with(arguments), code)
-    }
-
-    /// Null while no monitor answers.
-    fn json(&self, arguments: &[&str]) -> Value {
-        let output = run(&self.with(&[arguments, &["--json"]].concat()));
-        serde_json::from_str(&stdout(&output)).unwrap_or_default()
-    }
-
     /// The check, if it applies.
     fn check(&self, code: &str) -> Option<Value> {
-        let health = self.json(&["health"]);
+        let health = self.look(&["health"]);
         health["checks"].as_array()?.iter().find(|check| check["code"] == code).cloned()
     }
 
     fn health(&self) -> String {
-        self.json(&["health"])["health"].as_str().unwrap_or_default().to_owned()
+        self.look(&["health"])["health"].as_str().unwrap_or_default().to_owned()
     }
 
     /// The checks that are not muted; none while no monitor answers.
     fn loud(&self) -> Option<Vec<String>> {
-        let health = self.json(&["health"]);
+        let health = self.look(&["health"]);
         let loud = health["checks"].as_array()?.iter().filter(|it| it["muted"].is_null());
         Some(loud.filter_map(|it| it["code"].as_str().map(str::to_owned)).collect())
     }
@@ -93,7 +59,7 @@ impl Cluster {
                     return since.elapsed();
                 }
             }
-            assert!(since.elapsed() < PATIENCE, "{node} {how}: {:#}", self.json(&["status"]));
+            assert!(since.elapsed() < PATIENCE, "{node} {how}: {:#}", self.look(&["status"]));
             std::thread::sleep(Duration::from_millis(50));
         }
     }

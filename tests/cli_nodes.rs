@@ -3,46 +3,18 @@
 
 mod cli_common;
 
+use cli_common::cluster::Cluster;
 use cli_common::*;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-struct Cluster {
-    up: Up,
-    dir: PathBuf,
-    monitor: String,
-    _parent: tempfile::TempDir,
-}
-
 impl Cluster {
-    fn start(arguments: &[&str]) -> Cluster {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("data");
-        let mut up = Up::start(&dir, arguments);
-        up.ready();
-        let state: Value = serde_json::from_slice(&std::fs::read(dir.join("up.json")).unwrap()).unwrap();
-        let monitor = state["monitor"].as_str().unwrap().to_owned();
-        Cluster { up, dir, monitor, _parent: parent }
-    }
-
-    fn with<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
-        [arguments, &["--monitor", &self.monitor]].concat()
-    }
-
-    fn good(&self, arguments: &[&str]) -> String {
-        good(&self.with(arguments))
-    }
-
     /// It fails with that code; what it said on standard error.
     fn refused(&self, arguments: &[&str], code: i32) -> String {
         let output = run(&self.with(arguments));
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
         stderr(&output)
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.good(&[arguments, &["--json"]].concat())).unwrap()
     }
 
     fn node(&self, id: u64) -> Option<Value> {
@@ -121,7 +93,8 @@ fn a_node_is_drained_undone_and_removed_when_it_holds_nothing() {
     assert_eq!(cluster.weight("osd.3"), before);
     assert_eq!(cluster.node(3).unwrap()["draining"], false);
 
-    // One that came later holds nothing.
+    // One that came later holds nothing, as long as nothing is moved there: that begins at once.
+    cluster.good(&["move", "pause"]);
     let config = cluster.one_more("late");
     let config = config.to_str().unwrap();
     let mut late = Up::run(trefoil(&["storage-node", "--config", config]));
@@ -133,6 +106,7 @@ fn a_node_is_drained_undone_and_removed_when_it_holds_nothing() {
     assert!(told.contains("node.4 holds nothing any more"), "{told}");
     assert!(cluster.good(&["node", "list"]).contains("up, drained"));
     cluster.good(&["node", "remove", "4"]);
+    cluster.good(&["move", "resume"]);
     assert_eq!(cluster.node(4), None);
     assert!(!cluster.good(&["crush", "tree"]).contains("osd.4"));
     late.stop();

@@ -88,6 +88,8 @@ pub const NODE_SCRUBS_MAX: usize = 4096;
 pub const SCRUB_LOOKS_MAX: usize = 8;
 /// Objects that a scrub begins to compare in one tick; an eighth of it while clients are being served.
 pub const SCRUB_OBJECTS_PER_TICK: usize = 32;
+/// Placement groups whose scrub begins in one tick.
+pub const SCRUB_WALKS_PER_TICK: usize = 2;
 /// Objects that peers have asked about and found different, and that wait to be looked at here too. Of more, the
 /// asker asks again.
 pub const SCRUB_WANTED_MAX: usize = 1024;

@@ -11,12 +11,13 @@
 //! two seconds: while something is unanswered, it is asked whether it is there.
 
 mod admin;
+mod map;
 mod moving;
+mod scrubbing;
 
 use crate::health::Status;
 use crate::link::{Link, Ticket};
 use crate::rpc::*;
-use crate::scrub::{ScrubOrder, ScrubReport};
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
@@ -27,10 +28,8 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::{
-    Ack, ClusterMap, Event, FailureDomain, Holder, MAP_BYTES_MAX, MapDelta, Out, Volume,
-};
-use trefoil_core::{BlockRange, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
+use trefoil_core::map::{ClusterMap, Event, Holder, Volume};
+use trefoil_core::{Generation, GroupId, Incarnation, NodeId, VolumeId};
 use trefoil_transport::{Connected, Expect, Hello, Options, Role, SendError, connect};
 
 /// The first pause between two rounds of all addresses; it doubles each time.
@@ -44,15 +43,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const NO_LEADER_PAUSE_MAX: Duration = Duration::from_millis(400);
 /// Addresses that are remembered, those that were given and those that were learned.
 const ADDRESSES_MAX: usize = 16;
-/// How long a change of the monitors may take.
-const MONITORS_CALL_TIMEOUT: Duration = Duration::from_secs(90);
-/// How often a map is asked for that the monitor has replaced before all of it was fetched.
-const MAP_TRIES: usize = 5;
-/// Bytes of a map that is read on the thread that also serves I/O: some milliseconds. A larger one is
-/// read on another thread.
-const READ_AT_ONCE_MAX: u64 = 256 << 10;
-/// Nodes whose CRUSH map is checked within a millisecond or so, on the thread that also serves I/O.
-const FEW_NODES: usize = 500;
 
 /// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -360,113 +350,12 @@ impl MonitorClient {
         Ok(self.call(&request, CALL_TIMEOUT).await?.0)
     }
 
-    /// Asks for the map, or for the difference to the one that was got last.
-    async fn ask_map(
-        &self,
-        have: u64,
-        request: impl Fn(MapId) -> Request,
-        timeout: Duration,
-    ) -> Result<Option<Arc<ClusterMap>>, CallError> {
-        for _ in 0..MAP_TRIES {
-            let last = self.inner.last_map.borrow().clone();
-            let base = last.as_ref().map_or(MapId::default(), |(id, _)| *id);
-            let (response, payload, _) = self.call(&request(base), timeout).await?;
-            let got = match response {
-                Response::MapUnchanged { .. } => return Ok(None),
-                Response::MapDelta { id, .. } => match changed(last, &payload).await {
-                    Ok(map) => Some((id, map)),
-                    Err(error) => {
-                        tracing::warn!(error, "a change of the map does not fit: fetching the whole map");
-                        *self.inner.last_map.borrow_mut() = None;
-                        None
-                    }
-                },
-                Response::Map { id, bytes, .. } => self.whole_map(id, bytes, payload, last).await?,
-                other => return Err(unexpected(&other)),
-            };
-            // A map that is older than the one that the asker acts on, from a monitor that lags or from a
-            // cluster that was restored over this one's head: never back in time.
-            if let Some((_, map)) = &got
-                && have > map.layout
-            {
-                return Ok(None);
-            }
-            if let Some(got) = got {
-                let map = got.1.clone();
-                let mut last = self.inner.last_map.borrow_mut();
-                // Two may have asked at once: the later one stays.
-                if last.as_ref().is_none_or(|(id, _)| id.boot != got.0.boot || id.version < got.0.version) {
-                    *last = Some(got);
-                }
-                return Ok(Some(map));
-            }
-        }
-        Err(CallError::Unavailable("the map changes faster than it can be fetched".to_owned()))
-    }
-
-    /// Fetches the rest of a map; none if the monitor does not have it any more.
-    async fn whole_map(
-        &self,
-        id: MapId,
-        total: u64,
-        first: bytes::Bytes,
-        last: Option<(MapId, Arc<ClusterMap>)>,
-    ) -> Result<Option<(MapId, Arc<ClusterMap>)>, CallError> {
-        if total > MAP_BYTES_MAX as u64 {
-            return Err(CallError::Malformed(format!("a map of {total} bytes: at most {MAP_BYTES_MAX}")));
-        }
-        let mut parts = vec![first];
-        loop {
-            let offset = parts.iter().map(|part| part.len() as u64).sum();
-            if offset >= total {
-                break;
-            }
-            match self.call(&Request::MapPart { of: id, offset }, CALL_TIMEOUT).await {
-                Ok((Response::MapPart, part, _)) if !part.is_empty() => parts.push(part),
-                Ok((other, ..)) => return Err(unexpected(&other)),
-                Err(CallError::Answered(RpcError::MapMoved)) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
-        let read = move || {
-            let bytes = if parts.len() == 1 { parts.remove(0) } else { parts.concat().into() };
-            let (version, rest) = bytes.split_first().unwrap_or((&0, &[]));
-            let mut map: ClusterMap = decode(*version, rest)?;
-            if let Some((_, last)) = last {
-                map.share(&last);
-            }
-            Ok(Arc::new(map))
-        };
-        let map = match total <= READ_AT_ONCE_MAX {
-            true => read(),
-            false => match tokio::task::spawn_blocking(read).await {
-                Ok(read) => read,
-                Err(error) => Err(error.to_string()),
-            },
-        };
-        Ok(Some((id, map.map_err(CallError::Malformed)?)))
-    }
-
-    /// The map, unless its layout is `have`; with 0 the map as it is now, log positions included.
-    pub async fn get_map(&self, have: u64) -> Result<Option<Arc<ClusterMap>>, CallError> {
-        self.ask_map(have, |base| Request::GetMap { have, base }, CALL_TIMEOUT).await
-    }
-
     /// What the map says now of a volume; none if there is none of that name.
     pub async fn volume(&self, volume: VolumeKey) -> Result<Option<Volume>, CallError> {
         match self.ask(Request::Volume { volume }).await? {
             Response::Info(info) => Ok(info.map(|info| *info)),
             other => Err(unexpected(&other)),
         }
-    }
-
-    /// The map as soon as its layout is not `have`, without log positions; none if that takes longer than `timeout` (which is
-    /// cut to [`WAIT_MAX`]).
-    pub async fn wait_map(&self, have: u64, timeout: Duration) -> Result<Option<Arc<ClusterMap>>, CallError> {
-        let timeout = timeout.min(Duration::from_micros(WAIT_MAX));
-        let micros = timeout.as_micros() as u64;
-        let request = |base| Request::WaitMap { have, base, timeout: micros };
-        self.ask_map(have, request, timeout + CALL_TIMEOUT).await
     }
 
     /// Introduces a node; its id.
@@ -492,30 +381,6 @@ impl MonitorClient {
             Response::Alive { layout, position_floor } => Ok((layout, position_floor)),
             other => Err(unexpected(&other)),
         }
-    }
-
-    /// Says how a node's scrub is; what it is to do.
-    pub async fn scrub(&self, report: ScrubReport) -> Result<Vec<ScrubOrder>, CallError> {
-        match self.ask(Request::Scrub(Box::new(report))).await? {
-            Response::ScrubOrders(orders) => Ok(orders),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Has each node of a placement group scrub it now.
-    pub async fn order_scrub(&self, pg: PgId, deep: bool) -> Result<(), CallError> {
-        done(self.ask(Request::OrderScrub { pg, deep }).await?)
-    }
-
-    /// Of disputed blocks, the copy of `from` is to be believed.
-    pub async fn settle_blocks(
-        &self,
-        volume: VolumeKey,
-        index: u32,
-        blocks: BlockRange,
-        from: NodeId,
-    ) -> Result<(), CallError> {
-        done(self.ask(Request::SettleBlocks { volume, index, blocks, from }).await?)
     }
 
     /// Asks for a volume. The lease of what is granted runs from the second value, when the question
@@ -567,11 +432,6 @@ impl MonitorClient {
         }
     }
 
-    /// Takes nodes out, or in (`None`).
-    pub async fn set_nodes_out(&self, nodes: Vec<(NodeId, Option<Out>)>) -> Result<(), CallError> {
-        done(self.ask(Request::SetNodesOut { nodes }).await?)
-    }
-
     /// Lets volumes go: volume, generation, and whether every member holds every object whole.
     pub async fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> Result<(), CallError> {
         done(self.ask(Request::Release { volumes }).await?)
@@ -598,105 +458,6 @@ impl MonitorClient {
             other => Err(unexpected(&other)),
         }
     }
-
-    /// The monitors, as the one knows them that is talked to.
-    pub async fn monitors(&self) -> Result<MonitorsStatus, CallError> {
-        match self.ask(Request::Monitors).await? {
-            Response::Monitors(monitors) => Ok(*monitors),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Makes a monitor that waits to join one of the cluster, in the place of `replaces` if that is given.
-    pub async fn add_monitor(
-        &self,
-        id: u64,
-        address: SocketAddr,
-        replaces: Option<u64>,
-    ) -> Result<(), CallError> {
-        let request = Request::AddMonitor { id, address, replaces };
-        done(self.call(&request, MONITORS_CALL_TIMEOUT).await?.0)
-    }
-
-    /// Takes a monitor out of the cluster.
-    pub async fn remove_monitor(&self, id: u64, force: bool) -> Result<(), CallError> {
-        let request = Request::RemoveMonitor { id, force };
-        done(self.call(&request, MONITORS_CALL_TIMEOUT).await?.0)
-    }
-
-    /// Makes a pool; its id.
-    pub async fn create_pool(
-        &self,
-        name: String,
-        size: u8,
-        pg_num: u32,
-        domain: FailureDomain,
-        ack: Ack,
-    ) -> Result<PoolId, CallError> {
-        let request = Request::CreatePool { name, size, pg_num, domain, ack };
-        match self.ask(request).await? {
-            Response::Pool(id) => Ok(id),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Makes a volume; its id.
-    pub async fn create_volume(
-        &self,
-        name: String,
-        pool: String,
-        size: u64,
-        object_size: u64,
-        io_timeout: Option<u64>,
-    ) -> Result<VolumeId, CallError> {
-        let request = Request::CreateVolume { name, pool, size, object_size, io_timeout };
-        match self.ask(request).await? {
-            Response::Volume(id) => Ok(id),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Removes a volume and its data.
-    pub async fn remove_volume(&self, volume: VolumeKey) -> Result<(), CallError> {
-        done(self.ask(Request::RemoveVolume { volume }).await?)
-    }
-
-    /// Replaces the CRUSH map. Moves nothing by itself.
-    pub async fn set_crush(&self, crush: trefoil_core::crush::CrushMap) -> Result<(), CallError> {
-        let crush = Box::new(crush);
-        done(self.ask(Request::SetCrush { crush }).await?)
-    }
-
-    /// Replaces the CRUSH map that had version `seen` (`ClusterMap::crush_version`). Moves nothing by itself.
-    ///
-    /// Errors: it was changed since; it has no rule that a pool uses; or the answer was lost
-    /// ([`CallError::Unsure`]), and the map has to be looked at.
-    pub async fn replace_crush(
-        &self,
-        seen: u64,
-        crush: trefoil_core::crush::CrushMap,
-    ) -> Result<(), CallError> {
-        let crush = Box::new(crush);
-        done(self.ask(Request::ReplaceCrush { seen, crush }).await?)
-    }
-}
-
-/// The map that a difference makes of the last one.
-async fn changed(last: Option<(MapId, Arc<ClusterMap>)>, payload: &[u8]) -> Result<Arc<ClusterMap>, String> {
-    let (_, last) = last.ok_or("it is the difference to nothing")?;
-    let (version, rest) = payload.split_first().unwrap_or((&0, &[]));
-    let delta: MapDelta = decode(*version, rest)?;
-    let here =
-        payload.len() as u64 <= READ_AT_ONCE_MAX && !(delta.is_costly() && last.nodes.len() > FEW_NODES);
-    let apply = move || {
-        let mut map = ClusterMap::clone(&last);
-        map.apply_delta(&delta).map_err(|error| error.to_string())?;
-        Ok(Arc::new(map))
-    };
-    if here {
-        return apply();
-    }
-    tokio::task::spawn_blocking(apply).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 fn done(response: Response) -> Result<(), CallError> {

@@ -3,7 +3,7 @@
 //! Computed when somebody asks, from the map and from what nodes have said since this monitor leads.
 //! What is not known is never shown as healthy.
 
-use crate::rates::{IoRates, Rates};
+use crate::rates::{IoRates, Rates, Recovering};
 use crate::reports::Said;
 use crate::rpc::{DeviceHealth, Heartbeat, MonitorStatus};
 use crate::scrub::{ScrubReport, Scrubs};
@@ -191,6 +191,8 @@ pub struct NodeStatus {
     pub heartbeat: Option<Heartbeat>,
     /// What it does per second; none: not known.
     pub io: Option<IoRates>,
+    /// How fast its copies are repaired; none: not known.
+    pub recovery: Option<Recovering>,
 }
 
 /// A volume's holder.
@@ -455,6 +457,7 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         up: facts.liveness.known(*id).then_some(node.up).or((!node.up).then_some(false)),
         heartbeat: facts.heartbeats.get(id).cloned(),
         io: facts.rates.of(*id, facts.now),
+        recovery: facts.rates.recovery(*id, facts.now),
     });
     let holder = |it: &VolumeStatus| {
         let holder = map.volumes.get(&it.volume).filter(|_| it.attached)?.holder.as_ref()?;

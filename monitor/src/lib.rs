@@ -57,5 +57,5 @@ mod service;
 pub use client::{Attached, CallError, MonitorClient, RETRY_MAX, Renewed};
 pub use config::{Bootstrap, MONITORS_MAX, MonitorConfig, PeerConfig};
 pub use grants::HEALS_MAX;
-pub use rates::IoRates;
+pub use rates::{IoRates, Recovering};
 pub use server::{Monitor, run};

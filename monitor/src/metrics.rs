@@ -274,7 +274,8 @@ mod tests {
             };
             map.apply(&register).unwrap();
         }
-        let node = |n: u32, up, heartbeat| NodeStatus { node: NodeId(n), up, heartbeat, io: None };
+        let node =
+            |n: u32, up, heartbeat| NodeStatus { node: NodeId(n), up, heartbeat, io: None, recovery: None };
         let beat = Heartbeat { bytes_total: 100, bytes_used: 60, ..Heartbeat::default() };
         let status = Status {
             monitors: Vec::new(),

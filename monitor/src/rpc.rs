@@ -4,7 +4,16 @@
 //! (u64, little-endian) and a `postcard` value. Ids are the asker's; answers come in any order.
 //! Append variants at the end only, and raise [`VERSION`] where a type changes.
 //!
+//! Kept here: requests, answers, errors, and how they travel. [`heartbeat`] has what daemons say of themselves,
+//! [`told`] what is told of others; both are part of this module's names.
+//!
 //! Times that travel are lengths in microseconds, never points in time: no two clocks are compared.
+
+mod heartbeat;
+mod told;
+
+pub use heartbeat::{Daemon, DeviceHealth, Heartbeat};
+pub use told::{Granted, MonitorStatus, MonitorsStatus, MoveStatus, MovesStatus, PgStatus};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
@@ -12,15 +21,14 @@ use trefoil_core::crush::CrushMap;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::admin::PoolChange;
 use trefoil_core::map::lease::Renewal;
-use trefoil_core::map::mover::Waits;
 use trefoil_core::map::{Ack, Event, FailureDomain, Holder, LayoutReport, MapError, MoveLimits, Out, Volume};
-use trefoil_core::message::{GroupList, ListRequest, ListedGroup};
-use trefoil_core::placement::PgConfig;
-use trefoil_core::{BlockRange, Epoch, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
+use trefoil_core::message::{GroupList, ListRequest};
+use trefoil_core::node::ScrubOrder;
+use trefoil_core::{BlockRange, Generation, GroupId, Incarnation, NodeId, PgId, PoolId, VolumeId};
 use trefoil_transport::KIND_USER_MIN;
 
 use crate::health::Status;
-use crate::scrub::{ScrubOrder, ScrubReport};
+use crate::scrub::{CopyDoubts, ScrubReport};
 
 /// The frame of a [`Request`].
 pub const KIND_REQUEST: u16 = KIND_USER_MIN;
@@ -31,7 +39,7 @@ pub(crate) const KIND_PEER_REQUEST: u16 = KIND_USER_MIN + 2;
 /// The answer.
 pub(crate) const KIND_PEER_RESPONSE: u16 = KIND_USER_MIN + 3;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -69,85 +77,6 @@ pub enum VolumeKey {
     Id(VolumeId),
     /// By its name, as clients do.
     Name(String),
-}
-
-/// How a node's device does. All zeros: nothing was measured.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceHealth {
-    /// Reads that ended within the last minute or so.
-    pub reads: u64,
-    /// Their mean time, in microseconds.
-    pub read_us: u64,
-    /// The time of the slowest, in microseconds.
-    pub read_max_us: u64,
-    /// Writes, as `reads`.
-    pub writes: u64,
-    /// See `read_us`.
-    pub write_us: u64,
-    /// See `read_max_us`.
-    pub write_max_us: u64,
-    /// The age of the oldest operation that has not ended, in microseconds.
-    pub oldest_us: u64,
-    /// Reads and writes that have failed since the node started.
-    pub errors: u64,
-}
-
-/// What a node says of itself, every second or so.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Heartbeat {
-    /// Its id.
-    pub node: NodeId,
-    /// Its store.
-    pub incarnation: Incarnation,
-    /// The position up to which its log is durable.
-    pub position: u64,
-    /// It has lost acknowledged state, and not all of it is healed (N8).
-    pub lost: bool,
-    /// Bytes of its device that can hold data.
-    pub bytes_total: u64,
-    /// Bytes of them in use.
-    pub bytes_used: u64,
-    /// It refuses new data for lack of room.
-    pub full: bool,
-    /// Blocks that are bad here now: their bytes fail their checksum, and no peer had good ones.
-    pub bad_blocks: u64,
-    /// Blocks whose bytes failed their checksum since the node started, healed or not.
-    pub checksum_errors: u64,
-    /// Objects that are behind here.
-    pub behind: u64,
-    /// Reads, writes, and their bytes since the node started.
-    pub reads: u64,
-    /// See `reads`.
-    pub writes: u64,
-    /// See `reads`.
-    pub read_bytes: u64,
-    /// See `reads`.
-    pub write_bytes: u64,
-    /// Bytes that came from other nodes to repair copies, since the node started.
-    pub recovery_bytes: u64,
-    /// Its device.
-    pub device: DeviceHealth,
-    /// Groups of which the node has seen that its copy differs from a peer's (section 8): all of them at
-    /// present, at most [`DIFFERING_MAX`].
-    pub differing: Vec<GroupId>,
-}
-
-/// A daemon that has a directory of its own.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Daemon {
-    /// A storage node.
-    Node(NodeId),
-    /// A monitor, by its number.
-    Monitor(u64),
-}
-
-impl std::fmt::Display for Daemon {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Daemon::Node(node) => write!(f, "{node}"),
-            Daemon::Monitor(id) => write!(f, "monitor.{id}"),
-        }
-    }
 }
 
 /// What is asked.
@@ -424,102 +353,11 @@ pub enum Request {
         /// Whose copy.
         from: NodeId,
     },
-}
-
-/// A move that is under way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MoveStatus {
-    /// Of which placement group.
-    pub pg: PgId,
-    /// Who leaves.
-    pub from: NodeId,
-    /// Who comes.
-    pub to: NodeId,
-    /// The placement group's epoch.
-    pub epoch: Epoch,
-    /// It is in the joint stage; else the new node is learning.
-    pub joint: bool,
-    /// Members of the old set that have answered in this epoch.
-    pub answered: u32,
-    /// Members of the old set.
-    pub members: u32,
-    /// Groups that they have named so far.
-    pub groups: u32,
-    /// Of these, those that the new node lacks or is not level with.
-    pub lacking: u32,
-    /// Objects that are behind at the new node; none: it has not answered in this epoch.
-    pub behind: Option<u64>,
-    /// The most that this was since the move began, or since this monitor leads.
-    pub behind_max: u64,
-    /// Microseconds since the move began, or since this monitor leads.
-    pub age: u64,
-}
-
-/// What is on the move.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MovesStatus {
-    /// Nothing is begun or taken further.
-    pub paused: bool,
-    /// How much may be.
-    pub limits: MoveLimits,
-    /// Placement groups whose move was undone, and that get none until moves are resumed.
-    pub held: Vec<PgId>,
-    /// In order of their placement groups.
-    pub moves: Vec<MoveStatus>,
-    /// Why placement groups are not moved that should be: for each reason how many, as far as the leading
-    /// monitor has looked since it looked at the first one.
-    pub waits: Vec<(Waits, u32)>,
-}
-
-/// A placement group, and what its nodes say of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PgStatus {
-    /// How it is laid out.
-    pub config: PgConfig,
-    /// What each of its nodes has of it, in order; none: it did not answer in time.
-    pub copies: Vec<(NodeId, Option<Vec<ListedGroup>>)>,
-}
-
-/// A monitor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MonitorStatus {
-    /// Its number.
-    pub id: u64,
-    /// Where it is reached.
-    pub address: SocketAddr,
-    /// Of its data directory.
-    pub incarnation: u64,
-    /// It votes; else it is still learning.
-    pub voter: bool,
-    /// It is the one that leads, as far as the answering one knows.
-    pub leader: bool,
-    /// It has answered lately; none: the answering one does not lead and cannot know.
-    pub up: Option<bool>,
-    /// The last log entry that it is known to have; none as above.
-    pub log: Option<u64>,
-}
-
-/// The monitors, as one of them knows them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MonitorsStatus {
-    /// The cluster's name.
-    pub cluster_name: String,
-    /// The cluster's id.
-    pub cluster_id: [u8; 16],
-    /// The number of the one that answers.
-    pub answered_by: u64,
-    /// It leads, and a majority has said so within the last second or so.
-    pub leads: bool,
-    /// Raft's term.
-    pub term: u64,
-    /// Its last log entry.
-    pub log: u64,
-    /// The last entry that it has applied to its map.
-    pub applied: u64,
-    /// Its map's version.
-    pub version: u64,
-    /// In order of their numbers.
-    pub monitors: Vec<MonitorStatus>,
+    /// What nodes have said of the blocks of a placement group that are in doubt.
+    Doubts {
+        /// Which one.
+        pg: PgId,
+    },
 }
 
 impl Request {
@@ -540,21 +378,6 @@ impl Request {
                 | Request::Unmute { .. }
         )
     }
-}
-
-/// A volume that was granted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Granted {
-    /// Its id.
-    pub volume: VolumeId,
-    /// The generation: never granted before, never granted again.
-    pub generation: Generation,
-    /// What the map says of it.
-    pub info: Volume,
-    /// The lease lasts this many microseconds *from when the request was sent*.
-    pub lease: u64,
-    /// It should be renewed this often, in microseconds.
-    pub renew: u64,
 }
 
 /// What is answered.
@@ -651,6 +474,8 @@ pub enum Response {
     Pg(Box<PgStatus>),
     /// What a node's scrub is to do.
     ScrubOrders(Vec<ScrubOrder>),
+    /// What each node of a placement group says of its copies.
+    Doubts(Vec<CopyDoubts>),
 }
 
 /// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].
@@ -682,6 +507,9 @@ pub enum RpcError {
     /// The monitor does not have the map any more whose parts the asker fetches: it begins again.
     #[error("the map has changed while it was fetched: ask again")]
     MapMoved,
+    /// A limit is reached that is not for long: try again later.
+    #[error("not now: {0}")]
+    Later(String),
 }
 
 /// Appends what each meta begins with.

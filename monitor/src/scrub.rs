@@ -2,11 +2,15 @@
 //!
 //! Soft state of the monitor that leads. Nodes scrub by their own schedules and mark what they find in their
 //! own copies; nothing here decides anything. An order is handed to a node with the answer to its next
-//! report, a few times over, and is forgotten then: given while a node is away, it is to be given again.
+//! report, as soon as the node has room for it, a word on whom to believe a few times over, and is forgotten
+//! then. Given while a node is away, or to a monitor that leads no more, it is to be given again: who gave it
+//! can see here ([`CopyDoubts`]) whether it is done.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use trefoil_core::limits::NODE_SCRUBS_MAX;
 use trefoil_core::map::ClusterMap;
+use trefoil_core::node::ScrubOrder;
 use trefoil_core::scrub::Doubt;
 use trefoil_core::{BlockRange, Head, Incarnation, NodeId, ObjectId, PgId, Time, VolumeId};
 
@@ -16,10 +20,13 @@ pub const DOUBTS_PER_REPORT_MAX: usize = 256;
 pub const ORDERS_PER_NODE_MAX: usize = 4096;
 /// Orders in one answer.
 pub const ORDERS_PER_ANSWER_MAX: usize = 64;
+/// Placement groups that wait for their scrub at a node while it is given more: half of what it can take, as its
+/// calendar and others' orders come besides.
+const OPEN_AT_NODE_MAX: u64 = NODE_SCRUBS_MAX as u64 / 2;
 /// How often a node is told whose copy to believe: some reports apart, so that all copies hear of it at about
 /// the same time and what one of them found meanwhile is put right.
 const BELIEVE_TIMES: u32 = 4;
-/// An order that was not fetched for so long (µs) is dropped.
+/// The orders of a node that was silent for so long (µs) are dropped.
 const ORDER_FOR: u64 = 60_000_000;
 /// A report is believed for so long (µs).
 const REPORT_FOR: u64 = 10_000_000;
@@ -62,25 +69,18 @@ pub struct ScrubReport {
     pub doubts: Vec<DoubtReport>,
 }
 
-/// What a node is to do.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ScrubOrder {
-    /// Scrub a placement group now.
-    Scrub {
-        /// Which one.
-        pg: PgId,
-        /// Read every block, too.
-        deep: bool,
-    },
-    /// Of blocks that are disputed, believe the copy of `from`.
-    Believe {
-        /// The object.
-        object: ObjectId,
-        /// Which blocks.
-        blocks: BlockRange,
-        /// Whose copy.
-        from: NodeId,
-    },
+/// What a node says of the blocks of one placement group that are in doubt in its copies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyDoubts {
+    /// The node, a member of the placement group or one that is coming to be.
+    pub node: NodeId,
+    /// It has reported lately; else nothing is known of it.
+    pub reported: bool,
+    /// Blocks that it has in doubt in any placement group, and that its report did not name: some may be of
+    /// this one.
+    pub unnamed: u64,
+    /// The blocks of this placement group that it has named, in order.
+    pub doubts: Vec<DoubtReport>,
 }
 
 /// Why an order was not taken.
@@ -115,7 +115,7 @@ pub enum OrderError {
         "no copy of object {0} has disputed blocks there: there is nothing to settle (see `trefoil health`)"
     )]
     NotDisputed(u32),
-    /// The limit.
+    /// The limit. It passes: nodes fetch their orders every second.
     #[error("{ORDERS_PER_NODE_MAX} orders wait for {0} already: try again later")]
     TooMany(NodeId),
 }
@@ -134,15 +134,31 @@ struct Waiting {
     times: u32,
 }
 
+impl Waiting {
+    /// Whom to believe.
+    fn is_word(&self) -> bool {
+        matches!(self.order, ScrubOrder::Believe { .. })
+    }
+
+    /// Its node, which was heard of then, has been away for too long.
+    fn is_over(&self, heard: Option<Time>, now: Time) -> bool {
+        now.since(heard.map_or(self.since, |at| at.max(self.since))) >= ORDER_FOR
+    }
+}
+
 impl Scrubs {
-    /// A node has reported. What it is to do.
+    /// A node has reported. What it is to do: words on whom to believe first, then scrubs, as far as it has room.
     pub fn heard(&mut self, report: ScrubReport, now: Time) -> Vec<ScrubOrder> {
         let node = report.node;
-        self.reports.insert(node, (now, report));
+        let room = OPEN_AT_NODE_MAX.saturating_sub(report.open);
+        let before = self.reports.insert(node, (now, report)).map(|(at, _)| at);
         let Some(waiting) = self.orders.get_mut(&node) else { return Vec::new() };
-        waiting.retain(|it| now.since(it.since) < ORDER_FOR);
+        waiting.retain(|it| !it.is_over(before, now));
         let mut orders = Vec::new();
-        for it in waiting.iter_mut().take(ORDERS_PER_ANSWER_MAX) {
+        let (words, scrubs): (Vec<_>, Vec<_>) = waiting.iter_mut().partition(|it| it.is_word());
+        let words = words.into_iter().take(ORDERS_PER_ANSWER_MAX);
+        let left = ORDERS_PER_ANSWER_MAX.saturating_sub(words.len());
+        for it in words.chain(scrubs.into_iter().take(left.min(room as usize))) {
             orders.push(it.order);
             it.times = it.times.saturating_sub(1);
         }
@@ -158,13 +174,24 @@ impl Scrubs {
         self.reports.values().filter(move |(at, _)| now.since(*at) <= REPORT_FOR).map(|(_, report)| report)
     }
 
+    /// All of them get it, or none. One that waits already is not given twice.
     fn give(&mut self, nodes: &[NodeId], order: ScrubOrder, times: u32, now: Time) -> Result<(), OrderError> {
-        let full = |node: &&NodeId| self.orders.get(*node).is_some_and(|o| o.len() >= ORDERS_PER_NODE_MAX);
-        if let Some(node) = nodes.iter().find(full) {
-            return Err(OrderError::TooMany(*node));
+        for node in nodes {
+            let Some(waiting) = self.orders.get_mut(node) else { continue };
+            let heard = self.reports.get(node).map(|(at, _)| *at);
+            if waiting.len() >= ORDERS_PER_NODE_MAX {
+                waiting.retain(|it| !it.is_over(heard, now));
+            }
+            if waiting.len() >= ORDERS_PER_NODE_MAX && !waiting.iter().any(|it| it.order == order) {
+                return Err(OrderError::TooMany(*node));
+            }
         }
         for node in nodes {
-            self.orders.entry(*node).or_default().push(Waiting { order, since: now, times });
+            let waiting = self.orders.entry(*node).or_default();
+            match waiting.iter_mut().find(|it| it.order == order) {
+                Some(it) => (it.since, it.times) = (now, times),
+                None => waiting.push(Waiting { order, since: now, times }),
+            }
         }
         Ok(())
     }
@@ -185,12 +212,9 @@ impl Scrubs {
         now: Time,
     ) -> Result<(), OrderError> {
         let Some(info) = map.volumes.get(&volume) else { return Err(OrderError::NotDisputed(index)) };
-        let objects = info.size.div_ceil(info.object_size);
-        if u64::from(index) >= objects {
-            return Err(OrderError::NoObject { index, objects });
-        }
-        let pg_num = map.pools.get(&info.pool).map_or(1, |pool| pool.pg_num);
-        let pg = PgId { pool: info.pool, pg: trefoil_core::crush::object_pg(volume.0, index, pg_num) };
+        let objects = u64::from(info.objects());
+        let group = map.group_of(volume, index).ok_or(OrderError::NoObject { index, objects })?;
+        let pg = group.pg;
         let config = map.pgs.get(&pg).ok_or(OrderError::NoPg(pg))?.config();
         let members = config.everyone();
         if !members.contains(&from) {
@@ -200,7 +224,7 @@ impl Scrubs {
         if !self.reports(now).any(|report| report.node == from) {
             return Err(OrderError::Silent(from));
         }
-        let object = ObjectId { group: trefoil_core::GroupId { volume, pg }, index };
+        let object = ObjectId { group, index };
         let disputed = |it: &DoubtReport| {
             it.object == object
                 && it.doubt == Doubt::Disputed
@@ -214,6 +238,23 @@ impl Scrubs {
             return Err(OrderError::NotDisputed(index));
         }
         self.give(&members, ScrubOrder::Believe { object, blocks, from }, BELIEVE_TIMES, now)
+    }
+
+    /// What each node of a placement group says of the blocks there that are in doubt; none: no such group.
+    pub fn of_pg(&self, map: &ClusterMap, pg: PgId, now: Time) -> Option<Vec<CopyDoubts>> {
+        let members = map.pgs.get(&pg)?.config().everyone();
+        let said = |node: NodeId| {
+            let report = self.reports.get(&node).filter(|(at, _)| now.since(*at) <= REPORT_FOR);
+            let report = report.map(|(_, report)| report);
+            let doubts = report.map_or(&[][..], |report| &report.doubts);
+            CopyDoubts {
+                node,
+                reported: report.is_some(),
+                unnamed: report.map_or(0, |it| it.in_doubt.saturating_sub(it.doubts.len() as u64)),
+                doubts: doubts.iter().filter(|it| it.object.group.pg == pg).copied().collect(),
+            }
+        };
+        Some(members.into_iter().map(said).collect())
     }
 
     /// Blocks that are disputed, in words: the volume's name, object, block, and which copy holds what.
@@ -330,18 +371,98 @@ mod tests {
     }
 
     #[test]
+    fn each_copy_of_a_group_says_what_it_has_in_doubt_or_that_nobody_knows() {
+        let map = map();
+        let nodes: Vec<NodeId> = map.nodes.keys().copied().collect();
+        let mut scrubs = Scrubs::default();
+        let mut first = report(&map, nodes[0], Some(Doubt::Disputed));
+        first.in_doubt = 5;
+        let pg = first.doubts[0].object.group.pg;
+        scrubs.heard(first.clone(), Time(5));
+        scrubs.heard(report(&map, nodes[1], None), Time(5));
+        let said = scrubs.of_pg(&map, pg, Time(6)).unwrap();
+        assert_eq!(said.len(), 3);
+        let of = |node: NodeId| said.iter().find(|it| it.node == node).unwrap();
+        assert_eq!((of(nodes[0]).reported, of(nodes[0]).unnamed), (true, 4));
+        assert_eq!(of(nodes[0]).doubts, first.doubts);
+        assert!(of(nodes[1]).reported && of(nodes[1]).doubts.is_empty());
+        assert!(!of(nodes[2]).reported, "it has said nothing");
+        assert!(scrubs.of_pg(&map, pg, Time(REPORT_FOR + 6)).unwrap().iter().all(|it| !it.reported));
+        let other = PgId { pg: (pg.pg + 1) % 4, ..pg };
+        assert!(scrubs.of_pg(&map, other, Time(6)).unwrap().iter().all(|it| it.doubts.is_empty()));
+        assert_eq!(scrubs.of_pg(&map, PgId { pg: 99, ..pg }, Time(6)), None);
+    }
+
+    fn many(map: &ClusterMap) -> Vec<ScrubOrder> {
+        let pg = map.pgs.iter().next().unwrap().0;
+        (0..ORDERS_PER_NODE_MAX as u32)
+            .map(|n| ScrubOrder::Scrub { pg: PgId { pg: n, ..pg }, deep: true })
+            .collect()
+    }
+
+    #[test]
     fn orders_are_bounded_and_do_not_wait_for_ever() {
         let map = map();
         let mut scrubs = Scrubs::default();
         let pg = map.pgs.iter().next().unwrap().0;
         let node = *map.nodes.keys().next().unwrap();
-        for _ in 0..ORDERS_PER_NODE_MAX {
-            scrubs.scrub(&map, pg, true, Time(0)).unwrap();
+        for order in many(&map) {
+            scrubs.give(&[node], order, 1, Time(0)).unwrap();
         }
-        assert!(matches!(scrubs.scrub(&map, pg, true, Time(0)), Err(OrderError::TooMany(_))));
+        assert_eq!(scrubs.scrub(&map, pg, true, Time(0)), Ok(()), "that one waits already");
+        assert_eq!(scrubs.scrub(&map, pg, false, Time(0)), Err(OrderError::TooMany(node)));
+        assert_eq!(scrubs.orders.len(), 3, "all or none");
         assert_eq!(scrubs.heard(report(&map, node, None), Time(1)).len(), ORDERS_PER_ANSWER_MAX);
-        assert!(scrubs.heard(report(&map, node, None), Time(ORDER_FOR)).is_empty());
+        assert_eq!(scrubs.scrub(&map, pg, false, Time(1)), Ok(()));
+        assert!(scrubs.heard(report(&map, node, None), Time(1 + ORDER_FOR)).is_empty());
         let none = PgId { pg: 99, ..pg };
         assert_eq!(scrubs.scrub(&map, none, false, Time(0)), Err(OrderError::NoPg(none)));
+        // Of a node that has never come.
+        let away = NodeId(77);
+        for order in many(&map) {
+            scrubs.give(&[away], order, 1, Time(0)).unwrap();
+        }
+        let next = ScrubOrder::Scrub { pg, deep: false };
+        assert_eq!(scrubs.give(&[away], next, 1, Time(ORDER_FOR - 1)), Err(OrderError::TooMany(away)));
+        assert_eq!(scrubs.give(&[away], next, 1, Time(ORDER_FOR)), Ok(()));
+    }
+
+    #[test]
+    fn a_node_gets_as_many_as_it_can_take_and_loses_none_while_it_reports() {
+        let map = map();
+        let mut scrubs = Scrubs::default();
+        let node = *map.nodes.keys().next().unwrap();
+        let all = many(&map);
+        for order in &all {
+            scrubs.give(&[node], *order, 1, Time(0)).unwrap();
+        }
+        // It scrubs ten in a second: much longer than an order waits for a silent node.
+        let (mut open, mut got, mut now) = (0u64, Vec::new(), Time(0));
+        while got.len() < all.len() {
+            now = Time(now.0 + 1_000_000);
+            assert!(now.0 < 1000 * 1_000_000, "{} of {}", got.len(), all.len());
+            let report = ScrubReport { open, ..report(&map, node, None) };
+            let orders = scrubs.heard(report, now);
+            assert!(open + orders.len() as u64 <= OPEN_AT_NODE_MAX);
+            open = (open + orders.len() as u64).saturating_sub(10);
+            got.extend(orders);
+        }
+        assert!(now.0 > ORDER_FOR && got == all);
+    }
+
+    #[test]
+    fn a_word_on_whom_to_believe_does_not_wait_behind_scrubs() {
+        let map = map();
+        let mut scrubs = Scrubs::default();
+        let node = *map.nodes.keys().next().unwrap();
+        for order in many(&map).into_iter().skip(1) {
+            scrubs.give(&[node], order, 1, Time(0)).unwrap();
+        }
+        let object = report(&map, node, Some(Doubt::Disputed)).doubts[0].object;
+        let word = ScrubOrder::Believe { object, blocks: BlockRange::new(7, 1), from: node };
+        scrubs.give(&[node], word, BELIEVE_TIMES, Time(0)).unwrap();
+        let full = ScrubReport { open: OPEN_AT_NODE_MAX, ..report(&map, node, None) };
+        assert_eq!(scrubs.heard(full, Time(1)), [word]);
+        assert_eq!(scrubs.heard(report(&map, node, None), Time(2))[0], word);
     }
 }

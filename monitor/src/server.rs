@@ -466,6 +466,7 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::RemoveNode { .. }
         | Request::SetPool { .. }
         | Request::OrderScrub { .. }
+        | Request::Doubts { .. }
         | Request::SettleBlocks { .. }
         | Request::ReplaceCrush { .. } => role == Role::Client,
         Request::Died { daemon: Daemon::Node(_), .. } => role == Role::StorageNode,

@@ -14,7 +14,7 @@ use crate::peers::Peers;
 use crate::raft::{ENTRY_BYTES_MAX, Identity, Outcome, Proposal, Raft, SharedMap, reign_of};
 use crate::reign::Reign;
 use crate::rpc::*;
-use crate::scrub::{DOUBTS_PER_REPORT_MAX, ScrubReport};
+use crate::scrub::{DOUBTS_PER_REPORT_MAX, OrderError, ScrubReport};
 use openraft::ServerState;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use std::cell::{Cell, RefCell};
@@ -105,6 +105,13 @@ pub(crate) type Result<T, E = RpcError> = std::result::Result<T, E>;
 pub(crate) fn wall_clock() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
+}
+
+fn not_ordered(error: OrderError) -> RpcError {
+    match error {
+        OrderError::TooMany(_) => RpcError::Later(error.to_string()),
+        error => RpcError::NotAllowed(error.to_string()),
+    }
 }
 
 /// The node that has that store.
@@ -234,14 +241,20 @@ impl Service {
             Request::OrderScrub { pg, deep } => {
                 let (reign, now) = (self.confirmed_reign().await?, self.now());
                 let ordered = reign.soft.borrow_mut().scrubs.scrub(&self.map(), pg, deep, now);
-                ordered.map_err(|error| RpcError::NotAllowed(error.to_string()))?;
+                ordered.map_err(not_ordered)?;
                 return Ok(Response::Done.into());
+            }
+            Request::Doubts { pg } => {
+                let (reign, now) = (self.confirmed_reign().await?, self.now());
+                let said = reign.soft.borrow().scrubs.of_pg(&self.map(), pg, now);
+                let said = said.ok_or_else(|| not_ordered(OrderError::NoPg(pg)))?;
+                return Ok(Response::Doubts(said).into());
             }
             Request::SettleBlocks { volume, index, blocks, from } => {
                 let (reign, map, now) = (self.confirmed_reign().await?, self.map(), self.now());
                 let id = self.find(&map, &volume)?;
                 let settled = reign.soft.borrow_mut().scrubs.settle(&map, (id, index), blocks, from, now);
-                settled.map_err(|error| RpcError::NotAllowed(error.to_string()))?;
+                settled.map_err(not_ordered)?;
                 return Ok(Response::Done.into());
             }
             Request::Attach { volume, holder, above } => {

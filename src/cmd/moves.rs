@@ -5,14 +5,17 @@ use super::pg::pg_id;
 use crate::admin::{self, Admin};
 use crate::failure::Outcome;
 use crate::output::{self, count, duration};
+use crate::size::Size;
+use crate::view::Snapshot;
 use clap::{Args, Subcommand};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
-use trefoil_core::ids::PgId;
+use trefoil_core::ids::{NodeId, PgId};
 use trefoil_core::map::{ClusterMap, MoveLimits};
+use trefoil_monitor::Recovering;
 use trefoil_monitor::rpc::{MoveStatus, MovesStatus};
 
 /// Between two looks, with `--follow`.
@@ -95,6 +98,11 @@ struct StatusView {
     misplaced: u64,
     /// Those whose move was undone.
     held: Vec<String>,
+    /// Per second, what the nodes that copies come to get from others; null: of one of them it is not known.
+    bytes_per_s: Option<u64>,
+    /// Seconds until the moves that are under way have everything, at the pace of the last half minute; null: not
+    /// known. What waits comes after that.
+    left_s: Option<u64>,
     moves: Vec<MoveView>,
     /// Why others are not moved now.
     waits: Vec<WaitView>,
@@ -119,6 +127,10 @@ struct MoveView {
     behind: Option<u64>,
     behind_max: u64,
     seconds: u64,
+    /// Per second, what the new node gets from others, for this move and all else that it repairs; null: not known.
+    bytes_per_s: Option<u64>,
+    /// Seconds until nothing is behind at the new node; null: not known.
+    left_s: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -192,18 +204,30 @@ fn misplaced(map: &ClusterMap) -> u64 {
     found + map.moves.active.keys().filter(|pg| joint(pg)).count() as u64
 }
 
-fn view(map: &ClusterMap, status: &MovesStatus) -> StatusView {
+/// How fast each node's copies are repaired, where it is known.
+type Paces = BTreeMap<NodeId, Recovering>;
+
+fn view(map: &ClusterMap, status: &MovesStatus, paces: &Paces) -> StatusView {
+    let moves: Vec<MoveView> = status.moves.iter().map(|it| move_view(it, paces)).collect();
+    // Of each node once, however many moves it is in.
+    let nodes: BTreeSet<NodeId> = status.moves.iter().map(|it| it.to).collect();
+    let bytes = nodes.iter().map(|node| Some(paces.get(node)?.bytes));
     StatusView {
         paused: status.paused,
         limits: status.limits,
         misplaced: misplaced(map),
         held: status.held.iter().map(PgId::to_string).collect(),
-        moves: status.moves.iter().map(move_view).collect(),
+        bytes_per_s: bytes.sum(),
+        left_s: moves.iter().map(|it| it.left_s).try_fold(0, |most, left| Some(most.max(left?))),
+        moves,
         waits: status.waits.iter().map(|(why, pgs)| WaitView { why: why.to_string(), pgs: *pgs }).collect(),
     }
 }
 
-fn move_view(it: &MoveStatus) -> MoveView {
+fn move_view(it: &MoveStatus, paces: &Paces) -> MoveView {
+    let pace = paces.get(&it.to);
+    // What has not been opened there yet is not known to be behind.
+    let known = it.behind.filter(|behind| it.lacking == 0 || *behind > 0);
     MoveView {
         pg: it.pg.to_string(),
         stage: if it.joint { "joint" } else { "learn" },
@@ -217,6 +241,8 @@ fn move_view(it: &MoveStatus) -> MoveView {
         behind: it.behind,
         behind_max: it.behind_max,
         seconds: it.age / 1_000_000,
+        bytes_per_s: pace.map(|pace| pace.bytes),
+        left_s: known.and_then(|behind| if behind == 0 { Some(0) } else { pace?.left_s }),
     }
 }
 
@@ -240,18 +266,33 @@ impl StatusView {
     fn headline(&self) -> String {
         let state = if self.paused { "paused" } else { "running" };
         let waiting = self.misplaced.saturating_sub(self.moves.len() as u64);
-        format!(
+        let mut text = format!(
             "moves are {state}: {} on the move, {waiting} more to be moved ({})",
             count(self.moves.len() as u64, "placement group"),
             said(self.limits)
-        )
+        );
+        if !self.moves.is_empty() {
+            let (rate, left) = (rate(self.bytes_per_s), time_left(self.left_s));
+            text +=
+                &format!("\nrecovery brings {rate} to the new nodes; left for what is on the move: {left}");
+        }
+        text
     }
 }
 
+fn rate(bytes_per_s: Option<u64>) -> String {
+    bytes_per_s.map_or_else(|| "unknown".to_owned(), |bytes| format!("{}/s", Size(bytes)))
+}
+
+fn time_left(seconds: Option<u64>) -> String {
+    seconds.map_or_else(|| "unknown".to_owned(), duration)
+}
+
 async fn look(admin: &mut Admin) -> Outcome<StatusView> {
-    let (_, map) = admin.map().await?;
-    let status = admin.moves().await?;
-    Ok(view(&map, &status))
+    let Snapshot { map, status, .. } = admin.snapshot().await?;
+    let moves = admin.moves().await?;
+    let paces = status.nodes.iter().filter_map(|node| Some((node.node, node.recovery?))).collect();
+    Ok(view(&map, &moves, &paces))
 }
 
 async fn status(args: &StatusArgs, admin: &mut Admin, out: &mut dyn Write) -> Outcome {
@@ -311,11 +352,25 @@ fn table(view: &StatusView) -> String {
                 it.lacking.to_string(),
                 known(it.behind, ""),
                 known(it.done(), "%"),
+                rate(it.bytes_per_s),
+                time_left(it.left_s),
                 duration(it.seconds),
             ]
         };
-        let headers =
-            ["PG", "STAGE", ">FROM", ">TO", ">ANSWERED", ">GROUPS", ">LACKING", ">BEHIND", ">DONE", ">FOR"];
+        let headers = [
+            "PG",
+            "STAGE",
+            ">FROM",
+            ">TO",
+            ">ANSWERED",
+            ">GROUPS",
+            ">LACKING",
+            ">BEHIND",
+            ">DONE",
+            ">RATE",
+            ">LEFT",
+            ">FOR",
+        ];
         text += &format!("\n\n{}", output::table(&headers, view.moves.iter().map(row)));
     }
     if !view.held.is_empty() {
@@ -349,7 +404,7 @@ impl Bars {
         *most = (*most).max(view.misplaced);
         total.set_length(*most);
         total.set_position(*most - view.misplaced);
-        total.set_message(if view.paused { "PAUSED" } else { "" });
+        total.set_message(if view.paused { "PAUSED".to_owned() } else { rate(view.bytes_per_s) });
         self.each.retain(|pg, bar| {
             let there = view.moves.iter().any(|it| it.pg == *pg);
             if !there {
@@ -369,7 +424,7 @@ impl Bars {
             bar.set_position(it.behind_max.saturating_sub(it.behind.unwrap_or(it.behind_max)));
             bar.set_message(match it.behind {
                 None => format!("{}: not heard of yet", it.stage),
-                Some(_) => it.stage.to_owned(),
+                Some(_) => format!("{}, {} at node.{}", it.stage, rate(it.bytes_per_s), it.to),
             });
         }
     }
@@ -391,6 +446,7 @@ fn set_style(bar: &ProgressBar, template: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trefoil_core::ids::{Epoch, PoolId};
 
     fn moving(behind: Option<u64>, lacking: u32) -> MoveView {
         MoveView {
@@ -406,6 +462,8 @@ mod tests {
             behind,
             behind_max: 40,
             seconds: 61,
+            bytes_per_s: None,
+            left_s: None,
         }
     }
 
@@ -415,6 +473,8 @@ mod tests {
             limits: MoveLimits::default(),
             misplaced,
             held: vec!["1.b".to_owned(); held],
+            bytes_per_s: None,
+            left_s: None,
             moves,
             waits: vec![WaitView { why: "reasons".to_owned(), pgs: 2 }],
         }
@@ -429,6 +489,43 @@ mod tests {
         let text = table(&status_of(vec![moving(None, 4)], 3, 1));
         assert!(text.contains("unknown") && text.contains("2 more to be moved"), "{text}");
         assert!(text.contains("1.b") && text.contains("2 placement groups: reasons"), "{text}");
+    }
+
+    fn status(to: u32, behind: Option<u64>, lacking: u32) -> MoveStatus {
+        MoveStatus {
+            pg: PgId { pool: PoolId(1), pg: 10 },
+            from: NodeId(1),
+            to: NodeId(to),
+            epoch: Epoch(2),
+            joint: false,
+            answered: 2,
+            members: 3,
+            groups: 4,
+            lacking,
+            behind,
+            behind_max: 40,
+            age: 61_000_000,
+        }
+    }
+
+    #[test]
+    fn rate_and_time_left_are_those_of_the_new_nodes_and_else_unknown() {
+        let pace = |bytes, left_s| Recovering { bytes, repairs_per_ks: 1, left_s };
+        let paces = Paces::from([(NodeId(3), pace(3 << 20, Some(90))), (NodeId(4), pace(5 << 20, None))]);
+        let seen = |moves: Vec<MoveStatus>| {
+            view(&ClusterMap::new(), &MovesStatus { moves, ..MovesStatus::default() }, &paces)
+        };
+        let both = seen(vec![status(3, Some(10), 1), status(3, Some(0), 0)]);
+        assert_eq!((both.bytes_per_s, both.left_s), (Some(3 << 20), Some(90)), "the node counts once");
+        let text = table(&both);
+        assert!(text.contains("3 MiB/s to the new nodes; left for what is on the move: 1m30s"), "{text}");
+        let other = seen(vec![status(3, Some(10), 1), status(4, Some(1), 0)]);
+        assert_eq!((other.bytes_per_s, other.left_s), (Some(8 << 20), None));
+        let silent = seen(vec![status(5, Some(10), 1)]);
+        assert_eq!((silent.bytes_per_s, silent.left_s), (None, None));
+        let unopened = seen(vec![status(3, Some(0), 4)]);
+        assert_eq!(unopened.left_s, None, "nobody knows yet what it lacks");
+        assert!(table(&unopened).contains("on the move: unknown"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! What each means is in `trefoil_core::map::admin`; what it would move is shown first, as for any edit of the CRUSH map.
 
-use super::crush::change::Options;
+use super::go_ahead::Options;
 use super::{Global, wish};
 use crate::admin::{self, Admin, Replaced};
 use crate::failure::Outcome;

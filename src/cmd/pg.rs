@@ -2,6 +2,7 @@
 
 use super::Global;
 use super::lists::{ListArgs, joined, list};
+use super::pg_doubts::{self, DoubtsView};
 use crate::admin::{self, Admin};
 use crate::failure::{Failure, Outcome};
 use crate::output;
@@ -10,7 +11,8 @@ use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::io::Write;
-use trefoil_core::ids::{PgId, PoolId};
+use trefoil_core::ids::{PgId, PoolId, VolumeId};
+use trefoil_core::map::ClusterMap;
 use trefoil_core::message::ListedGroup;
 
 /// `trefoil pg ...`.
@@ -25,14 +27,17 @@ Examples:
     List(PgListArgs),
     /// Show a placement group: its configuration, and what its nodes say that they have of it
     ///
-    /// Each node is asked. What a node does not say within a few seconds is shown as unknown.
+    /// Each node is asked. What a node does not say within a few seconds is shown as unknown. Blocks whose copies differ
+    /// are listed with what each copy has recorded: those with the same checksum hold the same.
     #[command(after_help = "\
 Examples:
   trefoil pg show 1.2f
+  trefoil pg show --object disk0/3
+  trefoil pg show 1.2f --json | jq '.in_doubt[] | select(.disputed)'
   trefoil pg show 1.2f --json | jq '.copies[] | select(.known | not) | .node'")]
     Show(PgShowArgs),
     Scrub(super::pg_scrub::ScrubArgs),
-    Settle(super::pg_scrub::SettleArgs),
+    Settle(super::pg_settle::SettleArgs),
 }
 
 /// What `pg list` is asked for.
@@ -65,8 +70,11 @@ enum PgState {
 #[derive(Args, Debug)]
 pub struct PgShowArgs {
     /// POOL.PG, the latter in hexadecimal, as `trefoil pg list` shows it
-    #[arg(value_parser = pg_id)]
-    pg: PgId,
+    #[arg(value_parser = pg_id, required_unless_present = "object", conflicts_with = "object")]
+    pg: Option<PgId>,
+    /// The placement group of this object, and of the blocks in doubt only its own
+    #[arg(long, value_name = "VOLUME/INDEX")]
+    object: Option<String>,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -87,7 +95,7 @@ pub fn run(command: &PgCommand, global: &Global, out: &mut dyn Write) -> Outcome
         PgCommand::List(args) => pg_list(args, global, out),
         PgCommand::Show(args) => pg_show(args, global, out),
         PgCommand::Scrub(args) => super::pg_scrub::scrub(args, global, out),
-        PgCommand::Settle(args) => super::pg_scrub::settle(args, global, out),
+        PgCommand::Settle(args) => super::pg_settle::settle(args, global, out),
     }
 }
 
@@ -136,6 +144,8 @@ struct ShownView {
     #[serde(flatten)]
     pg: PgView,
     copies: Vec<CopyView>,
+    #[serde(flatten)]
+    doubts: DoubtsView,
 }
 
 /// What a node has of a placement group.
@@ -167,13 +177,24 @@ struct GroupView {
 }
 
 fn pg_show(args: &PgShowArgs, global: &Global, out: &mut dyn Write) -> Outcome {
-    let (snapshot, status) = admin::block_on(async {
+    let object = args.object.as_deref().map(super::pg_settle::object_name).transpose()?;
+    let (snapshot, status, said, pg, only) = admin::block_on(async {
         let mut admin = Admin::connect(global)?;
-        let status = admin.pg(args.pg).await?;
-        Ok((admin.snapshot().await?, status))
+        let snapshot = admin.snapshot().await?;
+        let (pg, only) = match (object, args.pg) {
+            (None, Some(pg)) => (pg, None),
+            (object, _) => {
+                let (volume, index) = object.unwrap_or_default();
+                let (pg, id) = pg_of(&snapshot.map, volume, index)?;
+                (pg, Some((id, index)))
+            }
+        };
+        let status = admin.pg(pg).await?;
+        Ok((snapshot, status, admin.doubts(pg).await?, pg, only))
     })?;
     let config = &status.config;
-    let mut view = snapshot.pgs().into_iter().find(|view| view.pg == args.pg.to_string());
+    let doubts = pg_doubts::view(&snapshot.map, &said, only);
+    let mut view = snapshot.pgs().into_iter().find(|view| view.pg == pg.to_string());
     if let Some(view) = &mut view {
         // What the nodes were asked in, whatever it is by now.
         let numbers = |nodes: &[trefoil_core::NodeId]| nodes.iter().map(|node| node.0).collect::<Vec<_>>();
@@ -182,8 +203,9 @@ fn pg_show(args: &PgShowArgs, global: &Global, out: &mut dyn Write) -> Outcome {
         view.leaving = if config.old == config.new { Vec::new() } else { numbers(&config.old) };
         view.learners = numbers(&config.learners);
     }
+    let active = snapshot.map.moves.active.get(&pg);
     let Some(pg) = view else {
-        return Err(Failure::from(anyhow!("there is no placement group {}; see `trefoil pg list`", args.pg)));
+        return Err(Failure::from(anyhow!("there is no placement group {pg}; see `trefoil pg list`")));
     };
     let copies = status.copies.iter().map(|(node, groups)| CopyView {
         node: node.0,
@@ -196,20 +218,32 @@ fn pg_show(args: &PgShowArgs, global: &Global, out: &mut dyn Write) -> Outcome {
         known: groups.is_some(),
         groups: groups.as_ref().map(|groups| groups.iter().map(|it| group(&snapshot, it)).collect()),
     });
-    let view = ShownView { pg, copies: copies.collect() };
+    let view = ShownView { pg, copies: copies.collect(), doubts };
     if args.json {
         return output::json(out, &view);
     }
     writeln!(out, "{} of pool {}: epoch {}, {}", view.pg.pg, view.pg.pool, view.pg.epoch, acting(&view.pg))?;
     writeln!(out, "state: {}", state(view.pg.state, view.pg.moving))?;
-    if let Some(it) = snapshot.map.moves.active.get(&args.pg) {
+    if let Some(it) = active {
         writeln!(out, "{} is being replaced by {}", it.from, it.to)?;
     }
     writeln!(out)?;
     let rows = view.copies.iter().flat_map(rows);
     let headers = ["NODE", "ROLE", "VOLUME", ">PROMISED", ">SETTLED", ">IN EPOCH", ">BEHIND", "STATE"];
     writeln!(out, "{}", output::table(&headers, rows))?;
+    write!(out, "{}", view.doubts.text())?;
     Ok(())
+}
+
+/// Where an object is, and its volume.
+fn pg_of(map: &ClusterMap, volume: &str, index: u32) -> Outcome<(PgId, VolumeId)> {
+    let missing = || Failure::from(anyhow!("there is no volume {volume:?}; see `trefoil volume list`"));
+    let (id, info) = map.volume_named(volume).ok_or_else(missing)?;
+    let objects = info.objects();
+    let group = map.group_of(id, index).ok_or_else(|| {
+        Failure::from(anyhow!("{volume:?} has {objects} objects, from 0: there is no object {index}"))
+    })?;
+    Ok((group.pg, id))
 }
 
 fn group(snapshot: &Snapshot, it: &ListedGroup) -> GroupView {

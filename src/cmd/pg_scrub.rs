@@ -1,22 +1,31 @@
-//! `trefoil pg scrub` and `pg settle`: copies compared now, and an administrator's word where they differ and no
-//! majority says which is right.
+//! `trefoil pg scrub`: copies compared now.
+//!
+//! Monitors keep a bounded number of orders for each node, and hand them out as the node has room. What is more waits
+//! here: nothing is left half ordered because there was much of it.
 
 use super::Global;
-use crate::admin;
+use crate::admin::{self, Admin, Ordered};
 use crate::failure::{Failure, Outcome};
-use anyhow::{Context, anyhow};
+use crate::output::{count as count_of, tell};
+use anyhow::anyhow;
 use clap::Args;
 use std::io::Write;
-use trefoil_core::ids::{BlockRange, NodeId, PgId};
-use trefoil_core::limits::OBJECT_BLOCKS_MAX;
-use trefoil_monitor::rpc::VolumeKey;
+use std::time::{Duration, Instant};
+use trefoil_core::ids::PgId;
+
+/// The pause before an order that was not taken is given again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// An order that was not taken for so long is given up: by then a node that does not fetch its orders has lost them.
+const STUCK: Duration = Duration::from_secs(600);
+/// Between two words on how far it is.
+const TELL: Duration = Duration::from_secs(10);
 
 /// Compare the copies of placement groups now; with --deep, read and verify every block
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Each node that has a copy looks at its own. What is found is in `trefoil status`, in the
 metrics and in the nodes' logs. Scrubs come by themselves, too: see scrub_light_hours and scrub_deep_hours in
-the nodes' configuration.
+the nodes' configuration. Where a node has as many orders as it takes, the command waits until it has room.
 
 Examples:
   trefoil pg scrub 1.7
@@ -34,64 +43,72 @@ pub struct ScrubArgs {
     deep: bool,
 }
 
-/// Say which copy of blocks is to be believed, where copies differ and no majority says it
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Nothing is guessed: reads of such blocks fail until they are written, until a third copy settles them, or
-until this command is given. `trefoil status` (OBJECT_INCONSISTENT) shows which copy holds what. The copy that
-is named is believed, and the others are replaced by it. What they held of these blocks is lost.
-
-Examples:
-  trefoil pg settle --object disk0/3 --block 17 --from 2
-  trefoil pg settle --object disk0/3 --from 2")]
-pub struct SettleArgs {
-    /// The object: its volume's name, and its number
-    #[arg(long, value_name = "VOLUME/INDEX")]
-    object: String,
-    /// The block within the object; without it, all of its disputed blocks
-    #[arg(long, value_name = "N")]
-    block: Option<u32>,
-    /// The node whose copy is to be believed
-    #[arg(long, value_name = "NODE")]
-    from: u32,
-}
-
 /// Runs `trefoil pg scrub`.
 pub fn scrub(args: &ScrubArgs, global: &Global, out: &mut dyn Write) -> Outcome {
     let mut pgs = args.pgs.clone();
     let count = admin::block_on(async {
-        let mut admin = admin::Admin::connect(global)?;
+        let mut admin = Admin::connect(global)?;
         if args.all {
             pgs = admin.map().await?.1.pgs.iter().map(|(id, _)| id).collect();
         }
-        for pg in &pgs {
-            admin.order_scrub(*pg, args.deep).await?;
+        let mut waiting = Waiting::default();
+        for (done, pg) in pgs.iter().enumerate() {
+            while let Ordered::Later(why) = admin.order_scrub(*pg, args.deep).await? {
+                waiting.step(done, pgs.len(), &why)?;
+                tokio::time::sleep(PAUSE).await;
+            }
         }
         Ok(pgs.len())
     })?;
     let kind = if args.deep { "deep" } else { "light" };
-    writeln!(out, "{kind} scrub ordered: {count} placement groups")?;
+    writeln!(out, "{kind} scrub ordered: {}", count_of(count as u64, "placement group"))?;
     Ok(())
 }
 
-/// Runs `trefoil pg settle`.
-pub fn settle(args: &SettleArgs, global: &Global, out: &mut dyn Write) -> Outcome {
-    let wrong = || anyhow!("--object {:?}: give VOLUME/INDEX, as in disk0/3", args.object);
-    let (volume, index) = args.object.rsplit_once('/').ok_or_else(|| Failure::usage(wrong()))?;
-    let index: u32 = index.parse().with_context(|| format!("{:#}", wrong())).map_err(Failure::usage)?;
-    let blocks = match args.block {
-        None => BlockRange::new(0, OBJECT_BLOCKS_MAX),
-        Some(block) if block < OBJECT_BLOCKS_MAX => BlockRange::new(block, 1),
-        Some(block) => {
-            let text = format!("--block {block}: an object has at most {OBJECT_BLOCKS_MAX} blocks");
-            return Err(Failure::usage(anyhow!(text)));
+/// Orders wait for nodes that have as many as they take.
+#[derive(Default)]
+struct Waiting {
+    /// The order that waits, and since when.
+    at: Option<(usize, Instant)>,
+    told: Option<Instant>,
+}
+
+impl Waiting {
+    /// Says now and then how far it is.
+    ///
+    /// Errors: nothing has moved for [`STUCK`].
+    fn step(&mut self, done: usize, all: usize, why: &str) -> Outcome {
+        let now = Instant::now();
+        let since = match self.at {
+            Some((at, since)) if at == done => since,
+            _ => self.at.insert((done, now)).1,
+        };
+        if now.duration_since(since) >= STUCK {
+            return Err(Failure::from(anyhow!(
+                "{done} of {all} scrubs were ordered; the next one has waited for {} s: {why}. Is a node stuck? \
+                 See `trefoil health`; those that were ordered go on",
+                STUCK.as_secs()
+            )));
         }
-    };
-    let volume = VolumeKey::Name(volume.to_owned());
-    let from = NodeId(args.from);
-    admin::block_on(async {
-        admin::Admin::connect(global)?.settle_blocks(volume, index, blocks, from).await
-    })?;
-    writeln!(out, "{}: the copy of {from} is to be believed; the others are being replaced", args.object)?;
-    Ok(())
+        if self.told.is_none_or(|told| now.duration_since(told) >= TELL) {
+            self.told = Some(now);
+            tell(&format!("{done} of {all} scrubs ordered; the others wait for room: {why}"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_room_gives_up_only_when_nothing_moves() {
+        let mut waiting = Waiting::default();
+        assert!(waiting.step(5, 9, "full").is_ok());
+        waiting.at = waiting.at.map(|(at, since)| (at, since - STUCK));
+        let error = waiting.step(5, 9, "full").unwrap_err().line().unwrap();
+        assert!(error.starts_with("5 of 9 scrubs were ordered") && error.contains("full"), "{error}");
+        assert!(waiting.step(6, 9, "full").is_ok(), "one more was taken meanwhile");
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! What a pool may be is the monitors' to say; here a rule's name is looked up, and nothing else.
 
-use super::crush::change::Options;
+use super::go_ahead::Options;
 use super::lists::{ListArgs, list};
 use super::{Global, wish};
 use crate::admin::{self, Admin, NewPool, Replaced};

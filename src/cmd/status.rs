@@ -133,6 +133,11 @@ fn screen(status: &StatusView, color: bool) -> String {
     if status.io.recovery_bytes_per_s > 0 {
         let _ = write!(value, ", {}/s from other nodes", Size(status.io.recovery_bytes_per_s));
     }
+    match recovery.left_s {
+        _ if recovery.copies_behind == 0 => {}
+        Some(left) => _ = write!(value, ", about {} left", duration(left)),
+        None => value += ", time left unknown",
+    }
     push_if(&mut value, recovery.bad_blocks, "bad blocks");
     push_if(&mut value, recovery.checksum_errors, "checksum errors since the nodes started");
     line("recovery", &value);
@@ -287,6 +292,22 @@ health    HEALTH_ERR
         let recovery = "recovery  no copies behind among the nodes that are up; not known of 2, 3 MiB/s from other nodes, 2 bad blocks\n";
         assert!(text.contains(recovery), "{text}");
         assert!(text.contains("counted; not known of 2 nodes\n"), "{text}");
+        status.recovery =
+            RecoveryView { nodes_known: 3, copies_behind: 5, nodes_behind: 1, ..status.recovery };
+        let going = |status: &StatusView| {
+            screen(status, false)
+                .lines()
+                .find(|line| line.starts_with("recovery"))
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let text = going(&status);
+        assert!(
+            text.contains("5 copies behind on 1 node, 3 MiB/s from other nodes, time left unknown, 2"),
+            "{text}"
+        );
+        status.recovery.left_s = Some(90);
+        assert!(going(&status).contains("3 MiB/s from other nodes, about 1m30s left, 2 bad blocks"));
         status.io = IoView::default();
         assert!(screen(&status, false).contains("io        not known yet\n"));
         status.space = SpaceView::default();

@@ -6,11 +6,10 @@
 //! command, so what is foretold is what is done.
 
 use super::Global;
-use super::crush::change::{Options, TRIES_MAX, confirm, refuse};
-use super::crush::diff::{self, DiffView, Shown};
+use super::crush::diff::{self, DiffView};
+use super::go_ahead::{Options, Proposal, TRIES_MAX, go_ahead, once_more, say, too_often};
 use crate::admin::{self, Admin, Replaced};
 use crate::failure::Outcome;
-use crate::output;
 use anyhow::anyhow;
 use serde::Serialize;
 use std::io::Write;
@@ -44,42 +43,21 @@ pub fn make(
         }
         let view = diff::view_later(&snapshot, &later, options.rates);
         let mut report = WishView { changed: false, done: "", diff: &view };
-        if later.version == snapshot.map.version {
-            return match options.json {
-                true => output::json(out, &report),
-                false => Ok(writeln!(out, "nothing to do: it is so already")?),
-            };
-        }
-        if !options.json {
-            diff::print(&view, if options.dry_run { Shown::All } else { Shown::Summary }, out)?;
-        }
-        if options.dry_run {
-            return match options.json {
-                true => output::json(out, &report),
-                false => Ok(writeln!(out, "nothing was changed (--dry-run)")?),
-            };
-        }
-        refuse(&view, options)?;
-        if view.moved_pgs > 0 && !options.yes {
-            out.flush()?;
-            confirm(&view)?;
+        let same = later.version == snapshot.map.version;
+        let proposal = Proposal { same, does: &[], diff: &view, notes: &[] };
+        if !go_ahead(&proposal, &report, options, out)? {
+            return Ok(());
         }
         let performed = admin::block_on(async {
             let mut admin = Admin::connect(global)?;
             perform(&mut admin, &snapshot.map).await
         })?;
         if performed == Replaced::Changed {
-            writeln!(std::io::stderr(), "the CRUSH map was changed by somebody else meanwhile: once more")?;
+            once_more();
             continue;
         }
         (report.changed, report.done) = (true, done);
-        return match options.json {
-            true => output::json(out, &report),
-            false => Ok(writeln!(out, "{done}")?),
-        };
+        return say(done, &report, options, out);
     }
-    Err(anyhow!(
-        "the CRUSH map was changed by somebody else {TRIES_MAX} times meanwhile: try again when they are done"
-    )
-    .into())
+    Err(too_often().into())
 }

@@ -3,6 +3,8 @@
 // Each test file is a crate of its own and uses a part.
 #![allow(dead_code)]
 
+pub mod cluster;
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;

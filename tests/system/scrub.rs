@@ -2,6 +2,7 @@
 //! are not what was written. Two against one are mended; where no majority says what is right, reads fail, the
 //! status names the block, and an administrator's word settles it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -78,6 +79,12 @@ fn order(cluster: &Cluster, arguments: &[&str]) {
     let monitors = cluster.monitors();
     let all = [arguments, &["--monitor", &monitors]].concat();
     run_trefoil(&all, Duration::from_secs(30)).ok(&format!("{arguments:?}"));
+}
+
+fn trefoil_says(cluster: &Cluster, arguments: &[&str]) -> String {
+    let monitors = cluster.monitors();
+    let all = [arguments, &["--monitor", &monitors]].concat();
+    run_trefoil(&all, Duration::from_secs(30)).ok(&format!("{arguments:?}")).out
 }
 
 /// The details of a check that applies.
@@ -211,6 +218,19 @@ fn three_copies_that_differ_are_named_and_settled_by_word_only() {
     };
     assert!(wait_until(LONG, || told(&cluster)), "{:#}\n{}", cluster.status(), cluster.logs());
     assert_eq!(cluster.status()["health"], "HEALTH_ERR");
+    // And by the command that says which copy holds what.
+    let text = format!("disk0/{object}");
+    let shown = cluster.ask(&["pg", "show", "--object", &text]);
+    let in_doubt = shown["in_doubt"].as_array().expect("blocks");
+    assert_eq!(in_doubt.len(), 1, "{shown:#}");
+    assert_eq!((&in_doubt[0]["block"], &in_doubt[0]["disputed"]), (&block.into(), &true.into()), "{shown:#}");
+    let copies = in_doubt[0]["copies"].as_array().expect("copies");
+    assert!(copies.iter().all(|copy| copy["state"] == "disputed"), "{shown:#}");
+    let held: BTreeSet<&str> = copies.iter().filter_map(|copy| copy["checksum"].as_str()).collect();
+    assert_eq!((copies.len(), held.len()), (3, 3), "each holds something else: {shown:#}");
+    let pg = shown["pg"].as_str().expect("a placement group").to_owned();
+    let table = trefoil_says(&cluster, &["pg", "show", &pg]);
+    assert!(held.iter().all(|sum| table.contains(sum)) && table.contains("pg settle"), "{table}");
     for _ in 0..5 {
         assert!(read_block(&cluster, BLOCK_OF_LIE).is_err(), "nothing is guessed");
     }
@@ -226,7 +246,6 @@ fn three_copies_that_differ_are_named_and_settled_by_word_only() {
     assert!(wait_until(LONG, || told(&cluster)), "{:#}\n{}", cluster.status(), cluster.logs());
 
     // What is not in dispute is not settled, and nobody is believed who has no copy.
-    let text = format!("disk0/{object}");
     let list = cluster.ask(&["node", "list"]);
     let address = cluster.process(&names[2]).address.clone();
     let nodes = list.as_array().expect("a list");
@@ -239,7 +258,13 @@ fn three_copies_that_differ_are_named_and_settled_by_word_only() {
         run_trefoil(&arguments, Duration::from_secs(30)).status.success()
     };
     assert!(!settle(&text, "7", &id) && !settle(&text, &block.to_string(), "77"));
-    assert!(settle(&text, &block.to_string(), &id));
+    // The command waits until no copy is in doubt any more, and says so.
+    let arguments = ["pg", "settle", "--object", &text, "--block", &block.to_string(), "--from", &id];
+    let arguments = [&arguments[..], &["--wait", "100", "--monitor", &monitors]].concat();
+    let settled = run_trefoil(&arguments, Duration::from_secs(120)).ok("settle").out;
+    assert!(settled.contains("settled by the copy of"), "{settled}");
+    let shown = cluster.ask(&["pg", "show", &pg]);
+    assert_eq!(shown["in_doubt"].as_array().map(Vec::len), Some(0), "{shown:#}");
     let gone =
         || check(&cluster, "OBJECT_INCONSISTENT").is_none() && check(&cluster, "OBJECT_OUTVOTED").is_none();
     assert!(wait_until(LONG, gone), "{:#}\n{}", cluster.status(), cluster.logs());

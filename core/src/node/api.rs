@@ -4,6 +4,7 @@ use crate::ids::*;
 use crate::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
 use crate::placement::PgConfig;
 use crate::record::Record;
+use serde::{Deserialize, Serialize};
 
 /// A connection from a leader. A later connection has a greater number; none is used twice in one run.
 pub type ConnId = u64;
@@ -78,7 +79,16 @@ pub enum Input<P> {
         /// What they ask.
         request: ListRequest,
     },
-    /// Scrub a placement group: compare its copies with the peers' and, deep, verify every block.
+    /// The calendar, or an administrator, wants this of scrub.
+    Scrub(ScrubOrder),
+    /// Time has passed. Wanted about ten times in a second.
+    Tick,
+}
+
+/// What a node's scrub is to do.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ScrubOrder {
+    /// Scrub a placement group now: compare its copies with the peers'.
     Scrub {
         /// Which one.
         pg: PgId,
@@ -94,8 +104,6 @@ pub enum Input<P> {
         /// The node whose copy it is.
         from: NodeId,
     },
-    /// Time has passed. Wanted about ten times in a second.
-    Tick,
 }
 
 /// What a read of the store found.
@@ -187,7 +195,7 @@ pub enum Output<P> {
         /// The group.
         group: GroupId,
     },
-    /// An [`Input::Scrub`] is through.
+    /// A [`ScrubOrder::Scrub`] is through.
     Scrubbed {
         /// The placement group.
         pg: PgId,

@@ -23,6 +23,7 @@ mod paced;
 mod peers;
 mod repair;
 mod scrub;
+mod tally;
 
 pub use api::*;
 pub use budget::{BudgetConfig, BudgetCounters};
@@ -41,6 +42,7 @@ use repair::Repair;
 use rustc_hash::FxHashMap;
 use scrub::Scrubber;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use tally::Tally;
 
 /// Who a node is.
 #[derive(Clone, Debug)]
@@ -125,6 +127,8 @@ pub struct NodeCounters {
 pub struct Node<P> {
     id: NodeId,
     state: Durable,
+    /// Sums over the groups of `state`.
+    tally: Tally,
     configs: FxHashMap<PgId, PgConfig>,
     /// The last ticket given out, and the last that is durable.
     given: Ticket,
@@ -175,6 +179,7 @@ impl<P: Clone> Node<P> {
     pub fn new(config: NodeConfig, durable: Durable) -> Node<P> {
         Node {
             id: config.id,
+            tally: Tally::of(&durable),
             state: durable,
             configs: FxHashMap::default(),
             given: 0,
@@ -243,8 +248,10 @@ impl<P: Clone> Node<P> {
                 }
             }
             Input::List { id, request } => self.list(id, request, out),
-            Input::Scrub { pg, deep } => self.order_scrub(pg, deep),
-            Input::Believe { object, blocks, from } => self.believe(object, blocks, from, out),
+            Input::Scrub(ScrubOrder::Scrub { pg, deep }) => self.order_scrub(pg, deep),
+            Input::Scrub(ScrubOrder::Believe { object, blocks, from }) => {
+                self.believe(object, blocks, from, out);
+            }
             Input::Tick => {
                 self.budget.tick(self.now);
                 self.tick_repairs(out);
@@ -306,6 +313,16 @@ impl<P: Clone> Node<P> {
         &self.state
     }
 
+    /// Objects whose copy here is behind. Costs the same for any number of groups.
+    pub fn behind(&self) -> u64 {
+        self.tally.behind()
+    }
+
+    /// Some group here has lost its votes (N8). Costs the same for any number of groups.
+    pub fn has_lost(&self) -> bool {
+        self.tally.has_lost()
+    }
+
     /// Answers that wait until what they claim is durable.
     pub fn held(&self) -> usize {
         self.held.len()
@@ -339,7 +356,7 @@ impl<P: Clone> Node<P> {
 
     /// The same for a record that adds so many blocks.
     fn persist_adding(&mut self, record: Record<P>, adds: u32, out: &mut Vec<Output<P>>) -> Ticket {
-        self.state.apply(&record);
+        self.tally.apply(&mut self.state, &record);
         // What was compared before is not what the node has now.
         if self.leaving.as_ref().is_some_and(|leaving| record.changes_pg() == Some(leaving.pg())) {
             self.leaving = None;

@@ -77,6 +77,8 @@ pub(super) struct Scrubber {
     tokens: u64,
     /// Objects that the walk may still begin to compare before the next tick.
     objects_left: usize,
+    /// Placement groups that may still be begun before the next tick: each begins with a search of the groups.
+    walks_left: usize,
     ticks: u64,
 }
 
@@ -91,36 +93,24 @@ impl<P: Clone> Node<P> {
         self.scrub.jobs.len() + usize::from(self.scrub.walk.is_some())
     }
 
-    /// Blocks of this node's copies that are in doubt, by object.
+    /// Blocks of this node's copies that are in doubt, by object. Looks at no group without any.
     pub fn doubts(&self) -> impl Iterator<Item = (ObjectId, Head, &[Mark])> {
-        let of_group = |(group, state): (&GroupId, &'_ crate::record::GroupState)| {
-            let group = *group;
-            let mut marked: Vec<ObjectIndex> = state.doubts.keys().copied().collect();
-            marked.sort_unstable();
-            marked.into_iter().map(move |index| ObjectId { group, index })
-        };
-        let objects: Vec<ObjectId> = self
-            .state
-            .groups
-            .iter()
-            .filter(|(_, state)| !state.doubts.is_empty())
-            .flat_map(of_group)
-            .collect();
-        objects.into_iter().filter_map(|object| {
-            let state = self.group(object.group)?;
-            let head = state.objects.get(&object.index).copied().unwrap_or_default();
-            Some((object, head, state.marks(object.index)))
-        })
-    }
-
-    fn doubted_objects(&self) -> usize {
-        self.state.groups.values().map(|state| state.doubts.len()).sum()
+        self.tally.doubted().filter_map(|group| Some((group, self.group(group)?))).flat_map(
+            |(group, state)| {
+                let mut marked: Vec<ObjectIndex> = state.doubts.keys().copied().collect();
+                marked.sort_unstable();
+                marked.into_iter().map(move |index| {
+                    let head = state.objects.get(&index).copied().unwrap_or_default();
+                    (ObjectId { group, index }, head, state.marks(index))
+                })
+            },
+        )
     }
 
     /// There is place for marks on this object.
     pub(super) fn may_mark(&self, object: ObjectId) -> bool {
         self.group(object.group).is_some_and(|state| state.doubts.contains_key(&object.index))
-            || self.doubted_objects() < NODE_DOUBTED_OBJECTS_MAX
+            || self.tally.doubted_objects() < NODE_DOUBTED_OBJECTS_MAX
     }
 
     /// A scrub of a placement group is wanted. One that waits already is not asked for twice; a deep one is
@@ -157,6 +147,7 @@ impl<P: Clone> Node<P> {
         let most = scrub.rate.max(u64::from(SCRUB_PIECE_BLOCKS) * BLOCK_SIZE as u64);
         scrub.tokens = (scrub.tokens + scrub.rate / part).min(most);
         scrub.objects_left = SCRUB_OBJECTS_PER_TICK / part as usize;
+        scrub.walks_left = SCRUB_WALKS_PER_TICK;
         let late = |look: &mut Look| {
             look.waited += 1;
             look.waited > LOOK_WAIT_TICKS
@@ -253,7 +244,11 @@ impl<P: Clone> Node<P> {
     }
 
     fn begin_walk(&mut self) -> bool {
+        if self.scrub.walks_left == 0 {
+            return false;
+        }
         let Some((pg, deep)) = self.scrub.jobs.pop_front() else { return false };
+        self.scrub.walks_left -= 1;
         let mut groups: Vec<GroupId> = self.state.groups.keys().filter(|g| g.pg == pg).copied().collect();
         groups.reverse();
         self.scrub.walk = Some(Walk {

@@ -3,7 +3,7 @@
 use crate::world::{World, ids};
 use trefoil_core::client::OpError;
 use trefoil_core::leader::Options;
-use trefoil_core::node::Input;
+use trefoil_core::node::{Input, ScrubOrder};
 use trefoil_core::scrub::Doubt;
 use trefoil_core::*;
 
@@ -20,7 +20,7 @@ fn scrub(w: &mut World, deep: bool) {
     for node in ids(&[0, 1, 2]) {
         let rate = 1 << 20;
         w.hosts.get_mut(&node).expect("a node").machine.set_scrub_rate(rate);
-        w.tell_node(node, Input::Scrub { pg, deep });
+        w.tell_node(node, Input::Scrub(ScrubOrder::Scrub { pg, deep }));
     }
     w.pass(6_000_000);
 }
@@ -112,7 +112,7 @@ fn an_administrators_word_settles_it_and_only_it() {
         let believed = w.at(from, 0, 2);
         for node in ids(&[0, 1, 2]) {
             let (object, blocks) = (World::object(0), BlockRange::new(2, 1));
-            w.tell_node(node, Input::Believe { object, blocks, from: NodeId(from) });
+            w.tell_node(node, Input::Scrub(ScrubOrder::Believe { object, blocks, from: NodeId(from) }));
         }
         w.pass(8_000_000);
         assert_eq!(w.value(f, 0, 2), believed);
@@ -128,7 +128,7 @@ fn an_administrators_word_changes_nothing_that_is_not_disputed() {
     let (mut w, f) = written();
     for node in ids(&[0, 1, 2]) {
         let (object, blocks) = (World::object(0), BlockRange::new(0, 4));
-        w.tell_node(node, Input::Believe { object, blocks, from: NodeId(0) });
+        w.tell_node(node, Input::Scrub(ScrubOrder::Believe { object, blocks, from: NodeId(0) }));
     }
     assert!((0..3).all(|node| marks(&w, node, 0).is_empty()));
     assert_eq!(w.value(f, 0, 2), 12);

@@ -14,7 +14,7 @@ use super::{Event, World};
 use crate::check::{self, slot_of};
 use crate::coverage::Cover;
 use crate::payload;
-use trefoil_core::node::Input;
+use trefoil_core::node::{Input, ScrubOrder};
 use trefoil_core::scrub::doubt_of;
 use trefoil_core::{BlockRange, GroupId, Head, NodeId, ObjectId, ObjectIndex, PgId, VolumeId};
 
@@ -89,7 +89,7 @@ impl World {
         for ni in 0..self.plan.nodes {
             if !self.nodes[ni].paused && self.rng.one_in(2) {
                 let deep = self.rng.one_in(2);
-                self.node_input(ni, Input::Scrub { pg, deep });
+                self.node_input(ni, Input::Scrub(ScrubOrder::Scrub { pg, deep }));
             }
         }
     }
@@ -198,7 +198,10 @@ impl World {
         let blocks = BlockRange::new(block, 1);
         for ni in members {
             if !self.nodes[ni].paused {
-                self.node_input(ni, Input::Believe { object, blocks, from: NodeId(from as u32) });
+                self.node_input(
+                    ni,
+                    Input::Scrub(ScrubOrder::Believe { object, blocks, from: NodeId(from as u32) }),
+                );
             }
         }
         if times > 1 {

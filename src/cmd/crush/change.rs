@@ -6,17 +6,17 @@
 //!
 //! Nothing here moves anything: the monitors do, when the new map is theirs.
 
-use super::diff::{self, DiffView, Shown};
+use super::diff::{self, DiffView};
 use crate::admin::{self, Admin, Replaced};
 use crate::cmd::Global;
+use crate::cmd::go_ahead::{Options, Proposal, TRIES_MAX, go_ahead, once_more, say, too_often};
 use crate::failure::Outcome;
-use crate::output::{self, count};
 use crate::size::Size;
 use crate::view::Snapshot;
-use anyhow::{anyhow, bail, ensure};
+use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::Write;
 use std::str::FromStr;
 use trefoil_core::crush::CrushMap;
 use trefoil_core::crush::edit::Edit;
@@ -24,8 +24,6 @@ use trefoil_core::ids::NodeId;
 use trefoil_core::limits::FRAME_MAX;
 use trefoil_core::map::ClusterMap;
 
-/// How often an edit is worked out again because somebody else was faster.
-pub const TRIES_MAX: usize = 5;
 /// Bytes of a map on its way to the monitors; a frame has a little more than the map in it.
 const MAP_WIRE_BYTES_MAX: usize = FRAME_MAX - (64 << 10);
 /// Bytes per second that the cluster is taken to copy where nobody says.
@@ -58,25 +56,6 @@ pub struct Rates {
     pub node_rate: Option<Rate>,
 }
 
-/// The options of every change.
-#[derive(Args, Clone, Debug)]
-pub struct Options {
-    /// Make it although rules would no longer find enough places, or nodes would be too small
-    #[arg(long)]
-    pub force: bool,
-    /// Do not ask, although data would move
-    #[arg(long)]
-    pub yes: bool,
-    /// Say what would happen, and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    #[command(flatten)]
-    pub rates: Rates,
-    /// Write JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// What was done, for scripts.
 #[derive(Serialize)]
 struct ChangeView<'a> {
@@ -107,39 +86,17 @@ pub fn make(
         check_size(&new)?;
         let view = diff::view(&snapshot, &new, options.rates)?;
         let warnings = strange_devices(map, &new);
+        let same = new == *map.crush;
         let mut report = ChangeView {
             changed: false,
-            done: &done,
+            done: if same { &[] } else { &done },
             warnings: &warnings,
             crush_version: map.crush_version,
             diff: &view,
         };
-        if new == *map.crush {
-            return match options.json {
-                true => output::json(out, &ChangeView { done: &[], ..report }),
-                false => Ok(writeln!(out, "nothing to do: it is so already")?),
-            };
-        }
-        if !options.json {
-            for line in &done {
-                writeln!(out, "{}", output::printable(line))?;
-            }
-            let shown = if options.dry_run { Shown::All } else { Shown::Summary };
-            diff::print(&view, shown, out)?;
-            for line in &warnings {
-                writeln!(out, "note: {line}")?;
-            }
-        }
-        if options.dry_run {
-            return match options.json {
-                true => output::json(out, &report),
-                false => Ok(writeln!(out, "nothing was changed (--dry-run)")?),
-            };
-        }
-        refuse(&view, options)?;
-        if view.moved_pgs > 0 && !options.yes {
-            out.flush()?;
-            confirm(&view)?;
+        let proposal = Proposal { same, does: &done, diff: &view, notes: &warnings };
+        if !go_ahead(&proposal, &report, options, out)? {
+            return Ok(());
         }
         let seen = map.crush_version;
         let (replaced, version) = admin::block_on(async {
@@ -148,20 +105,13 @@ pub fn make(
             Ok((replaced, admin.snapshot().await?.map.crush_version))
         })?;
         if replaced == Replaced::Changed {
-            writeln!(std::io::stderr(), "the CRUSH map was changed by somebody else meanwhile: once more")?;
+            once_more();
             continue;
         }
         (report.changed, report.crush_version) = (true, version);
-        return match options.json {
-            true => output::json(out, &report),
-            false => Ok(writeln!(out, "done: the CRUSH map has version {version}")?),
-        };
+        return say(&format!("done: the CRUSH map has version {version}"), &report, options, out);
     }
-    Err(anyhow!(
-        "the CRUSH map was changed by somebody else {TRIES_MAX} times while this was worked out: nothing was changed; \
-         try again when they are done"
-    )
-    .into())
+    Err(too_often().into())
 }
 
 fn check_size(new: &CrushMap) -> anyhow::Result<()> {
@@ -184,27 +134,6 @@ fn strange_devices(map: &ClusterMap, new: &CrushMap) -> Vec<String> {
         format!("no node has registered as {}: nothing is placed there until one does", it.name)
     };
     strange.map(text).collect()
-}
-
-pub fn refuse(view: &DiffView, options: &Options) -> anyhow::Result<()> {
-    if view.problems.is_empty() || options.force {
-        return Ok(());
-    }
-    bail!("nothing was changed: {}; say --force if that is what you want", view.problems.join("; "))
-}
-
-/// Asks a person; a script has to say `--yes`.
-pub fn confirm(view: &DiffView) -> anyhow::Result<()> {
-    let pgs = count(view.moved_pgs, "placement group");
-    ensure!(
-        std::io::stdin().is_terminal(),
-        "nothing was changed: {pgs} would move, and nobody is there to be asked: say --yes"
-    );
-    write!(std::io::stderr(), "{pgs} would move. Go on? Type yes: ")?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    ensure!(answer.trim() == "yes", "not confirmed: nothing was changed");
-    Ok(())
 }
 
 #[cfg(test)]

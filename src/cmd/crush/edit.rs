@@ -2,9 +2,10 @@
 //!
 //! Here arguments become an [`Edit`]; how it is made is [`super::change`]'s.
 
-use super::change::{self, Options};
+use super::change;
 use super::file::{self, MapFile};
 use crate::cmd::Global;
+use crate::cmd::go_ahead::Options;
 use crate::failure::Outcome;
 use crate::view::Snapshot;
 use anyhow::{bail, ensure};

@@ -1,9 +1,10 @@
 //! `trefoil crush rule list|show|create-replicated|remove`.
 
-use super::change::{self, Options};
+use super::change;
 use super::show::{item_name, rule_json};
 use crate::admin;
 use crate::cmd::Global;
+use crate::cmd::go_ahead::Options;
 use crate::cmd::pool::rule_id;
 use crate::failure::Outcome;
 use crate::output;

@@ -61,7 +61,7 @@ pub fn changed_pgs(
 /// What the node knows of where placement groups live: what it has answered under, and what it has heard.
 fn layout_report(node: &Node<Bytes>) -> LayoutReport {
     let state = node.state();
-    let lost = state.amnesia || state.groups.values().any(|group| group.lost);
+    let lost = state.amnesia || node.has_lost();
     let known: BTreeSet<PgId> = state.pgs.keys().chain(node.configs().keys()).copied().collect();
     let pgs = known.into_iter().map(|pg| {
         let epoch = state.pgs.get(&pg).map_or(Epoch(0), |it| it.epoch);
@@ -193,7 +193,7 @@ impl Membership {
         daemon.change(|engine| {
             let differing = engine.differing(DIFFERING_MAX);
             let (counters, machine) = (engine.counters(), engine.node().counters());
-            let state = engine.node().state();
+            let (lost, behind) = (engine.node().has_lost(), engine.node().behind());
             let stats = engine.store().stats();
             let device = device_health(&engine.store().device());
             Heartbeat {
@@ -201,19 +201,20 @@ impl Membership {
                 incarnation: self.incarnation,
                 // Before the check, what was found: the answer must not rest on what this start has written.
                 position: self.start_position.get().unwrap_or(engine.store().log_position()),
-                lost: state.groups.values().any(|group| group.lost),
+                lost,
                 bytes_total: stats.space.total.saturating_sub(stats.space.reserve),
                 bytes_used: stats.space.used,
                 // What leaders are told: from here on clients get "no space".
                 full: engine.store().nearly_full(),
                 bad_blocks: stats.bad_blocks.saturating_sub(machine.healed_blocks) + counters.lost_blocks,
                 checksum_errors: stats.bad_blocks,
-                behind: state.groups.values().map(|group| group.behind.len() as u64).sum(),
+                behind,
                 reads: counters.reads,
                 writes: counters.writes,
                 read_bytes: counters.read_bytes,
                 write_bytes: counters.write_bytes,
                 recovery_bytes: counters.peer_bytes_received,
+                repairs: machine.repairs_done,
                 device,
                 differing,
             }

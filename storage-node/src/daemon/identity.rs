@@ -98,10 +98,11 @@ impl StateDir {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Keeps when each placement group was scrubbed last. Lost, they are all scrubbed again, in good time.
+    /// Keeps when each placement group was scrubbed last. Lost, they are all scrubbed again, in good time. Waits
+    /// for the file system: not for the thread that serves I/O.
     pub fn keep_scrubs<T: Serialize>(&self, scrubs: &T) {
         match serde_json::to_vec(scrubs) {
-            Ok(text) => self.put("scrub.json", &text, false),
+            Ok(text) => self.put("scrub.json", &text, true),
             Err(error) => tracing::warn!(%error, "the times of scrubs cannot be kept"),
         }
     }

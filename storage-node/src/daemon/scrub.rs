@@ -5,7 +5,9 @@
 //! not all come at once; those that the node has just got are spread over the interval. When each was scrubbed
 //! last is kept beside the store. One or two at a time are given to the machine, which keeps the budget.
 //!
-//! Nothing here stands in the path of a read or write.
+//! Nothing here stands in the path of a read or write, but it runs on the thread that serves them: what is done
+//! every second does not grow with the number of groups (a volume's objects in a placement group), and files
+//! are written by another thread.
 
 use super::cluster::Membership;
 use super::connections::Daemon;
@@ -16,8 +18,9 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use trefoil_core::PgId;
-use trefoil_core::node::{Input, Scrubbed};
-use trefoil_monitor::scrub::{DOUBTS_PER_REPORT_MAX, DoubtReport, ScrubOrder, ScrubReport};
+use trefoil_core::node::{Input, ScrubOrder, Scrubbed};
+use trefoil_core::record::Durable;
+use trefoil_monitor::scrub::{DOUBTS_PER_REPORT_MAX, DoubtReport, ScrubReport};
 
 /// Time between two looks at the calendar, and between two reports.
 const LOOK: Duration = Duration::from_secs(1);
@@ -25,6 +28,11 @@ const LOOK: Duration = Duration::from_secs(1);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Scrubs that the calendar gives the machine at once.
 const AT_ONCE: usize = 2;
+/// Placement groups for which the calendar is looked through each second; with more, every second one, and so on.
+const PGS_PER_LOOK: usize = 4096;
+/// The least time between two writings of what is kept (s). After a crash, what was scrubbed since is scrubbed
+/// again.
+const KEEP_EVERY: u64 = 30;
 
 /// Hours of the day in which scrubs begin by themselves.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -92,11 +100,20 @@ impl Calendar {
         Calendar { last: kept.into_iter().collect() }
     }
 
+    /// As it is to be kept.
+    fn entries(&self) -> Vec<(PgId, Last)> {
+        self.last.iter().map(|(pg, last)| (*pg, *last)).collect()
+    }
+
     /// These are the node's. New ones are as if they had been scrubbed at some time in the last interval: their
     /// first scrubs are spread over the next.
-    fn follow(&mut self, held: &BTreeSet<PgId>, plan: &ScrubPlan, salt: u64, now: u64) {
+    /// Whether they are others than before.
+    fn follow(&mut self, held: &BTreeSet<PgId>, plan: &ScrubPlan, salt: u64, now: u64) -> bool {
+        let before = self.last.len();
         self.last.retain(|pg, _| held.contains(pg));
+        let mut changed = self.last.len() != before;
         for pg in held {
+            changed |= !self.last.contains_key(pg);
             let last = self.last.entry(*pg).or_insert_with(|| Last {
                 light: now.saturating_sub(share(*pg, salt, plan.light)),
                 deep: now.saturating_sub(share(*pg, salt ^ 1, plan.deep)),
@@ -104,6 +121,7 @@ impl Calendar {
             // A clock that was set back must not put them off for ever.
             (last.light, last.deep) = (last.light.min(now), last.deep.min(now));
         }
+        changed
     }
 
     /// The placement group that is due most, and whether for a deep scrub.
@@ -141,6 +159,50 @@ impl Calendar {
         self.last.values().filter(|last| late(last.light, plan.light) || late(last.deep, plan.deep)).count()
             as u64
     }
+
+    fn summary(&self, plan: &ScrubPlan, now: u64) -> Summary {
+        Summary {
+            pgs: self.last.len() as u64,
+            late: self.late(plan, now),
+            oldest_light_s: self.oldest(plan.light, |last| last.light, now),
+            oldest_deep_s: self.oldest(plan.deep, |last| last.deep, now),
+        }
+    }
+}
+
+/// What the monitors are told of a calendar.
+#[derive(Copy, Clone, Debug, Default)]
+struct Summary {
+    pgs: u64,
+    late: u64,
+    oldest_light_s: Option<u64>,
+    oldest_deep_s: Option<u64>,
+}
+
+/// The placement groups that the node has something of, or had until their last volume was deleted: those that
+/// it has answered for and has not left.
+fn held_pgs(state: &Durable) -> BTreeSet<PgId> {
+    state.pgs.iter().filter(|(_, pg)| pg.left.is_none()).map(|(pg, _)| *pg).collect()
+}
+
+/// When the calendar is written.
+#[derive(Debug, Default)]
+struct Keeper {
+    changed: bool,
+    kept_at: Option<u64>,
+}
+
+impl Keeper {
+    /// Whether it is to be written now; if so, it is taken for written.
+    fn is_due(&mut self, now: u64) -> bool {
+        // A clock that was set back must not put it off for ever.
+        let waits = self.kept_at.is_some_and(|at| at <= now && now < at + KEEP_EVERY);
+        let due = self.changed && !waits;
+        if due {
+            *self = Keeper { changed: false, kept_at: Some(now) };
+        }
+        due
+    }
 }
 
 /// Seconds of UTC.
@@ -156,44 +218,46 @@ pub async fn run(membership: Rc<Membership>, daemon: Rc<Daemon<Store>>, plan: Sc
     let mut calendar = Calendar::of(membership.state.scrubs());
     // Given to the machine by the calendar, and when.
     let mut given: BTreeMap<PgId, u64> = BTreeMap::new();
+    let mut keeper = Keeper::default();
+    let (mut summary, mut looked) = (Summary::default(), 0usize);
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
         let now = wall_clock();
-        let held: BTreeSet<PgId> =
-            daemon.look(|engine| engine.node().state().groups.keys().map(|group| group.pg).collect());
-        let before = calendar.last.len();
-        calendar.follow(&held, &plan, salt, now);
         let done = daemon.change(|engine| engine.take_scrubbed());
-        let changed = !done.is_empty() || calendar.last.len() != before;
+        keeper.changed |= !done.is_empty();
         for (pg, deep, found) in done {
             tell(pg, deep, found);
             calendar.done(pg, deep, given.remove(&pg).unwrap_or(now).min(now));
         }
-        if changed {
-            let kept: Vec<(PgId, Last)> = calendar.last.iter().map(|(pg, last)| (*pg, *last)).collect();
-            membership.state.keep_scrubs(&kept);
+        if looked.is_multiple_of(1 + calendar.last.len() / PGS_PER_LOOK) {
+            let held = daemon.look(|engine| held_pgs(engine.node().state()));
+            keeper.changed |= calendar.follow(&held, &plan, salt, now);
+            given.retain(|pg, _| held.contains(pg));
+            if given.len() < AT_ONCE && plan.window.is_none_or(|window| window.is_open(now)) {
+                let due = calendar.due(&plan, salt, now).filter(|(pg, _)| !given.contains_key(pg));
+                if let Some((pg, deep)) = due {
+                    given.insert(pg, now);
+                    daemon.batch(|engine| engine.feed(Input::Scrub(ScrubOrder::Scrub { pg, deep })));
+                }
+            }
+            summary = calendar.summary(&plan, now);
         }
-        given.retain(|pg, _| held.contains(pg));
-        if given.len() < AT_ONCE && plan.window.is_none_or(|window| window.is_open(now)) {
-            let due = calendar.due(&plan, salt, now).filter(|(pg, _)| !given.contains_key(pg));
-            if let Some((pg, deep)) = due {
-                given.insert(pg, now);
-                daemon.batch(|engine| engine.feed(Input::Scrub { pg, deep }));
+        looked = looked.wrapping_add(1);
+        if keeper.is_due(now) {
+            let (state, kept) = (membership.state.clone(), calendar.entries());
+            if let Err(error) = tokio::task::spawn_blocking(move || state.keep_scrubs(&kept)).await {
+                tracing::warn!(%error, "the times of scrubs were not kept");
             }
         }
-        let report = report(&membership, &daemon, &calendar, &plan, now);
+        let report = report(&membership, &daemon, summary);
         membership.scrub_ages.set((report.oldest_light_s, report.oldest_deep_s));
         let answer = timeout(REPORT_TIMEOUT, membership.client.scrub(report)).await;
         let Ok(Ok(orders)) = answer else { continue }; // heartbeats tell of monitors that do not answer
         for order in orders {
             tracing::info!(?order, "an administrator's order");
-            let input = match order {
-                ScrubOrder::Scrub { pg, deep } => Input::Scrub { pg, deep },
-                ScrubOrder::Believe { object, blocks, from } => Input::Believe { object, blocks, from },
-            };
-            daemon.batch(|engine| engine.feed(input));
+            daemon.batch(|engine| engine.feed(Input::Scrub(order)));
         }
     }
 }
@@ -207,13 +271,7 @@ fn tell(pg: PgId, deep: bool, found: Scrubbed) {
     }
 }
 
-fn report(
-    membership: &Membership,
-    daemon: &Rc<Daemon<Store>>,
-    calendar: &Calendar,
-    plan: &ScrubPlan,
-    now: u64,
-) -> ScrubReport {
+fn report(membership: &Membership, daemon: &Rc<Daemon<Store>>, of: Summary) -> ScrubReport {
     daemon.look(|engine| {
         let mut in_doubt = 0;
         let mut doubts = Vec::new();
@@ -231,10 +289,10 @@ fn report(
         ScrubReport {
             node: membership.node,
             incarnation: membership.incarnation,
-            pgs: calendar.last.len() as u64,
-            late: calendar.late(plan, now),
-            oldest_light_s: calendar.oldest(plan.light, |last| last.light, now),
-            oldest_deep_s: calendar.oldest(plan.deep, |last| last.deep, now),
+            pgs: of.pgs,
+            late: of.late,
+            oldest_light_s: of.oldest_light_s,
+            oldest_deep_s: of.oldest_deep_s,
             open: engine.node().scrubs_open() as u64,
             in_doubt,
             doubts,
@@ -245,7 +303,8 @@ fn report(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trefoil_core::PoolId;
+    use trefoil_core::record::{Promise, Record};
+    use trefoil_core::{Epoch, GroupId, PoolId, VolumeId};
 
     const DAY: u64 = 86_400;
 
@@ -320,10 +379,55 @@ mod tests {
         let state = super::super::identity::StateDir::open(dir.path()).unwrap();
         let mut calendar = Calendar::of(state.scrubs());
         calendar.follow(&pgs(3), &plan(), 7, 100 * DAY);
-        let kept: Vec<(PgId, Last)> = calendar.last.iter().map(|(pg, last)| (*pg, *last)).collect();
-        state.keep_scrubs(&kept);
+        state.keep_scrubs(&calendar.entries());
         assert_eq!(Calendar::of(state.scrubs()).last, calendar.last);
         std::fs::write(dir.path().join("scrub.json"), "{").unwrap();
         assert!(Calendar::of(state.scrubs()).last.is_empty());
+        // A writer that did not come to its end leaves what was there.
+        state.keep_scrubs(&calendar.entries());
+        std::fs::write(dir.path().join("scrub.json.new"), "[").unwrap();
+        assert_eq!(Calendar::of(state.scrubs()).last, calendar.last);
+        state.keep_scrubs(&calendar.entries());
+        assert!(!dir.path().join("scrub.json.new").exists());
+    }
+
+    #[test]
+    fn it_is_written_now_and_then_and_only_when_something_has_changed() {
+        let mut keeper = Keeper::default();
+        assert!(!keeper.is_due(1000), "nothing to keep");
+        let mut written = Vec::new();
+        for now in 1000..1100 {
+            keeper.changed = true;
+            if keeper.is_due(now) {
+                written.push(now);
+            }
+        }
+        assert_eq!(written, [1000, 1030, 1060, 1090]);
+        assert!(keeper.is_due(1120), "what changed meanwhile is not forgotten");
+        assert!(!keeper.is_due(1200));
+        keeper.changed = true;
+        assert!(keeper.is_due(50), "a clock that was set back");
+    }
+
+    #[test]
+    fn a_node_scrubs_what_it_has_answered_for_and_has_not_left() {
+        let mut state = Durable::default();
+        let pg = |pg| PgId { pool: PoolId(1), pg };
+        for n in 0..3 {
+            for volume in 1..4 {
+                let group = GroupId { volume: VolumeId(volume), pg: pg(n) };
+                let open = Record::Open { group, promised: Promise::default(), epoch: Epoch(1) };
+                state.apply::<()>(&open);
+            }
+        }
+        assert_eq!(held_pgs(&state), pgs(3));
+        state.apply::<()>(&Record::Leave { pg: pg(2), epoch: Epoch(2) });
+        assert_eq!(held_pgs(&state), pgs(2));
+        let mut calendar = Calendar::default();
+        assert!(calendar.follow(&pgs(3), &plan(), 7, DAY));
+        assert!(!calendar.follow(&pgs(3), &plan(), 7, DAY), "the same");
+        assert!(calendar.follow(&held_pgs(&state), &plan(), 7, DAY), "one is gone");
+        let other = BTreeSet::from([pg(0), pg(7)]);
+        assert!(calendar.follow(&other, &plan(), 7, DAY), "another one for it");
     }
 }
