@@ -144,6 +144,7 @@ impl ClusterMap {
             Command::AdvanceMove { pg, epoch } => self.advance_move(*pg, *epoch),
             Command::UndoMove { pg, epoch } => self.undo_move(*pg, *epoch),
             Command::PauseMoves { paused } => self.pause_moves(*paused),
+            Command::SetPgNum { pool, seen, pg_num } => self.set_pg_num(*pool, *seen, *pg_num),
         }
     }
 
@@ -304,7 +305,7 @@ impl ClusterMap {
         }
         let rule = self.rule(domain)?;
         let id = self.next_pool;
-        let pool = Pool { name: name.to_owned(), size, pg_num, rule, ack };
+        let pool = Pool { name: name.to_owned(), size, pg_num, pg_num_first: pg_num, rule, ack };
         let pgs = self.place(id, &pool)?;
         self.pgs.0.insert(id, pgs);
         self.pools.insert(id, pool);

@@ -314,7 +314,8 @@ fn rules_diff(map: &ClusterMap, later: &ClusterMap) -> Vec<RuleDiff> {
     let rules = later.crush.def().rules.iter().filter(|rule| map.crush.has_rule(rule.id) && !used(rule.id));
     let worse = rules.filter_map(|rule| {
         let name = rule.name.clone();
-        let pool = Pool { name, size: RULE_COPIES, pg_num: RULE_SAMPLES, rule: rule.id, ack: Ack::Majority };
+        let (pg_num, pg_num_first) = (RULE_SAMPLES, RULE_SAMPLES);
+        let pool = Pool { name, size: RULE_COPIES, pg_num, pg_num_first, rule: rule.id, ack: Ack::Majority };
         let short = |map: &ClusterMap| {
             let mut placer = map.placer();
             let short = (0..RULE_SAMPLES).filter(|pg| placer.place(PoolId(0), &pool, *pg).is_err());

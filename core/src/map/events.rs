@@ -96,6 +96,15 @@ pub enum Happened {
     },
     /// Another CRUSH map is in use.
     CrushChanged,
+    /// The placement groups of a pool were split.
+    PoolSplit {
+        /// Its name.
+        name: String,
+        /// How many there were.
+        from: u32,
+        /// How many there are.
+        to: u32,
+    },
 }
 
 impl Happened {
@@ -139,6 +148,9 @@ impl fmt::Display for Happened {
             Happened::VolumeMade { name } => write!(f, "volume {name} made"),
             Happened::VolumeRemoved { name } => write!(f, "volume {name} removed"),
             Happened::CrushChanged => write!(f, "CRUSH map changed"),
+            Happened::PoolSplit { name, from, to } => {
+                write!(f, "pool {name} split: {to} placement groups of {from}")
+            }
         }
     }
 }
@@ -249,6 +261,10 @@ impl Before {
             Command::CreateVolume { name, .. } => events.push(Happened::VolumeMade { name: name.clone() }),
             Command::RemoveVolume { .. } => {
                 events.extend(self.volume.map(|name| Happened::VolumeRemoved { name }));
+            }
+            Command::SetPgNum { pool, seen, pg_num } => {
+                let name = map.pools.get(pool).map(|it| it.name.clone());
+                events.extend(name.map(|name| Happened::PoolSplit { name, from: *seen, to: *pg_num }));
             }
             Command::SetCrush { .. } | Command::ReplaceCrush { .. } => events.push(Happened::CrushChanged),
             _ => {}

@@ -21,6 +21,7 @@
 //! | [`liveness`] | which nodes have been heard of: the same |
 //! | `moves` | steps of placement groups from one set of nodes to another |
 //! | [`mover`] | which step comes next: the leader's soft state beside the map |
+//! | `split` | more placement groups for a pool |
 //! | `placer` | where CRUSH says that they should live |
 //!
 //! # Versions
@@ -50,6 +51,7 @@ pub mod outs;
 mod pgs;
 mod placer;
 pub mod restore;
+mod split;
 mod types;
 
 pub use crate::placement::Pg;
