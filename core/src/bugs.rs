@@ -20,6 +20,14 @@ pub enum Bug {
     NoReopen,
     /// A node answers List and forgets the epoch (N1).
     ListWithoutEpoch,
+    /// A split leaves the promises behind.
+    SplitWithoutPromise,
+    /// A node splits in memory, and answers before the record of it is durable: it is never written.
+    SplitWithoutRecord,
+    /// A leader that has not heard of a split goes on, and its writes are taken in the group that they name.
+    WrongGroup,
+    /// A leader opens a group that split off with a ballot of its own, from round 0.
+    SplitFromRoundZero,
 }
 
 thread_local! {
@@ -57,4 +65,20 @@ pub(crate) fn no_reopen() -> bool {
 
 pub(crate) fn list_without_epoch() -> bool {
     BUG.get() == Some(Bug::ListWithoutEpoch)
+}
+
+pub(crate) fn split_without_promise() -> bool {
+    BUG.get() == Some(Bug::SplitWithoutPromise)
+}
+
+pub(crate) fn split_without_record() -> bool {
+    BUG.get() == Some(Bug::SplitWithoutRecord)
+}
+
+pub(crate) fn wrong_group() -> bool {
+    BUG.get() == Some(Bug::WrongGroup)
+}
+
+pub(crate) fn split_from_round_zero() -> bool {
+    BUG.get() == Some(Bug::SplitFromRoundZero)
 }

@@ -146,6 +146,18 @@ cover! {
     HoldsLess = "compares answered no",
     /// Nodes that came back to a placement group that they had left.
     CameBack = "nodes that left came back",
+    /// Times that a pool got more placement groups.
+    PoolSplits = "pools split",
+    /// Wishes for that which were refused.
+    SplitsRefused = "splits refused",
+    /// Placement groups that a node split.
+    NodeSplits = "placement groups split by nodes",
+    /// Of these, over more than one split of the pool.
+    SplitsInOne = "several splits made as one",
+    /// Of these, by a node that was leaving, or had left.
+    SplitsOutside = "splits by nodes that take no part",
+    /// Objects that went to another group.
+    ObjectsSplit = "objects that went to a group that split off",
     /// Crashes right behind a step of a move or an answer to List.
     MoveCrashes = "crashes right behind a step",
 }

@@ -76,6 +76,10 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::FinalWithoutCheck) => Some(trefoil_core::bugs::Bug::FinalWithoutCheck),
         Some(Bug::NoReopen) => Some(trefoil_core::bugs::Bug::NoReopen),
         Some(Bug::ListWithoutEpoch) => Some(trefoil_core::bugs::Bug::ListWithoutEpoch),
+        Some(Bug::SplitWithoutPromise) => Some(trefoil_core::bugs::Bug::SplitWithoutPromise),
+        Some(Bug::SplitWithoutRecord) => Some(trefoil_core::bugs::Bug::SplitWithoutRecord),
+        Some(Bug::WrongGroup) => Some(trefoil_core::bugs::Bug::WrongGroup),
+        Some(Bug::SplitFromRoundZero) => Some(trefoil_core::bugs::Bug::SplitFromRoundZero),
         Some(Bug::SkipFlush | Bug::NoHedges) | None => None,
     });
     let _ = bug;
@@ -103,7 +107,11 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         plan.clients,
         plan.lease,
         plan.drift_ppm,
-        if plan.moves.is_some() { "PGs move" } else { "nothing moves" },
+        match &plan.moves {
+            None => "nothing moves",
+            Some(moves) if moves.split_every.is_some() => "PGs move and split",
+            Some(_) => "PGs move",
+        },
         plan.fault_names()
     );
     let mut world = World::new(plan, words > 0);
@@ -145,6 +153,10 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::FinalWithoutCheck) => Some("final-without-check"),
         Some(Bug::NoReopen) => Some("no-reopen"),
         Some(Bug::ListWithoutEpoch) => Some("list-without-epoch"),
+        Some(Bug::SplitWithoutPromise) => Some("split-without-promise"),
+        Some(Bug::SplitWithoutRecord) => Some("split-without-record"),
+        Some(Bug::WrongGroup) => Some("wrong-group"),
+        Some(Bug::SplitFromRoundZero) => Some("split-from-round-zero"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

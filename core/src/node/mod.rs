@@ -20,13 +20,14 @@ mod leaders;
 mod leaving;
 mod peers;
 mod repair;
+mod split;
 
 pub use api::*;
 
 use crate::checksum::UNKNOWN;
 use crate::ids::*;
 use crate::message::{FromNode, ToNode, WriteOp};
-use crate::placement::PgConfig;
+use crate::placement::{PgConfig, PoolPgs};
 use crate::record::{Durable, GroupState, Record};
 use leaving::Leaving;
 use peers::Heal;
@@ -81,6 +82,8 @@ pub struct NodeCounters {
     pub refused: u64,
     /// Placement groups that the node has left (N7).
     pub left: u64,
+    /// Placement groups that the node has split.
+    pub splits: u64,
 }
 
 /// The machine.
@@ -88,6 +91,9 @@ pub struct Node<P> {
     id: NodeId,
     state: Durable,
     configs: FxHashMap<PgId, PgConfig>,
+    pools: FxHashMap<PoolId, PoolPgs>,
+    /// Some placement group was split here, or comes from a pool that was.
+    has_split: bool,
     /// The last ticket given out, and the last that is durable.
     given: Ticket,
     durable: Ticket,
@@ -107,6 +113,8 @@ pub struct Node<P> {
     leaving: Option<Leaving>,
     /// The placement group that was looked at last for whether it is to be left.
     leave_cursor: Option<PgId>,
+    /// The placement group that was looked at last for whether it is to be split.
+    split_cursor: Option<PgId>,
     /// The group that was compared with the peers last.
     digest_cursor: Option<GroupId>,
     room: u64,
@@ -121,8 +129,10 @@ impl<P: Clone> Node<P> {
     pub fn new(config: NodeConfig, durable: Durable) -> Node<P> {
         Node {
             id: config.id,
+            has_split: durable.pgs.values().any(|pg| pg.pg_num != 0),
             state: durable,
             configs: FxHashMap::default(),
+            pools: FxHashMap::default(),
             given: 0,
             durable: 0,
             held: VecDeque::new(),
@@ -136,6 +146,7 @@ impl<P: Clone> Node<P> {
             damaged: BTreeSet::new(),
             leaving: None,
             leave_cursor: None,
+            split_cursor: None,
             digest_cursor: None,
             room: u64::MAX,
             full: false,
@@ -160,15 +171,20 @@ impl<P: Clone> Node<P> {
                     self.configs.iter().map(|(pg, c)| (*pg, c.epoch)).collect();
                 known.sort_unstable();
                 for (pg, epoch) in known {
+                    self.split_for(pg, out);
                     self.learn_epoch(pg, epoch, out);
                 }
             }
+            Input::Pools(pools) => self.learn_pools(pools),
             Input::Config(configs) => {
                 for (pg, config) in configs {
                     let newer = self.configs.get(&pg).is_none_or(|old| old.epoch <= config.epoch);
                     if newer && config.problem().is_none() {
                         let epoch = config.epoch;
                         self.configs.insert(pg, config);
+                        if self.state.amnesia {
+                            self.split_for(pg, out);
+                        }
                         self.learn_epoch(pg, epoch, out);
                     }
                 }
@@ -182,6 +198,7 @@ impl<P: Clone> Node<P> {
             Input::Tick => {
                 self.tick_repairs(out);
                 self.tick_heals(out);
+                self.tick_splits(out);
                 self.tick_leaving(out);
                 self.tick_digests(out);
             }
@@ -254,6 +271,7 @@ impl<P: Clone> Node<P> {
     /// The same for a record that adds so many blocks.
     fn persist_adding(&mut self, record: Record<P>, adds: u32, out: &mut Vec<Output<P>>) -> Ticket {
         self.state.apply(&record);
+        self.has_split |= matches!(record, Record::Split { .. });
         // What was compared before is not what the node has now.
         if self.leaving.as_ref().is_some_and(|leaving| record.changes_pg() == Some(leaving.pg())) {
             self.leaving = None;
@@ -314,7 +332,7 @@ impl<P: Clone> Node<P> {
             Some(Reading::Leader { conn, object, id }) => {
                 let group = object.group;
                 if found.checksums.contains(&UNKNOWN) {
-                    self.table_damaged(object, out);
+                    self.table_damaged(self.state.place(object), out);
                 }
                 // A read claims nothing about durability: the leader asks for blocks only whose writes
                 // a majority has made durable.

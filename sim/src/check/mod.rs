@@ -13,6 +13,7 @@
 //! | [`p4_one_writer`] | no write that began after a newer leader attached is acknowledged to an older one |
 //! | [`durable_first`] | what a node claims is durable there at that moment |
 //! | [`never_back`] | promises, lines, fences and epochs never go back |
+//! | [`split`] | a split keeps every promise, line and vote, and puts each object where its hash says |
 //! | [`quorum_choice`] | the choice of every quorum is a legal one |
 
 pub mod durable_first;
@@ -27,6 +28,7 @@ pub mod p1_majority;
 pub mod p4_one_writer;
 pub mod quorum_choice;
 pub mod register;
+pub mod split;
 
 use crate::plan::{BLOCKS_MAX, OBJECTS_MAX, VOLUMES_MAX};
 use trefoil_core::{ObjectId, ObjectIndex, VolumeId};

@@ -21,6 +21,7 @@ mod monitor;
 mod moves;
 pub mod net;
 mod nodes;
+mod splits;
 mod words;
 
 pub use calm::Stage;
@@ -45,7 +46,7 @@ use net::{Network, TO_LEADER, TO_NODE};
 use std::rc::Rc;
 use trefoil_core::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, ReadResult, Ticket};
-use trefoil_core::placement::PgConfig;
+use trefoil_core::placement::{PgConfig, PgTable};
 use trefoil_core::record::Durable;
 use trefoil_core::{GroupId, NodeId, ObjectId, VolumeId, leader, node};
 
@@ -110,6 +111,7 @@ pub enum Event {
     LeaderEnds { li: usize },
     ReleaseLeader { li: usize },
     Config { li: usize, pg: u32, config: PgConfig },
+    LeaderMap { li: usize, pgs: PgTable },
     Differs { li: usize, group: GroupId },
     Client { li: usize, client: u32 },
     Renew { li: usize },
@@ -122,6 +124,8 @@ pub enum Event {
     Granted { volume: VolumeId, generation: u64, healer: bool, host: usize, asked: u64, pgs: Rc<[PgConfig]> },
     MoverStep,
     MoveWish,
+    SplitWish,
+    NodeFails { ni: usize, life: u32 },
     NodeMap { ni: usize, life: u32, configs: Vec<PgConfig> },
     List { ni: usize, life: u32, request: ListRequest },
     Listed { ni: usize, list: GroupList },
@@ -184,8 +188,9 @@ impl World {
     pub fn new(plan: Plan, words: bool) -> World {
         let mut rng = Rng::new(plan.seed);
         let skip_flush = plan.bug == Some(Bug::SkipFlush);
-        let nodes =
-            (0..plan.nodes).map(|_| NodeHost::new(World::new_clock(&mut rng, &plan), skip_flush)).collect();
+        let nodes = (0..plan.nodes)
+            .map(|_| NodeHost::new(World::new_clock(&mut rng, &plan), skip_flush, plan.pgs.len() as u32))
+            .collect();
         let host_clocks = (0..plan.hosts).map(|_| World::new_clock(&mut rng, &plan)).collect();
         let monitor = monitor::Monitor::new(World::new_clock(&mut rng, &plan));
         let mut world = World {
@@ -334,6 +339,7 @@ impl World {
             | Event::Renew { li }
             | Event::ReleaseLeader { li }
             | Event::Config { li, .. }
+            | Event::LeaderMap { li, .. }
             | Event::Differs { li, .. }
             | Event::Connect { li, .. } => (None, Some(*li)),
             _ => (None, None),
@@ -475,6 +481,7 @@ impl World {
             Event::Config { li, pg, config } => {
                 self.leader_input(li, leader::Input::Config { pg, config });
             }
+            Event::LeaderMap { li, pgs } => self.leader_input(li, leader::Input::Pgs { pgs }),
             Event::Differs { li, group } => self.leader_input(li, leader::Input::Differs { group }),
             Event::Client { li, client } => self.client(li, client),
             Event::Renew { li } => self.renew(li),
@@ -494,6 +501,12 @@ impl World {
             }
             Event::MoverStep => self.mover_step(),
             Event::MoveWish => self.move_wish(),
+            Event::SplitWish => self.split_wish(),
+            Event::NodeFails { ni, life } => {
+                if self.faulty && self.node_lives(ni, life) {
+                    self.crash_for_a_while(ni);
+                }
+            }
             Event::NodeMap { ni, life, configs } => {
                 if self.node_lives(ni, life) {
                     self.node_map(ni, configs);

@@ -90,6 +90,7 @@ enum DiskRecord<S> {
     SnapshotEnd { covers: BatchRef, meta: Meta },
     Epoch { pg: PgId, epoch: Epoch, fences: Vec<(VolumeId, Generation)> },
     Leave { pg: PgId, epoch: Epoch },
+    Split { pg: PgId, from: u32, to: u32 },
 }
 
 /// Bytes that are written as such and not as a list of numbers.
@@ -316,6 +317,7 @@ pub fn put_record<P>(record: &Record<P>, out: &mut Vec<u8>) -> Result<(), postca
             DiskRecord::Epoch { pg: *pg, epoch: *epoch, fences: fences.clone() }
         }
         Record::Leave { pg, epoch } => DiskRecord::Leave { pg: *pg, epoch: *epoch },
+        Record::Split { pg, from, to } => DiskRecord::Split { pg: *pg, from: *from, to: *to },
     };
     put(&disk, out)
 }
@@ -392,6 +394,7 @@ pub fn take(bytes: &[u8]) -> Result<(Entry, &[u8]), postcard::Error> {
         DiskRecord::LostState { fences } => Record::LostState { fences },
         DiskRecord::Epoch { pg, epoch, fences } => Record::Epoch { pg, epoch, fences },
         DiskRecord::Leave { pg, epoch } => Record::Leave { pg, epoch },
+        DiskRecord::Split { pg, from, to } => Record::Split { pg, from, to },
     };
     Ok((Entry::Node(record), rest))
 }
@@ -465,6 +468,15 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes_of_a_split() {
+        let record: Record<()> = Record::Split { pg: object().group.pg, from: 301, to: 1000 };
+        let mut out = Vec::new();
+        put_record(&record, &mut out).expect("encodes");
+        // Frozen: devices in the field carry it.
+        assert_eq!(out, [17, 1, 172, 2, 173, 2, 232, 7]);
+    }
+
+    #[test]
     fn every_record_survives_the_way_there_and_back() {
         let promise = Promise { ballot: Ballot(77), epoch: Epoch(3) };
         let group = object().group;
@@ -493,6 +505,7 @@ mod tests {
             Record::LostState { fences: vec![(VolumeId(1), Generation(2))] },
             Record::Epoch { pg: group.pg, epoch: Epoch(5), fences: vec![(VolumeId(1), Generation(2))] },
             Record::Leave { pg: group.pg, epoch: Epoch(6) },
+            Record::Split { pg: group.pg, from: 301, to: 1000 },
         ];
         let mut out = Vec::new();
         for record in &all {
