@@ -26,7 +26,7 @@ pub(crate) const KIND_PEER_REQUEST: u16 = KIND_USER_MIN + 2;
 /// The answer.
 pub(crate) const KIND_PEER_RESPONSE: u16 = KIND_USER_MIN + 3;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -281,6 +281,15 @@ pub enum Request {
         /// Although those that are left and answer would be no majority.
         force: bool,
     },
+    /// A pool gets more placement groups, if it has as many as the asker saw.
+    SetPgNum {
+        /// The pool.
+        pool: PoolId,
+        /// How many it had.
+        seen: u32,
+        /// How many it is to have.
+        pg_num: u32,
+    },
 }
 
 /// A monitor.
@@ -338,6 +347,7 @@ impl Request {
                 | Request::AddMonitor { .. }
                 | Request::RemoveMonitor { .. }
                 | Request::ReplaceCrush { .. }
+                | Request::SetPgNum { .. }
         )
     }
 }

@@ -434,6 +434,7 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::Events { .. }
         | Request::AddMonitor { .. }
         | Request::RemoveMonitor { .. }
+        | Request::SetPgNum { .. }
         | Request::ReplaceCrush { .. } => role == Role::Client,
         Request::GetMap { .. }
         | Request::WaitMap { .. }

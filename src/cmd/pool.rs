@@ -1,6 +1,8 @@
-//! `trefoil pool create|list`.
+//! `trefoil pool create|set|list`.
 //!
 //! What a pool may be is the monitors' to say; here a rule's name is looked up, and nothing else.
+
+mod pg_num;
 
 use super::Global;
 use super::lists::{ListArgs, list};
@@ -24,6 +26,16 @@ Examples:
   trefoil pool create trial --domain osd
   trefoil pool create vital --copies 5 --ack all-in-sync --json")]
     Create(CreateArgs),
+    /// Change a pool: more placement groups
+    #[command(after_help = "\
+Keys:
+  pg_num   placement groups; they can only become more. Each is split where it is: no data moves, and I/O
+           goes on. Where CRUSH wants the new ones elsewhere, they are moved there later, one at a time.
+
+Examples:
+  trefoil pool set fast pg_num 256
+  trefoil pool set fast pg_num 256 --dry-run --json")]
+    Set(SetArgs),
     /// List pools: copies, placement groups, rule
     #[command(after_help = "\
 Examples:
@@ -57,6 +69,29 @@ pub struct CreateArgs {
     json: bool,
 }
 
+/// `trefoil pool set`.
+#[derive(Args, Debug)]
+pub struct SetArgs {
+    /// The pool
+    name: String,
+    /// What to change
+    key: Key,
+    /// Its new value
+    value: String,
+    /// Say what would happen, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Key {
+    #[value(name = "pg_num")]
+    PgNum,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Domain {
     Host,
@@ -73,6 +108,9 @@ enum AckArg {
 pub fn run(command: &PoolCommand, global: &Global, out: &mut dyn Write) -> Outcome {
     match command {
         PoolCommand::Create(args) => create(args, global, out),
+        PoolCommand::Set(args) => match args.key {
+            Key::PgNum => pg_num::set(args, global, out),
+        },
         PoolCommand::List(args) => list_pools(args, global, out),
     }
 }

@@ -9,15 +9,16 @@ use super::peers::PeerAddress;
 use super::storage::Storage;
 use crate::device::latency::DeviceStats;
 use crate::store::Store;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use trefoil_core::crush::pg_ancestors;
 use trefoil_core::map::ClusterMap;
 use trefoil_core::node::{Input, Ticket};
-use trefoil_core::placement::PgConfig;
+use trefoil_core::placement::{PgConfig, PoolPgs};
 use trefoil_core::{Incarnation, NodeId, PgId, VolumeId};
 use trefoil_monitor::MonitorClient;
 use trefoil_monitor::rpc::{DIFFERING_MAX, DeviceHealth, Heartbeat};
@@ -76,6 +77,8 @@ pub struct Membership {
     pub start_position: Cell<Option<u64>>,
     /// The record that says that state is lost, while it is not known to be durable.
     pub lost_ticket: Cell<Option<Ticket>>,
+    /// The last map that the machine was given.
+    pub map: RefCell<Option<ClusterMap>>,
 }
 
 impl Membership {
@@ -92,12 +95,23 @@ impl Membership {
                 let state = engine.node().state();
                 state.groups.keys().map(|group| group.pg).chain(state.pgs.keys().copied()).collect()
             });
-            pgs = changed_pgs(old, map, self.node, |id| held.contains(&id));
+            // What is held may be of a placement group that others split off from since.
+            let holds = |pg: PgId| {
+                let mut all = std::iter::once(pg.pg).chain(pg_ancestors(pg.pg));
+                all.any(|it| held.contains(&PgId { pg: it, ..pg }))
+            };
+            pgs = changed_pgs(old, map, self.node, holds);
         }
+        let pools = map.pools.iter();
+        let pools = pools.map(|(id, pool)| (*id, PoolPgs { first: pool.pg_num_first, now: pool.pg_num }));
+        let pools = pools.collect();
         daemon.batch(|engine| {
             engine.peers().set_addresses(book);
+            engine.feed(Input::Pools(pools));
             engine.feed(Input::Config(pgs));
         });
+        // Its large parts are shared.
+        *self.map.borrow_mut() = Some(map.clone());
         self.delete_removed(daemon, map);
     }
 
@@ -164,7 +178,11 @@ impl Membership {
                 incarnation: self.incarnation,
                 // Before the check, what was found: the answer must not rest on what this start has written.
                 position: self.start_position.get().unwrap_or(engine.store().log_position()),
-                lost: state.groups.values().any(|group| group.lost),
+                // A group that no leader can ever settle would keep the node lost for ever.
+                lost: state.groups.iter().any(|(id, group)| {
+                    let map = self.map.borrow();
+                    group.lost && map.as_ref().is_none_or(|map| map.may_be_led(id.volume, id.pg))
+                }),
                 bytes_total: stats.space.total.saturating_sub(stats.space.reserve),
                 bytes_used: stats.space.used,
                 // What leaders are told: from here on clients get "no space".

@@ -12,7 +12,7 @@ use super::metrics;
 use crate::config::{ConfigError, NodeConfig};
 use crate::device::wake::AsyncWaker;
 use crate::store::{FormatError, FormatOptions, OpenError, Recovered, Store, format};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -240,6 +240,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         state,
         start_position,
         lost_ticket: Cell::new(None),
+        map: RefCell::new(None),
     });
     if let Some(why) = &lost {
         tracing::error!(why, "the store has lost state: its copies have no vote until they are repaired");
