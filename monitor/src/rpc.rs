@@ -31,7 +31,7 @@ pub(crate) const KIND_PEER_REQUEST: u16 = KIND_USER_MIN + 2;
 /// The answer.
 pub(crate) const KIND_PEER_RESPONSE: u16 = KIND_USER_MIN + 3;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -424,6 +424,15 @@ pub enum Request {
         /// Whose copy.
         from: NodeId,
     },
+    /// A pool gets more placement groups, if it has as many as the asker saw.
+    SetPgNum {
+        /// The pool.
+        pool: PoolId,
+        /// How many it had.
+        seen: u32,
+        /// How many it is to have.
+        pg_num: u32,
+    },
 }
 
 /// A move that is under way.
@@ -538,6 +547,7 @@ impl Request {
                 | Request::DrainNode { .. }
                 | Request::RemoveNode { .. }
                 | Request::Unmute { .. }
+                | Request::SetPgNum { .. }
         )
     }
 }

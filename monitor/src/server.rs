@@ -467,6 +467,7 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::SetPool { .. }
         | Request::OrderScrub { .. }
         | Request::SettleBlocks { .. }
+        | Request::SetPgNum { .. }
         | Request::ReplaceCrush { .. } => role == Role::Client,
         Request::Died { daemon: Daemon::Node(_), .. } => role == Role::StorageNode,
         Request::Died { daemon: Daemon::Monitor(_), .. } => role == Role::Monitor,

@@ -2,7 +2,7 @@
 
 use crate::ids::*;
 use crate::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
-use crate::placement::PgConfig;
+use crate::placement::{PgConfig, PoolPgs};
 use crate::record::Record;
 
 /// A connection from a leader. A later connection has a greater number; none is used twice in one run.
@@ -66,6 +66,8 @@ pub enum Input<P> {
         /// Per volume.
         fences: Vec<(VolumeId, Generation)>,
     },
+    /// Pools have so many placement groups now. Said before the [`Input::Config`] of the same map.
+    Pools(Vec<(PoolId, PoolPgs)>),
     /// Placement groups have these configurations now. A PG that is not named is as before.
     Config(Vec<(PgId, PgConfig)>),
     /// The committed map shows these volumes as deleted, or as issued and gone.

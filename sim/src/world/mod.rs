@@ -29,6 +29,7 @@ pub mod net;
 mod nodes;
 mod replicas;
 mod requests;
+mod splits;
 mod words;
 
 pub use calm::Stage;
@@ -54,7 +55,7 @@ use net::{Network, TO_LEADER, TO_NODE};
 use std::rc::Rc;
 use trefoil_core::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, ReadResult, Ticket};
-use trefoil_core::placement::PgConfig;
+use trefoil_core::placement::{PgConfig, PgTable};
 use trefoil_core::record::Durable;
 use trefoil_core::{GroupId, NodeId, ObjectId, VolumeId, leader, node};
 
@@ -187,6 +188,10 @@ pub enum Event {
         pg: u32,
         config: PgConfig,
     },
+    LeaderMap {
+        li: usize,
+        pgs: PgTable,
+    },
     Differs {
         li: usize,
         group: GroupId,
@@ -236,6 +241,11 @@ pub enum Event {
     },
     MoverStep,
     MoveWish,
+    SplitWish,
+    NodeFails {
+        ni: usize,
+        life: u32,
+    },
     NodeMap {
         ni: usize,
         life: u32,
@@ -321,8 +331,9 @@ impl World {
     pub fn new(plan: Plan, words: bool) -> World {
         let mut rng = Rng::new(plan.seed);
         let skip_flush = plan.bug == Some(Bug::SkipFlush);
-        let nodes =
-            (0..plan.nodes).map(|_| NodeHost::new(World::new_clock(&mut rng, &plan), skip_flush)).collect();
+        let nodes = (0..plan.nodes)
+            .map(|_| NodeHost::new(World::new_clock(&mut rng, &plan), skip_flush, plan.pgs.len() as u32))
+            .collect();
         let host_clocks = (0..plan.hosts).map(|_| World::new_clock(&mut rng, &plan)).collect();
         let map = monitor::first_map(&plan);
         let wrong = map.as_ref().err().map(|error| Violation::plain("map", error.to_string()));
@@ -482,6 +493,7 @@ impl World {
             | Event::Renew { li }
             | Event::ReleaseLeader { li }
             | Event::Config { li, .. }
+            | Event::LeaderMap { li, .. }
             | Event::Differs { li, .. }
             | Event::Connect { li, .. } => (None, Some(*li)),
             _ => (None, None),
@@ -627,6 +639,7 @@ impl World {
             Event::Config { li, pg, config } => {
                 self.leader_input(li, leader::Input::Config { pg, config });
             }
+            Event::LeaderMap { li, pgs } => self.leader_input(li, leader::Input::Pgs { pgs }),
             Event::Differs { li, group } => self.leader_input(li, leader::Input::Differs { group }),
             Event::Client { li, client } => self.client(li, client),
             Event::Renew { li } => self.renew(li),
@@ -649,6 +662,12 @@ impl World {
             }
             Event::MoverStep => self.mover_step(),
             Event::MoveWish => self.move_wish(),
+            Event::SplitWish => self.split_wish(),
+            Event::NodeFails { ni, life } => {
+                if self.faulty && self.node_lives(ni, life) {
+                    self.crash_for_a_while(ni);
+                }
+            }
             Event::NodeMap { ni, life, configs } => {
                 if self.node_lives(ni, life) {
                     self.node_map(ni, configs);
