@@ -83,6 +83,10 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::ScrubFirstWins) => Some(trefoil_core::bugs::Bug::ScrubFirstWins),
         Some(Bug::ScrubMinorityWins) => Some(trefoil_core::bugs::Bug::ScrubMinorityWins),
         Some(Bug::RepairForgetsDoubts) => Some(trefoil_core::bugs::Bug::RepairForgetsDoubts),
+        Some(Bug::SplitWithoutPromise) => Some(trefoil_core::bugs::Bug::SplitWithoutPromise),
+        Some(Bug::SplitWithoutRecord) => Some(trefoil_core::bugs::Bug::SplitWithoutRecord),
+        Some(Bug::WrongGroup) => Some(trefoil_core::bugs::Bug::WrongGroup),
+        Some(Bug::SplitFromRoundZero) => Some(trefoil_core::bugs::Bug::SplitFromRoundZero),
         Some(_) | None => None,
     });
     let _ = bug;

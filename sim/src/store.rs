@@ -9,7 +9,7 @@ use crate::payload::{self, Blocks};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use trefoil_core::crush::{object_pg, pg_ancestors, pg_split_children};
+use trefoil_core::crush::{object_pg, pg_ancestors, pg_split_children, pg_split_parent};
 use trefoil_core::message::WriteOp;
 use trefoil_core::node::{ReadMode, ReadResult, Ticket};
 use trefoil_core::record::{Durable, Patch, Record};
@@ -235,7 +235,8 @@ impl Store {
     }
 
     /// Where the node has, durably, an object that the newest map has in this group: there, or in the group that
-    /// this one splits off from while the node has not heard of that.
+    /// this one splits off from while the node has not heard of that. (Not where that one is split as far already, and
+    /// this one is not here: then the node has nothing of it, and would vote with nothing.)
     pub fn find(&self, object: ObjectId) -> ObjectId {
         let known = |pg: u32| self.state.pgs.contains_key(&PgId { pg, ..object.group.pg });
         let own = object.group.pg.pg;
@@ -246,7 +247,9 @@ impl Store {
             }
             at = parent;
         }
-        let at = if known(at) { at } else { own };
+        let level = |at: u32| self.state.pgs.get(&PgId { pg: at, ..object.group.pg });
+        let level = level(at).map_or(0, |state| state.level(self.first_pgs));
+        let at = if level > 0 && (at == own || pg_split_parent(own, level) == at) { at } else { own };
         let pg = PgId { pg: at, ..object.group.pg };
         self.state.place(ObjectId { group: GroupId { pg, ..object.group }, ..object })
     }

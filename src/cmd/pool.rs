@@ -118,8 +118,6 @@ enum Key {
     Copies,
     #[value(name = "pg_num", alias = "pg-num")]
     PgNum,
-    #[value(name = "pg_num")]
-    PgNum,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
