@@ -140,6 +140,15 @@ mod tests {
         assert_eq!(set(&mut map, n, n), Ok(Reply::Done));
         assert_eq!(map.version, version, "nothing to do");
         assert!(map.apply(&Command::SetPgNum { pool: PoolId(7), seen: 1, pg_num: 2 }).is_err());
+        // Where it lives is not known.
+        let holder = super::super::Holder {
+            name: "restored".to_owned(),
+            boot: 1,
+            kind: super::super::HolderKind::FrontEnd,
+        };
+        let mut restored = map.clone();
+        assert!(restored.restored(&holder));
+        assert_eq!(set(&mut restored, n, 2 * n), Err(MapError::Unchecked));
         let pg = PgId { pool: POOL, pg: 0 };
         let it = config(&map, 0);
         let to = (0..5).map(NodeId).find(|node| !it.is_member(*node)).unwrap();

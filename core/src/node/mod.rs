@@ -313,6 +313,11 @@ impl<P: Clone> Node<P> {
         self.growth = Some(blocks);
     }
 
+    /// How many placement groups pools have, as far as it has heard.
+    pub fn pools(&self) -> impl Iterator<Item = (PoolId, PoolPgs)> {
+        self.pools.iter().map(|(pool, pgs)| (*pool, *pgs))
+    }
+
     /// The configurations that it has heard of.
     pub fn configs(&self) -> &FxHashMap<PgId, PgConfig> {
         &self.configs

@@ -3,8 +3,8 @@
 use super::{CallError, MonitorClient, done};
 use crate::rpc::{Daemon, Request};
 use std::time::Duration;
-use trefoil_core::NodeId;
 use trefoil_core::map::admin::PoolChange;
+use trefoil_core::{NodeId, PoolId};
 
 impl MonitorClient {
     /// Says that a daemon's life ended without a stop.
@@ -45,5 +45,13 @@ impl MonitorClient {
     /// Changes a setting of a pool.
     pub async fn set_pool(&self, pool: String, change: PoolChange) -> Result<(), CallError> {
         done(self.ask(Request::SetPool { pool, change }).await?)
+    }
+
+    /// Gives a pool that has `seen` placement groups more of them.
+    ///
+    /// Errors: it has another number by now, or some of them are on the move; or the answer was lost
+    /// ([`CallError::Unsure`]), and the map has to be looked at.
+    pub async fn set_pg_num(&self, pool: PoolId, seen: u32, pg_num: u32) -> Result<(), CallError> {
+        done(self.ask(Request::SetPgNum { pool, seen, pg_num }).await?)
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `event` | what can happen |
 //! | [`net`] | connections, breaks, partitions |
 //! | `nodes` | storage nodes and their stores |
 //! | `leaders` | front ends, healers, clients |
@@ -14,11 +15,13 @@
 //! | `requests` | what is asked of them, and answered |
 //! | `monitor_faults` | what goes wrong with them |
 //! | `moves` | placement groups that move |
+//! | `splits` | placement groups that are split |
 //! | `faults` | what goes wrong |
 //! | `lies` | copies that are wrong and look right |
 //! | `calm` | the second phase |
 
 mod calm;
+mod event;
 mod faults;
 mod leaders;
 mod lies;
@@ -33,6 +36,7 @@ mod splits;
 mod words;
 
 pub use calm::Stage;
+pub use event::Event;
 pub use leaders::LeaderHost;
 pub use nodes::NodeHost;
 
@@ -52,12 +56,9 @@ use crate::rng::Rng;
 use crate::store::Image;
 use crate::trace::{About, Trace};
 use net::{Network, TO_LEADER, TO_NODE};
-use std::rc::Rc;
-use trefoil_core::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
-use trefoil_core::node::{ConnId, ReadResult, Ticket};
-use trefoil_core::placement::{PgConfig, PgTable};
+use trefoil_core::node::ConnId;
 use trefoil_core::record::Durable;
-use trefoil_core::{GroupId, NodeId, ObjectId, VolumeId, leader, node};
+use trefoil_core::{NodeId, leader, node};
 
 /// Steps that the second phase may take at most, whatever the virtual time.
 const CALM_STEPS_MAX: u64 = 3_000_000;
@@ -93,183 +94,6 @@ impl Clock {
         }
         now
     }
-}
-
-/// Something that happens. `ni`: a node's number; `li`: a leader's.
-#[allow(missing_docs)]
-pub enum Event {
-    ToNode {
-        conn: ConnId,
-        msg: ToNode<Blocks>,
-    },
-    ToLeader {
-        conn: ConnId,
-        msg: FromNode<Blocks>,
-    },
-    NodeLosesConn {
-        conn: ConnId,
-    },
-    LeaderLosesConn {
-        conn: ConnId,
-    },
-    LeaderGone {
-        ni: usize,
-        life: u32,
-        conn: ConnId,
-    },
-    Connect {
-        li: usize,
-        ni: usize,
-    },
-    Peer {
-        from: usize,
-        to: usize,
-        link_life: u32,
-        life: u32,
-        msg: Box<PeerMsg<Blocks>>,
-    },
-    PeerLost {
-        ni: usize,
-        life: u32,
-        other: usize,
-    },
-    Flushed {
-        ni: usize,
-        life: u32,
-    },
-    SaidDurable {
-        ni: usize,
-        life: u32,
-        ticket: Ticket,
-    },
-    ReadDone {
-        ni: usize,
-        life: u32,
-        token: u64,
-        object: ObjectId,
-        found: ReadResult<Blocks>,
-    },
-    NodeTick {
-        ni: usize,
-        life: u32,
-    },
-    NodeStarts {
-        ni: usize,
-    },
-    NodeResumes {
-        ni: usize,
-        life: u32,
-    },
-    SpeedRecovers {
-        ni: usize,
-    },
-    RoomAgain {
-        ni: usize,
-    },
-    GrowthKnown {
-        ni: usize,
-        life: u32,
-        conn: ConnId,
-    },
-    LeaderTick {
-        li: usize,
-    },
-    LeaderResumes {
-        li: usize,
-    },
-    LeaderEnds {
-        li: usize,
-    },
-    ReleaseLeader {
-        li: usize,
-    },
-    Config {
-        li: usize,
-        pg: u32,
-        config: PgConfig,
-    },
-    LeaderMap {
-        li: usize,
-        pgs: PgTable,
-    },
-    Differs {
-        li: usize,
-        group: GroupId,
-    },
-    Client {
-        li: usize,
-        client: u32,
-    },
-    Renew {
-        li: usize,
-    },
-    RenewsAgain {
-        li: usize,
-    },
-    Renewal {
-        volume: VolumeId,
-        generation: u64,
-        li: usize,
-        sent: u64,
-    },
-    Renewed {
-        li: usize,
-        until: u64,
-    },
-    Release {
-        volume: VolumeId,
-        generation: u64,
-        clean: bool,
-    },
-    VolumeTimer {
-        volume: VolumeId,
-    },
-    Ask {
-        volume: VolumeId,
-        healer: bool,
-        host: usize,
-        asked: u64,
-    },
-    Granted {
-        volume: VolumeId,
-        generation: u64,
-        healer: bool,
-        host: usize,
-        asked: u64,
-        asker: requests::Asker,
-        pgs: Rc<[PgConfig]>,
-    },
-    MoverStep,
-    MoveWish,
-    SplitWish,
-    NodeFails {
-        ni: usize,
-        life: u32,
-    },
-    NodeMap {
-        ni: usize,
-        life: u32,
-        configs: Vec<PgConfig>,
-    },
-    List {
-        ni: usize,
-        life: u32,
-        by: usize,
-        request: ListRequest,
-    },
-    Listed {
-        ni: usize,
-        by: usize,
-        list: GroupList,
-    },
-    Monitors(Box<replicas::MonitorEvent>),
-    Fault,
-    Lie,
-    Believe {
-        object: ObjectId,
-        block: u32,
-        times: u32,
-    },
 }
 
 /// A cluster, and everything around it.

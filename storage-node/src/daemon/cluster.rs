@@ -64,11 +64,14 @@ fn layout_report(node: &Node<Bytes>) -> LayoutReport {
     let state = node.state();
     let lost = state.amnesia || state.groups.values().any(|group| group.lost);
     let known: BTreeSet<PgId> = state.pgs.keys().chain(node.configs().keys()).copied().collect();
-    let pgs = known.into_iter().map(|pg| {
+    let pgs = known.iter().copied().map(|pg| {
         let epoch = state.pgs.get(&pg).map_or(Epoch(0), |it| it.epoch);
         (pg, epoch, node.configs().get(&pg).cloned())
     });
-    LayoutReport { lost, pgs: pgs.collect() }
+    // The last one of each pool, too: a map that does not have it is from before a split.
+    let last = node.pools().filter_map(|(pool, pgs)| Some(PgId { pool, pg: pgs.now.checked_sub(1)? }));
+    let last = last.filter(|pg| !known.contains(pg)).map(|pg| (pg, Epoch(0), None));
+    LayoutReport { lost, pgs: pgs.chain(last).collect() }
 }
 
 /// What the monitors are told of the device.

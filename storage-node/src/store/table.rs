@@ -7,6 +7,7 @@
 //! Page record of the next image carries that. This module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
 //! ([`Tables::dirty_victim`]), and is told when that has happened.
 
+mod name;
 pub mod view;
 
 use super::batch::page_checksum;
@@ -14,10 +15,11 @@ pub use super::page::{BlockEntry, PAGE_BLOCKS, entries_of, merge};
 use super::page::{Counts, Page, PageOp, Pending, apply};
 use super::segments::{Delta, LEAKED, Segments};
 use super::superblock::Superblock;
+use name::{Name, Table};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use std::collections::VecDeque;
-use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, ObjectId, ObjectIndex, PgId, VolumeId};
+use trefoil_core::{BLOCK_SIZE, BlockRange, GroupId, ObjectId};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Blocks in the largest object.
@@ -94,32 +96,6 @@ pub struct Loaded {
     pub flush: bool,
 }
 
-/// What an object's table is found by: not its placement group, which a split changes, while pages in the log, and
-/// reads under way, have the name of before.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Name {
-    volume: VolumeId,
-    index: ObjectIndex,
-}
-
-impl From<ObjectId> for Name {
-    fn from(object: ObjectId) -> Name {
-        Name { volume: object.group.volume, index: object.index }
-    }
-}
-
-/// An object's pages, and where it is now.
-struct Table {
-    pg: PgId,
-    pages: Vec<PageRef>,
-}
-
-impl Table {
-    fn new(pg: PgId) -> Table {
-        Table { pg, pages: Vec::new() }
-    }
-}
-
 /// See the module.
 pub struct Tables {
     objects: FxHashMap<Name, Table>,
@@ -141,10 +117,6 @@ pub struct Tables {
     pub hits: u64,
     /// And those that did not.
     pub misses: u64,
-}
-
-fn table_id(name: &Name, table: &Table) -> ObjectId {
-    ObjectId { group: GroupId { volume: name.volume, pg: table.pg }, index: name.index }
 }
 
 impl Tables {
@@ -178,37 +150,6 @@ impl Tables {
     /// The pages of an object, for the index.
     pub fn pages(&self, object: ObjectId) -> Option<&[PageRef]> {
         self.objects.get(&object.into()).map(|table| table.pages.as_slice())
-    }
-
-    /// The object's id as it is now: of the placement group that it has come to.
-    pub fn current(&self, object: ObjectId) -> ObjectId {
-        match self.objects.get(&object.into()) {
-            Some(table) => ObjectId { group: GroupId { pg: table.pg, ..object.group }, ..object },
-            None => object,
-        }
-    }
-
-    /// The object is in another placement group from now on.
-    pub fn rename(&mut self, object: ObjectId, pg: PgId) {
-        let Some(table) = self.objects.get_mut(&object.into()) else { return };
-        if table.pg != object.group.pg {
-            return;
-        }
-        table.pg = pg;
-        for page in table.pages.iter().filter(|page| page.slot != NO_SLOT) {
-            if let Some(slot) = self.slots.get_mut(page.slot as usize) {
-                slot.owner.0.group.pg = pg;
-            }
-        }
-    }
-
-    fn make(&mut self, object: ObjectId) -> &mut Table {
-        self.objects.entry(object.into()).or_insert_with(|| Table::new(object.group.pg))
-    }
-
-    /// All objects that have a table.
-    pub fn objects(&self) -> impl Iterator<Item = ObjectId> + '_ {
-        self.objects.iter().map(|(name, table)| table_id(name, table))
     }
 
     /// Replay has found a page in the log: it is the truth up to here.
@@ -724,11 +665,6 @@ impl Tables {
             }
         }
         dead
-    }
-
-    /// The objects of some groups: those of a volume, or of a placement group.
-    pub fn of_groups(&self, wanted: impl Fn(GroupId) -> bool) -> Vec<ObjectId> {
-        self.objects().filter(|object| wanted(object.group)).collect()
     }
 
     /// Changes and reads that wait on pages.

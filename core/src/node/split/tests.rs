@@ -1,10 +1,11 @@
 //! Splits at a node: what is asked about first, what is told to leaders, and what a restart knows.
 
 use super::*;
-use crate::message::{FromNode, ListRequest, ToNode, WriteOp};
+use crate::message::{FromNode, ListRequest, PeerMsg, ToNode, WriteOp};
 use crate::node::{Input, NodeConfig};
 use crate::placement::PgConfig;
 use crate::record::Durable;
+use crate::scrub::{Doubt, Mark};
 
 const P: PgId = PgId { pool: PoolId(1), pg: 0 };
 const Q: PgId = PgId { pool: PoolId(1), pg: 1 };
@@ -152,6 +153,75 @@ fn who_was_away_for_several_splits_makes_one_of_them() {
         matches!(o, Output::Persist { record: Record::Split { pg: PgId { pg: 5, .. }, from: 8, to: 8 }, .. })
     };
     assert!(out.iter().any(mark), "{out:?}");
+}
+
+#[test]
+fn a_fetch_of_what_has_gone_elsewhere_is_refused() {
+    let (stays, goes) = objects();
+    let mut host = Host::new();
+    let fetch = |host: &mut Host, index: u32| {
+        let blocks = BlockRange::new(0, 1);
+        let object = ObjectId { group: group(P), index };
+        let msg = PeerMsg::Fetch { object, ballot: ballot(1), request: 5, min: 0, blocks, have: [0].into() };
+        host.tell(Input::Peer { node: NodeId(1), msg })
+    };
+    let serves = |out: &[Output<u8>]| out.iter().any(|o| matches!(o, Output::Read { .. }));
+    assert!(serves(&fetch(&mut host, goes)));
+    host.map(2, 2);
+    assert!(splits(&host.tell(Input::Tick)));
+    // Group 0 has no head of it any more: that is not a copy which was never written.
+    let out = fetch(&mut host, goes);
+    assert!(matches!(out[..], [Output::ToPeer { msg: PeerMsg::NotYet { .. }, .. }]), "{out:?}");
+    assert!(serves(&fetch(&mut host, stays)));
+}
+
+#[test]
+fn what_is_in_doubt_goes_where_its_object_goes() {
+    let (stays, goes) = objects();
+    let mut host = Host::new();
+    let mark = |block| vec![Mark { block, doubt: Doubt::Disputed, checksum: 9 }];
+    let mut state = host.0.state().clone();
+    for (index, block) in [(stays, 1), (goes, 2)] {
+        let object = ObjectId { group: group(P), index };
+        state.apply(&Record::<u8>::Doubt { object, marks: mark(block) });
+    }
+    host = Host(Node::new(NodeConfig { id: NodeId(0) }, state));
+    host.map(2, 2);
+    // An administrator's word about an object by its new name finds it, however late the node is.
+    let (object, blocks) = (ObjectId { group: group(Q), index: goes }, BlockRange::new(0, 9));
+    let out = host.tell(Input::Believe { object, blocks, from: NodeId(1) });
+    assert!(splits(&out), "{out:?}");
+    let state = host.0.state();
+    assert_eq!(state.groups[&group(P)].marks(stays), mark(1));
+    assert!(state.groups[&group(P)].marks(goes).is_empty());
+    assert_eq!(state.groups[&group(Q)].marks(goes)[0].doubt, Doubt::Outvoted);
+    assert_eq!(state.groups[&group(Q)].doubts.len(), 1);
+}
+
+#[test]
+fn a_scrub_that_is_under_way_looks_at_both_halves() {
+    let mut host = Host::new();
+    let order = Input::Scrub { pg: P, deep: false };
+    let mut looked: Vec<ObjectId> = Vec::new();
+    let mut note = |out: &[Output<u8>]| {
+        looked.extend(out.iter().filter_map(|o| match o {
+            Output::Read { object, .. } => Some(*object),
+            _ => None,
+        }));
+    };
+    note(&host.tell(order));
+    // Both are due at the first tick; the split, for which an Open asks, comes while they are compared.
+    note(&host.tell(Input::Tick));
+    host.map(2, 2);
+    note(&host.open(2, Q, 2, 2));
+    for _ in 0..60 {
+        note(&host.tell(Input::Tick));
+    }
+    let (stays, goes) = objects();
+    for (pg, index) in [(P, stays), (Q, goes)] {
+        let object = ObjectId { group: group(pg), index };
+        assert!(looked.contains(&object), "{object} was not looked at: {looked:?}");
+    }
 }
 
 /// Found by the store's tests: the group that an object has gone to may not be split as far as its parent.
