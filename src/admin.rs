@@ -287,6 +287,22 @@ impl Admin {
         made.map_err(|error| self.failed(error).context(format!("pool {name} was not made")))
     }
 
+    /// Gives a pool that has `seen` placement groups more of them.
+    pub async fn set_pg_num(&mut self, pool: PoolId, seen: u32, pg_num: u32) -> Outcome {
+        let error = match self.client.set_pg_num(pool, seen, pg_num).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // The answer was lost: the map says whether it was done.
+        if matches!(error, CallError::Unsure | CallError::Answered(RpcError::Unsure(_))) {
+            let map = self.snapshot().await?.map;
+            if map.pools.get(&pool).is_some_and(|pool| pool.pg_num == pg_num) {
+                return Ok(());
+            }
+        }
+        Err(self.failed(error).context("the pool has as many placement groups as before"))
+    }
+
     /// Replaces the CRUSH map of that version.
     pub async fn replace_crush(&mut self, seen: u64, crush: &CrushMap) -> Outcome<Replaced> {
         let error = match self.client.replace_crush(seen, crush.clone()).await {

@@ -34,6 +34,14 @@ pub enum Bug {
     ScrubMinorityWins,
     /// A repair forgets which blocks of its source are in doubt.
     RepairForgetsDoubts,
+    /// A split leaves the promises behind.
+    SplitWithoutPromise,
+    /// A node splits in memory, and answers before the record of it is durable: it is never written.
+    SplitWithoutRecord,
+    /// A leader that has not heard of a split goes on, and its writes are taken in the group that they name.
+    WrongGroup,
+    /// A leader opens a group that split off with a ballot of its own, from round 0.
+    SplitFromRoundZero,
 }
 
 thread_local! {
@@ -99,4 +107,20 @@ pub(crate) fn scrub_minority_wins() -> bool {
 
 pub(crate) fn repair_forgets_doubts() -> bool {
     BUG.get() == Some(Bug::RepairForgetsDoubts)
+}
+
+pub(crate) fn split_without_promise() -> bool {
+    BUG.get() == Some(Bug::SplitWithoutPromise)
+}
+
+pub(crate) fn split_without_record() -> bool {
+    BUG.get() == Some(Bug::SplitWithoutRecord)
+}
+
+pub(crate) fn wrong_group() -> bool {
+    BUG.get() == Some(Bug::WrongGroup)
+}
+
+pub(crate) fn split_from_round_zero() -> bool {
+    BUG.get() == Some(Bug::SplitFromRoundZero)
 }

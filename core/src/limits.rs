@@ -79,6 +79,11 @@ pub const DIGESTS_PER_TICK: usize = 8;
 pub const OBJECT_BLOCKS_MAX: u32 = (OBJECT_SIZE_MAX / crate::ids::BLOCK_SIZE as u64) as u32;
 /// Placement groups that a node looks at in a tick for whether it has to leave them.
 pub const LEAVE_PGS_PER_TICK: usize = 256;
+/// Placement groups that a node looks at in a tick for whether they are to be split.
+pub const SPLIT_PGS_PER_TICK: usize = 256;
+/// Placement groups that a node splits in a tick, besides those that it is asked about. Each may hold up the node
+/// for as long as it takes to look at all of their objects.
+pub const SPLITS_PER_TICK: usize = 2;
 /// Ticks that a node which leaves a placement group waits for the answers to one Compare, before it asks for
 /// the group to be opened and goes on with another one.
 pub const LEAVE_WAIT_TICKS_MAX: u32 = 10;

@@ -12,6 +12,15 @@ use serde::{Deserialize, Serialize};
 /// being moved.
 pub const SLOTS_MAX: usize = 6;
 
+/// How many placement groups a pool has, and had.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct PoolPgs {
+    /// When it was made.
+    pub first: u32,
+    /// Now. Never fewer than before.
+    pub now: u32,
+}
+
 /// Where a placement group lives: one committed configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PgConfig {

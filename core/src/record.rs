@@ -5,12 +5,13 @@
 //! the node's machine, the store's recovery and the simulator's disk all fold records with the same
 //! [`Durable::apply`], so that what is true after a crash cannot differ from what was true before.
 
+use crate::crush::{object_pg, pg_ancestors, pg_split_children};
 use crate::ids::*;
 use crate::message::{Line, ObjectVote, WriteOp};
 use crate::scrub::Mark;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A ballot and the epoch that its Open named.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -133,6 +134,18 @@ pub enum Record<P> {
         /// The epoch under which the node is no member.
         epoch: Epoch,
     },
+    /// The PG is split: its pool had `from` placement groups as far as the node's copy of this one goes, and has
+    /// `to`. Each one that splits off gets the PG's state and copies of its groups' promises and lines; objects,
+    /// and what is behind or in doubt, go to where their hash says. Where `from` is `to` nothing splits: the node begins
+    /// with a PG of a pool that has been split before.
+    Split {
+        /// The placement group.
+        pg: PgId,
+        /// Placement groups of its pool, as far as it was split here before.
+        from: u32,
+        /// Placement groups of its pool.
+        to: u32,
+    },
 }
 
 impl<P> Record<P> {
@@ -154,7 +167,7 @@ impl<P> Record<P> {
         match self {
             Record::Open { group, .. } | Record::Settle { group, .. } => Some(group.pg),
             Record::Write { object, .. } | Record::Install { object, .. } => Some(object.group.pg),
-            Record::Leave { pg, .. } => Some(*pg),
+            Record::Leave { pg, .. } | Record::Split { pg, .. } => Some(*pg),
             Record::Fence { .. }
             | Record::Heal { .. }
             | Record::Doubt { .. }
@@ -172,6 +185,16 @@ pub struct PgState {
     pub epoch: Epoch,
     /// Set when the node has left the PG.
     pub left: Option<Epoch>,
+    /// What is here of the PG is split as in a pool of so many. 0: the node never heard of a split, and it is
+    /// as many as the pool had first.
+    pub pg_num: u32,
+}
+
+impl PgState {
+    /// [`PgState::pg_num`], for a pool that had so many first.
+    pub fn level(&self, first: u32) -> u32 {
+        if self.pg_num == 0 { first } else { self.pg_num }
+    }
 }
 
 /// Durable state of a group at a node.
@@ -316,6 +339,7 @@ impl Durable {
                 pg.epoch = pg.epoch.max(*epoch);
                 self.raise(fences);
             }
+            Record::Split { pg, from, to } => self.split(*pg, *from, *to),
             Record::Leave { pg, epoch } => {
                 let state = self.pgs.entry(*pg).or_default();
                 state.epoch = state.epoch.max(*epoch);
@@ -329,6 +353,76 @@ impl Durable {
                     group.behind = FxHashMap::default();
                     group.doubts = FxHashMap::default();
                 }
+            }
+        }
+    }
+
+    /// See [`Record::Split`].
+    fn split(&mut self, pg: PgId, from: u32, to: u32) {
+        let state = self.pgs.entry(pg).or_default();
+        state.pg_num = to;
+        let state = *state;
+        let children: BTreeSet<u32> = pg_split_children(pg.pg, from, to).into_iter().collect();
+        for child in &children {
+            self.pgs.entry(PgId { pg: *child, ..pg }).or_insert(state);
+        }
+        if children.is_empty() {
+            return;
+        }
+        let ids: Vec<GroupId> = self.groups.keys().filter(|group| group.pg == pg).copied().collect();
+        for id in ids {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            let goes = |index: &ObjectIndex| {
+                let child = object_pg(id.volume.0, *index, to);
+                children.contains(&child).then_some(child)
+            };
+            #[allow(unused_mut)]
+            let mut copy = GroupState {
+                promised: group.promised,
+                settled: group.settled,
+                lost: group.lost,
+                ..GroupState::default()
+            };
+            #[cfg(feature = "deliberate-bugs")]
+            if crate::bugs::split_without_promise() {
+                copy.promised = copy.settled;
+            }
+            let mut gone: BTreeMap<u32, GroupState> =
+                children.iter().map(|child| (*child, copy.clone())).collect();
+            group.objects.retain(|index, head| {
+                let child = goes(index).and_then(|child| gone.get_mut(&child));
+                child.map(|child| child.objects.insert(*index, *head)).is_none()
+            });
+            group.behind.retain(|index, line| {
+                let child = goes(index).and_then(|child| gone.get_mut(&child));
+                child.map(|child| child.behind.insert(*index, *line)).is_none()
+            });
+            group.doubts.retain(|index, marks| {
+                let child = goes(index).and_then(|child| gone.get_mut(&child));
+                child.map(|child| child.doubts.insert(*index, std::mem::take(marks))).is_none()
+            });
+            for (child, state) in gone {
+                self.groups.insert(GroupId { pg: PgId { pg: child, ..pg }, ..id }, state);
+            }
+        }
+    }
+
+    /// Where an object is now that was in this group once: it is in that, or in one that split off from it.
+    pub fn place(&self, mut object: ObjectId) -> ObjectId {
+        loop {
+            let level = self.pgs.get(&object.group.pg).map_or(0, |pg| pg.pg_num);
+            let pg = object_pg(object.group.volume.0, object.index, level);
+            // What splits off has a greater number than what it splits from.
+            let own = object.group.pg.pg;
+            if level == 0 || pg <= own {
+                return object;
+            }
+            // By way of the first that has split off: it may not be as far as this one is.
+            let there = |pg: &u32| self.pgs.contains_key(&PgId { pg: *pg, ..object.group.pg });
+            let way = std::iter::once(pg).chain(pg_ancestors(pg)).take_while(|pg| *pg > own);
+            match way.filter(there).last() {
+                Some(next) => object.group.pg.pg = next,
+                None => return object,
             }
         }
     }

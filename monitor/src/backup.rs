@@ -23,7 +23,7 @@ use trefoil_core::map::restore::RESTORED_HOLDER;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind};
 
 /// The first bytes of a backup. The last one is the version of the format.
-pub const MAGIC: &[u8; 8] = b"TFMONBK\x02";
+pub const MAGIC: &[u8; 8] = b"TFMONBK\x03";
 /// Bytes of a backup beside its value.
 const FRAME_BYTES: usize = MAGIC.len() + 8 + 8;
 

@@ -358,6 +358,15 @@ pub enum Request {
         /// Which one.
         pg: PgId,
     },
+    /// A pool gets more placement groups, if it has as many as the asker saw.
+    SetPgNum {
+        /// The pool.
+        pool: PoolId,
+        /// How many it had.
+        seen: u32,
+        /// How many it is to have.
+        pg_num: u32,
+    },
 }
 
 impl Request {
@@ -376,6 +385,7 @@ impl Request {
                 | Request::DrainNode { .. }
                 | Request::RemoveNode { .. }
                 | Request::Unmute { .. }
+                | Request::SetPgNum { .. }
         )
     }
 }

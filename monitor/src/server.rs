@@ -468,6 +468,7 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::OrderScrub { .. }
         | Request::Doubts { .. }
         | Request::SettleBlocks { .. }
+        | Request::SetPgNum { .. }
         | Request::ReplaceCrush { .. } => role == Role::Client,
         Request::Died { daemon: Daemon::Node(_), .. } => role == Role::StorageNode,
         Request::Died { daemon: Daemon::Monitor(_), .. } => role == Role::Monitor,

@@ -305,6 +305,9 @@ impl Service {
             }
             Request::RemoveVolume { volume } => self.remove_volume(volume).await?,
             Request::SetCrush { crush } => self.propose(&*self.reign()?, Command::SetCrush { crush }).await?,
+            Request::SetPgNum { pool, seen, pg_num } => {
+                self.propose(&*self.reign()?, Command::SetPgNum { pool, seen, pg_num }).await?
+            }
             Request::ReplaceCrush { seen, crush } => {
                 self.propose(&*self.reign()?, Command::ReplaceCrush { seen, crush }).await?
             }

@@ -162,6 +162,18 @@ cover! {
     Scrubbed = "scrubbed",
     /// An administrator's word.
     Believed = "administrators believed",
+    /// Times that a pool got more placement groups.
+    PoolSplits = "pools split",
+    /// Wishes for that which were refused.
+    SplitsRefused = "splits refused",
+    /// Placement groups that a node split.
+    NodeSplits = "placement groups split by nodes",
+    /// Of these, over more than one split of the pool.
+    SplitsInOne = "several splits made as one",
+    /// Of these, by a node that was leaving, or had left.
+    SplitsOutside = "splits by nodes that take no part",
+    /// Objects that went to another group.
+    ObjectsSplit = "objects that went to a group that split off",
     /// Crashes right behind a step of a move or an answer to List.
     MoveCrashes = "crashes right behind a step",
     /// Reigns of monitors.

@@ -27,6 +27,10 @@ pub const BLOCKS_MAX: usize = 8;
 const MOVES_SALT: u64 = 0x006d_6f76_657d;
 /// Which runs have copies that lie. Such that those of `tests/seeds.txt` from before have none.
 const LIES_SALT: u64 = 0x006c_6965_7300;
+/// Which runs have splits in them. As [`MOVES_SALT`], with those from before there were splits.
+const SPLITS_SALT: u64 = 0x7370_6c69_7468;
+/// Most placement groups in a run.
+pub const PGS_MAX: usize = 12;
 /// The pool of every volume.
 pub const POOL: PoolId = PoolId(1);
 
@@ -140,6 +144,14 @@ pub enum Bug {
     ScrubMinorityWins,
     /// A repair forgets which blocks of its source are in doubt.
     RepairForgetsDoubts,
+    /// A split leaves the promises behind.
+    SplitWithoutPromise,
+    /// A node splits and writes no record of it.
+    SplitWithoutRecord,
+    /// A node that has split takes what a leader of before sends, in the group that it names.
+    WrongGroup,
+    /// A leader opens a group that split off as if it had none there before.
+    SplitFromRoundZero,
 }
 
 /// How placement groups move in a run. Times in µs.
@@ -161,6 +173,8 @@ pub struct MovesPlan {
     pub crush: bool,
     /// Between ticks of a node.
     pub node_tick: u64,
+    /// Between two wishes for more placement groups; none: they are never split.
+    pub split_every: Option<Span>,
 }
 
 /// How copies lie in a run. Times in µs.
@@ -191,6 +205,8 @@ pub struct Plan {
     pub moves: Option<MovesPlan>,
     /// Several monitors, in some runs; else one that answers at once.
     pub monitors: Option<MonitorsPlan>,
+    /// Object to placement group: `(volume, object, placement groups)`.
+    pub pg_of: fn(VolumeId, ObjectIndex, u32) -> u32,
     /// Volumes.
     pub volumes: usize,
     /// Objects of each volume.
@@ -293,6 +309,7 @@ impl Plan {
             moves: None,
             monitors: None,
             lies: None,
+            pg_of,
             volumes: r.between(1, VOLUMES_MAX as u64) as usize,
             objects: r.between(1, OBJECTS_MAX as u64) as usize,
             blocks: r.between(2, BLOCKS_MAX as u64) as usize,
@@ -354,7 +371,13 @@ impl Plan {
                 crash_percent: if m.one_in(2) { m.below(60) } else { 0 },
                 crush: m.one_in(3),
                 node_tick: m.magnitude(2_000, 100_000),
+                split_every: None,
             });
+        }
+        // And again: runs in which nothing is split are what they were.
+        let s = &mut Rng::new(seed ^ SPLITS_SALT);
+        if plan.stall_limit.is_none() && s.one_in(4) {
+            plan.split(s);
         }
         // And again: runs in which nobody lies are what they were.
         let l = &mut Rng::new(seed ^ LIES_SALT);
@@ -371,6 +394,28 @@ impl Plan {
         }
         plan.draw_monitors();
         plan
+    }
+
+    /// The pool gets more placement groups while the run goes on, once or more.
+    fn split(&mut self, rng: &mut Rng) {
+        let every = rng.magnitude(5_000, 400_000);
+        let moves = self.moves.get_or_insert_with(|| MovesPlan {
+            step: rng.magnitude(500, 50_000),
+            // Now and then: what splits is to be seen by itself, too.
+            wish_every: (100_000, rng.magnitude(200_000, 2_000_000)),
+            news_take: (0, rng.magnitude(1_000, 500_000)),
+            news_one_in: rng.magnitude(2, 200),
+            undo_percent: 10,
+            crash_percent: if rng.one_in(2) { rng.below(60) } else { 0 },
+            crush: false,
+            node_tick: rng.magnitude(2_000, 100_000),
+            split_every: None,
+        });
+        moves.split_every = Some((every / 4, every));
+        // Objects go to where their hash says, as in the daemons: a node splits by that.
+        self.pg_of = |volume, index, pg_num| trefoil_core::crush::object_pg(volume.0, index, pg_num);
+        self.volumes = VOLUMES_MAX;
+        self.objects = self.objects.max(4);
     }
 
     /// See [`Plan::stall_limit`].
@@ -404,6 +449,7 @@ impl Plan {
     /// longer than [`BRISK_STALL_MAX`].
     pub fn brisk(mut self) -> Plan {
         (self.moves, self.monitors, self.lies) = (None, None, None);
+        self.pg_of = pg_of;
         if self.stall_limit != Some(BRISK_STALL_MAX) {
             let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);
             self.one_node_at_a_time();
@@ -465,7 +511,7 @@ impl Plan {
 
     /// The configuration of an object's placement group, and its number.
     pub fn pg(&self, volume: VolumeId, index: ObjectIndex) -> (PgId, &PgConfig) {
-        let pg = pg_of(volume, index, self.pgs.len() as u32);
+        let pg = (self.pg_of)(volume, index, self.pgs.len() as u32);
         (PgId { pool: POOL, pg }, &self.pgs[pg as usize])
     }
 
@@ -477,7 +523,7 @@ impl Plan {
 }
 
 /// Object to placement group: small numbers that collide often, which is the point.
-pub fn pg_of(volume: VolumeId, index: ObjectIndex, pg_num: u32) -> u32 {
+fn pg_of(volume: VolumeId, index: ObjectIndex, pg_num: u32) -> u32 {
     (volume.0 as u32).wrapping_mul(5).wrapping_add(index.wrapping_mul(7)) % pg_num.max(1)
 }
 

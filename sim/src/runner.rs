@@ -83,6 +83,10 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::ScrubFirstWins) => Some(trefoil_core::bugs::Bug::ScrubFirstWins),
         Some(Bug::ScrubMinorityWins) => Some(trefoil_core::bugs::Bug::ScrubMinorityWins),
         Some(Bug::RepairForgetsDoubts) => Some(trefoil_core::bugs::Bug::RepairForgetsDoubts),
+        Some(Bug::SplitWithoutPromise) => Some(trefoil_core::bugs::Bug::SplitWithoutPromise),
+        Some(Bug::SplitWithoutRecord) => Some(trefoil_core::bugs::Bug::SplitWithoutRecord),
+        Some(Bug::WrongGroup) => Some(trefoil_core::bugs::Bug::WrongGroup),
+        Some(Bug::SplitFromRoundZero) => Some(trefoil_core::bugs::Bug::SplitFromRoundZero),
         Some(_) | None => None,
     });
     let _ = bug;
@@ -120,7 +124,11 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
         plan.clients,
         plan.lease,
         plan.drift_ppm,
-        if plan.moves.is_some() { "PGs move" } else { "nothing moves" },
+        match &plan.moves {
+            None => "nothing moves",
+            Some(moves) if moves.split_every.is_some() => "PGs move and split",
+            Some(_) => "PGs move",
+        },
         plan.fault_names()
     );
     let mut world = World::new(plan, words > 0);
@@ -172,6 +180,10 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::ScrubFirstWins) => Some("scrub-first-wins"),
         Some(Bug::ScrubMinorityWins) => Some("scrub-minority-wins"),
         Some(Bug::RepairForgetsDoubts) => Some("repair-forgets-doubts"),
+        Some(Bug::SplitWithoutPromise) => Some("split-without-promise"),
+        Some(Bug::SplitWithoutRecord) => Some("split-without-record"),
+        Some(Bug::WrongGroup) => Some("wrong-group"),
+        Some(Bug::SplitFromRoundZero) => Some("split-from-round-zero"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

@@ -9,10 +9,11 @@ use crate::payload::{self, Blocks};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use trefoil_core::crush::{object_pg, pg_ancestors, pg_split_children, pg_split_parent};
 use trefoil_core::message::WriteOp;
 use trefoil_core::node::{ReadMode, ReadResult, Ticket};
 use trefoil_core::record::{Durable, Patch, Record};
-use trefoil_core::{BlockRange, GroupId, ObjectId};
+use trefoil_core::{BlockRange, GroupId, ObjectId, PgId};
 
 /// The checksums of an object's blocks; [`trefoil_core::checksum::HOLE`] for a hole.
 pub type Table = Vec<u64>;
@@ -84,8 +85,21 @@ impl Image {
             }
             Record::DeleteVolume { volume } => self.forget(|object| object.group.volume == *volume),
             Record::Leave { pg, .. } => self.forget(|object| object.group.pg == *pg),
+            Record::Split { pg, from, to } => self.split(*pg, *from, *to),
             _ => {}
         }
+    }
+
+    fn split(&mut self, pg: PgId, from: u32, to: u32) {
+        let children = pg_split_children(pg.pg, from, to);
+        let place = |object: ObjectId| {
+            let to = object_pg(object.group.volume.0, object.index, to);
+            let goes = object.group.pg == pg && children.contains(&to);
+            let pg = if goes { PgId { pg: to, ..pg } } else { object.group.pg };
+            ObjectId { group: GroupId { pg, ..object.group }, ..object }
+        };
+        self.tables = self.tables.drain().map(|(object, table)| (place(object), table)).collect();
+        self.bad = self.bad.drain().map(|(object, block)| (place(object), block)).collect();
     }
 
     fn forget(&mut self, gone: impl Fn(&ObjectId) -> bool) {
@@ -118,6 +132,8 @@ pub struct Store {
     /// Groups whose placement group the node has left, durably, and which no leader has settled since: what
     /// it said of them before is over.
     pub emptied: FxHashSet<GroupId>,
+    /// Placement groups that the pool had first: none of these has split off from another.
+    pub first_pgs: u32,
     /// It has lost records that it had reported, and the node's word on that is not durable yet.
     pub lost: bool,
     /// What blocks that lie should be: lying checksum to true one. The same at every node.
@@ -155,6 +171,11 @@ impl Store {
     /// An empty store, with the deliberate bug or without.
     pub fn new(skip_flush: bool) -> Store {
         Store { skip_flush, ..Store::default() }
+    }
+
+    /// Of a pool that has so many placement groups first.
+    pub fn of_pool(self, first_pgs: u32) -> Store {
+        Store { first_pgs, ..self }
     }
 
     /// Takes a record. Reads see it from now on.
@@ -200,10 +221,37 @@ impl Store {
             Record::Settle { group, .. } => {
                 self.emptied.remove(group);
             }
+            Record::Split { pg, from, to } => {
+                let emptied: Vec<GroupId> = self.emptied.iter().filter(|g| g.pg == *pg).copied().collect();
+                for child in pg_split_children(pg.pg, *from, *to) {
+                    let child = PgId { pg: child, ..*pg };
+                    self.emptied.extend(emptied.iter().map(|group| GroupId { pg: child, ..*group }));
+                }
+            }
             _ => {}
         }
         self.state.apply(record);
         self.durable.apply(record);
+    }
+
+    /// Where the node has, durably, an object that the newest map has in this group: there, or in the group that
+    /// this one splits off from while the node has not heard of that. (Not where that one is split as far already, and
+    /// this one is not here: then the node has nothing of it, and would vote with nothing.)
+    pub fn find(&self, object: ObjectId) -> ObjectId {
+        let known = |pg: u32| self.state.pgs.contains_key(&PgId { pg, ..object.group.pg });
+        let own = object.group.pg.pg;
+        let mut at = own;
+        for parent in pg_ancestors(own) {
+            if known(at) || at < self.first_pgs {
+                break;
+            }
+            at = parent;
+        }
+        let level = |at: u32| self.state.pgs.get(&PgId { pg: at, ..object.group.pg });
+        let level = level(at).map_or(0, |state| state.level(self.first_pgs));
+        let at = if level > 0 && (at == own || pg_split_parent(own, level) == at) { at } else { own };
+        let pg = PgId { pg: at, ..object.group.pg };
+        self.state.place(ObjectId { group: GroupId { pg, ..object.group }, ..object })
     }
 
     /// The power is gone: `survive` of the records under way became durable although nobody was told
@@ -240,6 +288,11 @@ impl Store {
     /// How many records the flush under way has.
     pub fn flushing(&self) -> usize {
         self.flushing
+    }
+
+    /// The same, wherever the node has the object now.
+    pub fn rot_where_it_is(&mut self, object: ObjectId, block: u32) -> bool {
+        self.rot(self.find(object), block)
     }
 
     /// Bit rot: the bytes of a block that is no hole turn bad, in both images.

@@ -2,6 +2,8 @@
 //!
 //! What a pool may be is the monitors' to say; here a rule's name is looked up, and nothing else.
 
+mod pg_num;
+
 use super::go_ahead::Options;
 use super::lists::{ListArgs, list};
 use super::{Global, wish};
@@ -83,15 +85,18 @@ impl TwoCopies {
     }
 }
 
-/// Change a setting of a pool: its CRUSH rule, or its number of copies
+/// Change a setting of a pool: its CRUSH rule, its number of copies, or of placement groups
 ///
 /// `rule NAME|ID`: its placement groups are then wanted where that rule says; what would move is shown first. `copies N`
-/// (or `size N`): 3, 5 or, with words, 2; only while the pool has no volume.
+/// (or `size N`): 3, 5 or, with words, 2; only while the pool has no volume. `pg_num N`: more placement groups, never
+/// fewer. Each is split where it is: no data moves by that, and I/O goes on; where CRUSH wants the new ones elsewhere,
+/// which is shown first, they are moved there later.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   trefoil pool set default rule ssd --dry-run
   trefoil pool set default rule ssd --yes
+  trefoil pool set default pg_num 256 --dry-run
   trefoil pool set vital copies 5 --yes")]
 pub struct SetArgs {
     /// The pool's name
@@ -111,6 +116,8 @@ enum Key {
     Rule,
     #[value(alias = "size")]
     Copies,
+    #[value(name = "pg_num", alias = "pg-num")]
+    PgNum,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -147,6 +154,7 @@ fn set(args: &SetArgs, global: &Global, out: &mut dyn Write) -> Outcome {
             args.two.check(copies)?;
             PoolChange::Copies(copies)
         }
+        Key::PgNum => return pg_num::set(args, global, out),
     };
     let pool = args.name.clone();
     let perform = async |admin: &mut Admin, _: &_| {

@@ -8,7 +8,7 @@ mod model;
 use model::bench::Bench;
 use model::crash::Effort;
 use model::history::histories;
-use model::life::live;
+use model::life::{live, live_with};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use trefoil_storage_node::store::bugs::{self, Bug};
@@ -32,9 +32,10 @@ fn crash(name: &str) -> bool {
 /// The first seed that notices, and that has nothing to notice without the bug.
 fn seeds(bug: Bug) -> Option<u64> {
     let until = Instant::now() + SECONDS;
-    let fails = |bug: Option<Bug>, seed: u64| {
-        bugs::set(bug);
-        catch_unwind(|| live(seed)).is_err()
+    let fails = |on: Option<Bug>, seed: u64| {
+        bugs::set(on);
+        let splits = if bug == Bug::SplitUnderCheckpoint { 4 } else { 0 };
+        catch_unwind(|| live_with(seed, splits)).is_err()
     };
     (1..SEEDS)
         .take_while(|_| Instant::now() < until)
@@ -99,6 +100,11 @@ fn pages_of_the_newly_dead_left_out() {
 #[test]
 fn reuse_under_a_read() {
     caught(Bug::ReuseUnderRead);
+}
+
+#[test]
+fn a_split_under_a_checkpoint() {
+    caught(Bug::SplitUnderCheckpoint);
 }
 
 #[test]

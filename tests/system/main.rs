@@ -9,6 +9,7 @@
 //! | [`clients`] | nbdinfo, nbdcopy, qemu-img, file systems |
 //! | [`kills`] | storage nodes and the monitor killed or stopped under load |
 //! | [`moving`] | placement groups move under load: nodes added, out, lost; kills in the middle; undone, paused |
+//! | [`split`] | placement groups split under load, kills in the middle, a node away meanwhile |
 //! | [`monitors`] | three monitors: the leader killed, a minority stopped, all restarted, replaced, restored |
 //! | [`partition`] | five monitors: two killed, a minority cut off from the others, all restarted |
 //! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
@@ -54,6 +55,7 @@ mod rollback;
 mod rot;
 mod scrub;
 mod slow;
+mod split;
 mod stand_in;
 mod syscalls;
 mod takeover;

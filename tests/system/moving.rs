@@ -60,7 +60,7 @@ fn number(value: &Value, key: &str) -> u64 {
 }
 
 /// Whether something is on the move.
-fn is_moving(cluster: &Cluster) -> bool {
+pub fn is_moving(cluster: &Cluster) -> bool {
     moves(cluster)["moves"].as_array().is_some_and(|moves| !moves.is_empty())
 }
 
@@ -71,7 +71,7 @@ fn wait_until_moving(cluster: &Cluster) {
 }
 
 #[track_caller]
-fn wait_until_moved(cluster: &Cluster) {
+pub fn wait_until_moved(cluster: &Cluster) {
     let start = Instant::now();
     let mut last = Value::Null;
     let moved = wait_until(MOVE_LIMIT, || {
@@ -107,7 +107,7 @@ fn wait_until_empty(cluster: &Cluster, node: u64) {
 
 /// Every copy of every placement group is there, level and known.
 #[track_caller]
-fn all_copies_are_level(cluster: &Cluster) {
+pub fn all_copies_are_level(cluster: &Cluster) {
     let all = cluster.ask(&["pg", "list"]);
     for pg in all.as_array().expect("a list").iter().step_by(11) {
         let id = pg["pg"].as_str().expect("an id");
@@ -128,7 +128,7 @@ fn all_copies_are_level(cluster: &Cluster) {
 }
 
 /// What was written where no load writes.
-struct Data {
+pub struct Data {
     /// On the volume that is in use.
     disk: Ledger,
     /// A volume that nobody has attached while placement groups move: healers are its leaders.
@@ -137,7 +137,7 @@ struct Data {
 
 impl Data {
     #[track_caller]
-    fn write(cluster: &Cluster) -> Data {
+    pub fn write(cluster: &Cluster) -> Data {
         // Behind what the writer and the prober use.
         let mut data = Data { disk: Ledger::new(81, 32 << 10, 8 << 10), idle: Ledger::new(82, 0, 2 << 10) };
         writer::write_through(&cluster.connect("disk0"), &mut data.disk).expect("it writes");
@@ -146,7 +146,7 @@ impl Data {
     }
 
     #[track_caller]
-    fn is_there(&mut self, cluster: &Cluster) {
+    pub fn is_there(&mut self, cluster: &Cluster) {
         for (volume, ledger) in [("disk0", &mut self.disk), ("idle", &mut self.idle)] {
             let findings = writer::compare(&cluster.connect(volume), ledger)
                 .unwrap_or_else(|error| panic!("{volume}: {error}\n{}", cluster.logs()));
@@ -157,7 +157,7 @@ impl Data {
 
 /// A command that writes no JSON.
 #[track_caller]
-fn tell(cluster: &Cluster, command: &[&str]) {
+pub fn tell(cluster: &Cluster, command: &[&str]) {
     let monitors = cluster.monitors();
     let all = [command, &["--monitor", &monitors]].concat();
     // While a monitor is being elected nobody can say yes.

@@ -96,7 +96,8 @@ fn check(cluster: &Cluster, code: &str) -> Option<Vec<String>> {
     Some(details.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
-fn metric(cluster: &Cluster, name: &str, metric: &str) -> u64 {
+/// A number of a daemon's metrics; 0 if it cannot be had.
+pub fn metric(cluster: &Cluster, name: &str, metric: &str) -> u64 {
     let text = std::fs::read_to_string(cluster.config(name)).expect("the configuration");
     let table: toml::Table = text.parse().expect("TOML");
     let listen = match table.get("metrics_listen").and_then(toml::Value::as_str) {

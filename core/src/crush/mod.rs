@@ -52,7 +52,10 @@ pub use model::{
     Bucket, BucketAlg, ChooseArg, ChooseArgs, Device, Item, MapDef, Mode, Rule, RuleKind, Step, Tunables,
     TypeName,
 };
-pub use pg::{ceph_object_hash, ceph_pg_to_x, ceph_stable_mod, object_pg, pg_mask, pg_split_parent};
+pub use pg::{
+    ceph_object_hash, ceph_pg_to_x, ceph_stable_mod, object_pg, pg_ancestors, pg_mask, pg_split_children,
+    pg_split_parent,
+};
 pub use text::{ParseError, Problem};
 
 /// 1.0 in the 16.16 fixed point of weights and reweights.

@@ -67,6 +67,35 @@ pub fn pg_split_parent(pg: u32, pg_num: u32) -> u32 {
     ceph_stable_mod(pg, pg_num.max(1), pg_mask(pg_num))
 }
 
+/// The groups below `to` that split off from `pg` when a pool grows from `from` groups to `to`: those of whom
+/// [`pg_split_parent`] says so, in no particular order. None for a `pg` that did not exist.
+pub fn pg_split_children(pg: u32, from: u32, to: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    if pg >= from {
+        return found;
+    }
+    // A child is its parent and one more bit above all of the parent's. One that was there before has children
+    // of its own.
+    let mut left = vec![pg];
+    while let Some(it) = left.pop() {
+        let mut bit = u64::from(it).checked_add(1).map_or(1, u64::next_power_of_two);
+        while u64::from(it) + bit < u64::from(to) {
+            let child = it + bit as u32;
+            if child >= from {
+                found.push(child);
+                left.push(child);
+            }
+            bit <<= 1;
+        }
+    }
+    found
+}
+
+/// The groups that a group may have split off from, directly or not, the nearest first.
+pub fn pg_ancestors(pg: u32) -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(pg), |pg| pg.checked_ilog2().map(|top| pg & !(1 << top))).skip(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +107,24 @@ mod tests {
             assert_eq!(pg_mask(pg_num), mask, "pg_num {pg_num}");
         }
         assert_eq!(pg_mask(u32::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn the_children_of_a_split_are_those_whose_parent_it_is() {
+        for (from, to) in [(1, 2), (1, 64), (3, 5), (8, 12), (12, 16), (10, 32), (16, 16), (31, 77)] {
+            for pg in 0..to {
+                let mut found = pg_split_children(pg, from, to);
+                found.sort_unstable();
+                let wanted: Vec<u32> =
+                    (from..to).filter(|it| pg < from && pg_split_parent(*it, from) == pg).collect();
+                assert_eq!(found, wanted, "{pg} from {from} to {to}");
+            }
+            for pg in from..to {
+                assert!(pg_ancestors(pg).any(|it| it == pg_split_parent(pg, from)));
+            }
+        }
+        assert_eq!(pg_ancestors(28).collect::<Vec<_>>(), [12, 4, 0]);
+        assert_eq!(pg_ancestors(0).count(), 0);
     }
 
     #[test]

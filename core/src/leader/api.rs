@@ -90,6 +90,11 @@ pub enum Input<P> {
         /// The end.
         until: Time,
     },
+    /// The pool has more placement groups, or others: all of them as they are now, of one map.
+    Pgs {
+        /// By number.
+        pgs: PgTable,
+    },
     /// A placement group has a new configuration.
     Config {
         /// Its number in the pool.

@@ -229,7 +229,7 @@ impl<P: Clone + Default> Group<P> {
     }
 
     /// Puts everything that is under way back in front of what waits: writes in their order, then reads.
-    fn take_back(&mut self, shared: &mut Shared, now: Time) {
+    pub fn take_back(&mut self, shared: &mut Shared, now: Time) {
         let mut again: Vec<ClientOp<P>> = Vec::new();
         let busy = std::mem::take(&mut self.busy);
         for index in &busy {
@@ -393,8 +393,12 @@ impl<P: Clone + Default> Group<P> {
                 let by = promised.generation().max(fence);
                 if by > shared.spec.generation {
                     shared.deposed = Some(by);
-                } else if ballot == self.ballot && why == Refusal::NotMember && self.slots[i].live() {
-                    // It has left the group (N7) that this leader had opened there: there is a later epoch.
+                } else if ballot == self.ballot
+                    && matches!(why, Refusal::NotMember | Refusal::Epoch)
+                    && self.slots[i].live()
+                {
+                    // It has left the group (N7) that this leader had opened there, or split it: there is a later
+                    // epoch.
                     self.slot_down(shared, now, i, out);
                     self.slots[i].link = Link::Refused(now.after(OPEN_RETRY));
                     out.push(Output::MapStale);

@@ -36,12 +36,14 @@ mod peer;
 mod read;
 mod repair;
 pub mod report;
+mod split;
 mod steer;
 mod write;
 
 pub use api::*;
 
 use crate::client::{ClientOp, OpDone, OpError, OpId, OpKind};
+use crate::crush::pg_ancestors;
 use crate::ids::*;
 use crate::limits::*;
 use crate::message::{FromNode, ToNode};
@@ -192,20 +194,7 @@ pub struct Leader<P> {
 impl<P: Clone + Default> Leader<P> {
     /// A leader with a generation of its own, which no other process has or had.
     pub fn new(now: Time, mut spec: VolumeSpec, options: Options) -> Leader<P> {
-        let pg_num = spec.pgs.len();
-        let mut groups: Vec<Option<Box<Group<P>>>> = (0..pg_num).map(|_| None).collect();
-        let mut left = groups.len();
-        for object in 0..spec.objects {
-            if left == 0 {
-                break;
-            }
-            let pg = (spec.pg_of)(spec.id, object, pg_num) as usize;
-            if let (Some(slot @ None), Some(config)) = (groups.get_mut(pg), spec.pgs.get(pg as u32)) {
-                let id = GroupId { volume: spec.id, pg: PgId { pool: spec.pool, pg: pg as u32 } };
-                *slot = Some(Box::new(Group::new(id, config.config())));
-                left -= 1;
-            }
-        }
+        let groups = split::groups_from(&spec, 0, &spec.pgs);
         // From here on the groups know their own; an old table must not outlive its map.
         spec.pgs = PgTable::default();
         let attached = options.healer;
@@ -271,6 +260,7 @@ impl<P: Clone + Default> Leader<P> {
                 }
             }
             Input::Config { pg, config } => self.configure(now, pg, config, out),
+            Input::Pgs { pgs } => self.regroup(now, &pgs, out),
             Input::Differs { group } => self.differs(now, group, out),
             Input::Release => self.closing = self.closing.or(Some(now)),
             Input::Tick => self.tick(now, out),
@@ -609,12 +599,15 @@ impl<P: Clone + Default> Leader<P> {
             return self.shared.done(id, Err(OpError::TimedOut), out);
         }
         let spec = &self.shared.spec;
-        let pg = (spec.pg_of)(spec.id, object, self.groups.len() as u32) as usize;
-        if let Some(group) = self.groups.get_mut(pg).and_then(Option::as_mut)
-            && group.forget_op(&mut self.shared, id, object)
-        {
-            self.shared.done(id, Err(OpError::TimedOut), out);
-            group.drop_abandoned(&mut self.shared, now, out);
+        let pg = (spec.pg_of)(spec.id, object, self.groups.len() as u32);
+        // A write that waits for a Confirm may do so in the group that this one has split off from.
+        for at in std::iter::once(pg).chain(pg_ancestors(pg)) {
+            if let Some(group) = self.groups.get_mut(at as usize).and_then(Option::as_mut)
+                && group.forget_op(&mut self.shared, id, object)
+            {
+                self.shared.done(id, Err(OpError::TimedOut), out);
+                return group.drop_abandoned(&mut self.shared, now, out);
+            }
         }
     }
 

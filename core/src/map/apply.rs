@@ -164,6 +164,7 @@ impl ClusterMap {
             Command::DrainNode { node, drain, seen } => self.drain_node(*node, *drain, *seen),
             Command::RemoveNode { node } => self.remove_node(*node),
             Command::SetPool { pool, change } => self.set_pool(pool, *change),
+            Command::SetPgNum { pool, seen, pg_num } => self.set_pg_num(*pool, *seen, *pg_num),
         }
     }
 
@@ -322,7 +323,7 @@ impl ClusterMap {
         }
         let rule = self.rule(domain)?;
         let id = self.next_pool;
-        let pool = Pool { name: name.to_owned(), size, pg_num, rule, ack };
+        let pool = Pool { name: name.to_owned(), size, pg_num, pg_num_first: pg_num, rule, ack };
         let pgs = self.place(id, &pool)?;
         self.pgs.0.insert(id, pgs);
         self.pools.insert(id, pool);

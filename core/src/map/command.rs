@@ -247,6 +247,15 @@ pub enum Command {
         /// Which, and to what.
         change: PoolChange,
     },
+    /// A pool gets more placement groups: its present ones are split, where they are.
+    SetPgNum {
+        /// The pool.
+        pool: PoolId,
+        /// How many it had when the proposer looked.
+        seen: u32,
+        /// How many it is to have.
+        pg_num: u32,
+    },
 }
 
 /// What came of a command.
@@ -386,6 +395,29 @@ pub enum MapError {
     Removed {
         /// What it was.
         node: NodeId,
+    },
+    /// The pool has another number of placement groups than the proposer saw.
+    #[error("pool {name:?} has {current} placement groups, not {seen}: it was changed since; look again")]
+    OtherPgNum {
+        /// The pool.
+        name: String,
+        /// What was given.
+        seen: u32,
+        /// What it is.
+        current: u32,
+    },
+    /// Placement groups that are on the move are not split.
+    #[error(
+        "{moving} placement groups of pool {name:?} are on the move, {first} among them: a placement group is split \
+         when it is in one place; wait until `trefoil move status` shows none of this pool, or undo them"
+    )]
+    Moving {
+        /// The pool.
+        name: String,
+        /// How many.
+        moving: usize,
+        /// One of them.
+        first: PgId,
     },
     /// The epoch was not the current one.
     #[error("placement group {pg} is in epoch {current}, not {given}: it was changed since; look again")]

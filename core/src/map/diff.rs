@@ -223,6 +223,9 @@ pub fn crush_diff(
 
 /// The same for any change of what is wanted where: the CRUSH map, nodes that are out, the rules of pools.
 pub fn map_diff(map: &ClusterMap, later: &ClusterMap, rooms: &BTreeMap<NodeId, Room>) -> CrushDiff {
+    // What has split off is compared with where it begins: that moves nothing.
+    let split = split_as(map, later);
+    let map = split.as_ref().unwrap_or(map);
     let sizes = Sizes::new(map, rooms);
     let mut diff = CrushDiff::default();
     for (id, pool) in &map.pools {
@@ -235,6 +238,20 @@ pub fn map_diff(map: &ClusterMap, later: &ClusterMap, rooms: &BTreeMap<NodeId, R
     };
     diff.crowded = diff.nodes.iter().filter_map(full).collect();
     diff
+}
+
+/// The map with the placement groups of a later one, if pools have more there.
+fn split_as(map: &ClusterMap, later: &ClusterMap) -> Option<ClusterMap> {
+    let pg_num = |id: &PoolId| later.pools.get(id).map(|pool| pool.pg_num);
+    if map.pools.iter().all(|(id, pool)| pg_num(id).is_none_or(|there| there == pool.pg_num)) {
+        return None;
+    }
+    let mut split = map.clone();
+    split.pgs = later.pgs.clone();
+    for (id, pool) in &mut split.pools {
+        pool.pg_num = pg_num(id).unwrap_or(pool.pg_num);
+    }
+    Some(split)
 }
 
 fn pool_diff(
@@ -320,7 +337,8 @@ fn rules_diff(map: &ClusterMap, later: &ClusterMap) -> Vec<RuleDiff> {
     let rules = later.crush.def().rules.iter().filter(|rule| map.crush.has_rule(rule.id) && !used(rule.id));
     let worse = rules.filter_map(|rule| {
         let name = rule.name.clone();
-        let pool = Pool { name, size: RULE_COPIES, pg_num: RULE_SAMPLES, rule: rule.id, ack: Ack::Majority };
+        let (pg_num, pg_num_first) = (RULE_SAMPLES, RULE_SAMPLES);
+        let pool = Pool { name, size: RULE_COPIES, pg_num, pg_num_first, rule: rule.id, ack: Ack::Majority };
         let short = |map: &ClusterMap| {
             let mut placer = map.placer();
             let short = (0..RULE_SAMPLES).filter(|pg| placer.place(PoolId(0), &pool, *pg).is_err());

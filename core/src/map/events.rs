@@ -144,6 +144,15 @@ pub enum Happened {
         /// Which, and to what.
         change: PoolChange,
     },
+    /// The placement groups of a pool were split.
+    PoolSplit {
+        /// Its name.
+        name: String,
+        /// How many there were.
+        from: u32,
+        /// How many there are.
+        to: u32,
+    },
 }
 
 impl Happened {
@@ -209,6 +218,9 @@ impl fmt::Display for Happened {
             }
             Happened::PoolChanged { name, change: PoolChange::Copies(copies) } => {
                 write!(f, "pool {name}: {copies} copies")
+            }
+            Happened::PoolSplit { name, from, to } => {
+                write!(f, "pool {name} split: {to} placement groups of {from}")
             }
         }
     }
@@ -361,6 +373,10 @@ impl Before {
             Command::CreateVolume { name, .. } => events.push(Happened::VolumeMade { name: name.clone() }),
             Command::RemoveVolume { .. } => {
                 events.extend(self.volume.map(|name| Happened::VolumeRemoved { name }));
+            }
+            Command::SetPgNum { pool, seen, pg_num } => {
+                let name = map.pools.get(pool).map(|it| it.name.clone());
+                events.extend(name.map(|name| Happened::PoolSplit { name, from: *seen, to: *pg_num }));
             }
             Command::SetCrush { .. } | Command::ReplaceCrush { .. } => events.push(Happened::CrushChanged),
             Command::Died { daemon, .. } if map.deaths != self.deaths => {

@@ -24,6 +24,7 @@
 //! | [`liveness`] | which nodes have been heard of: the same |
 //! | `moves` | steps of placement groups from one set of nodes to another |
 //! | [`mover`] | which step comes next: the leader's soft state beside the map |
+//! | `split` | more placement groups for a pool |
 //! | `placer` | where CRUSH says that they should live |
 //!
 //! # Versions
@@ -57,6 +58,7 @@ mod pgs;
 mod placer;
 pub mod reign;
 pub mod restore;
+mod split;
 mod types;
 
 pub use crate::placement::Pg;

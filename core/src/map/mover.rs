@@ -191,7 +191,7 @@ impl Mover {
         let config = map.members(pg)?.config();
         let reports = self.reports.get(&pg).filter(|reports| reports.epoch == config.epoch);
         let list = |node| reports.and_then(|reports| reports.lists.get(&node)).map(Vec::as_slice);
-        Some(progress(&config, it.to, list, |volume| !map.is_deleted(volume)))
+        Some(progress(&config, it.to, list, |volume| map.may_be_led(volume, pg)))
     }
 
     /// What the nodes that have been heard of say of their room. From then on no move is begun to a node that

@@ -94,8 +94,10 @@ pub struct Pool {
     pub name: String,
     /// Copies.
     pub size: u8,
-    /// Placement groups; they are `0..pg_num`.
+    /// Placement groups; they are `0..pg_num`. May grow.
     pub pg_num: u32,
+    /// Placement groups that it had when it was made: what a node has that never heard of a split.
+    pub pg_num_first: u32,
     /// The CRUSH rule.
     pub rule: u32,
     /// When a write is acknowledged.

@@ -2,7 +2,7 @@
 
 use crate::ids::*;
 use crate::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
-use crate::placement::PgConfig;
+use crate::placement::{PgConfig, PoolPgs};
 use crate::record::Record;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,8 @@ pub enum Input<P> {
         /// Per volume.
         fences: Vec<(VolumeId, Generation)>,
     },
+    /// Pools have so many placement groups now. Said before the [`Input::Config`] of the same map.
+    Pools(Vec<(PoolId, PoolPgs)>),
     /// Placement groups have these configurations now. A PG that is not named is as before.
     Config(Vec<(PgId, PgConfig)>),
     /// The committed map shows these volumes as deleted, or as issued and gone.

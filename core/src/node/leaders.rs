@@ -19,6 +19,8 @@ impl<P: Clone> Node<P> {
             ToNode::Repair { object, ballot, from, upto, object_blocks, urgent } => {
                 if object_blocks > OBJECT_BLOCKS_MAX || from == self.id {
                     out.push(Output::CloseLeader { conn, why: "a repair of an impossible size or source" });
+                } else if !self.belongs(object.group, object.index) {
+                    self.refuse_stranger(conn, object.group, out);
                 } else if !self.leads(object.group, ballot) {
                     self.tell_replaced(conn, object.group, ballot, out);
                 } else if self.listens(conn, object.group) {
@@ -31,6 +33,8 @@ impl<P: Clone> Node<P> {
             ToNode::Confirm { group, ballot, id } => {
                 let promised = self.group(group).is_some_and(|state| state.promised.ballot == ballot);
                 let promised = promised && !self.has_left(group.pg);
+                // A ballot of before a split speaks for objects that are in other groups by now.
+                let promised = promised && (self.split_level(group.pg) == 0 || self.listens(conn, group));
                 let msg = if promised && ballot.generation() >= self.fence(group.volume) {
                     FromNode::Confirmed { group, id }
                 } else {
@@ -54,6 +58,14 @@ impl<P: Clone> Node<P> {
             // It has an older map.
             let msg = self.refusal(group, ballot, Refusal::NotMember);
             self.hold_leader(conn, msg, out);
+        }
+    }
+
+    /// An object of another group: this leader has another map than it says.
+    fn refuse_stranger(&mut self, conn: ConnId, group: GroupId, out: &mut Vec<Output<P>>) {
+        // One that was led before the split has been told.
+        if self.listens(conn, group) {
+            out.push(Output::CloseLeader { conn, why: "an object that belongs to another placement group" });
         }
     }
 
@@ -83,6 +95,7 @@ impl<P: Clone> Node<P> {
 
     /// N1.
     fn open(&mut self, conn: ConnId, group: GroupId, ballot: Ballot, epoch: Epoch, out: &mut Vec<Output<P>>) {
+        self.split_for(group.pg, out);
         if let Some(why) = self.refuses_open(group, ballot, epoch) {
             self.counters.refused += 1;
             let msg = self.refusal(group, ballot, why);
@@ -122,6 +135,10 @@ impl<P: Clone> Node<P> {
         let Some(config) = self.configs.get(&group.pg).filter(|config| config.epoch >= epoch) else {
             return Some(Refusal::NotReady);
         };
+        // Nor one whose map is from before what it has split itself.
+        if !self.knows_split(group.pg) {
+            return Some(Refusal::NotReady);
+        }
         if epoch < pg.epoch || epoch < config.epoch {
             return Some(Refusal::Epoch);
         }
@@ -159,6 +176,9 @@ impl<P: Clone> Node<P> {
         }
         if !self.listens(conn, group) {
             return;
+        }
+        if !except.iter().all(|index| self.belongs(group, *index)) {
+            return self.refuse_stranger(conn, group, out);
         }
         let Some(state) = self.group(group) else { return };
         if except.len() > GROUP_OBJECTS_MAX {
@@ -210,6 +230,9 @@ impl<P: Clone> Node<P> {
         };
         if !self.listens(conn, group) {
             return;
+        }
+        if !self.belongs(group, object.index) {
+            return self.refuse_stranger(conn, group, out);
         }
         if self.repairs.contains_key(&object) {
             // Kept on top, in memory: that is no Have (N4).
@@ -265,7 +288,8 @@ impl<P: Clone> Node<P> {
         let group = object.group;
         let whole = self
             .led(group, ballot)
-            .is_some_and(|state| self.listens(conn, group) && !state.behind.contains_key(&object.index));
+            .is_some_and(|state| self.listens(conn, group) && !state.behind.contains_key(&object.index))
+            && self.belongs(group, object.index);
         if !whole {
             return out.push(Output::ToLeader { conn, msg: FromNode::ReadRefused { group, id } });
         }

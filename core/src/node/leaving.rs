@@ -36,9 +36,11 @@ impl Leaving {
     }
 }
 
-/// Nothing in it that could be missed.
+/// Nothing in it that could be missed: no copy of anything. Its line is of no use either: the votes of a node that
+/// is no member do not count. (Nobody could make the others hold as much of a group that a split has made, and in
+/// which the volume has no object: it has no leader.)
 fn is_empty(state: &GroupState) -> bool {
-    state.settled.ballot == Ballot::ZERO && state.objects.is_empty() && state.behind.is_empty()
+    state.objects.is_empty() && state.behind.is_empty()
 }
 
 impl<P: Clone> Node<P> {
@@ -72,6 +74,13 @@ impl<P: Clone> Node<P> {
         if epoch < self.epoch_of(pg) || fences.len() > VOLUMES_MAX {
             return; // they have moved on, and this List is late; or there are no so many volumes
         }
+        // What the placement group is in that epoch only a map says that reaches to it: it may have been split.
+        let late = |config: &PgConfig| config.epoch < epoch;
+        let unknown = self.pools.contains_key(&pg.pool) && self.configs.get(&pg).is_none_or(late);
+        if unknown || !self.knows_split(pg) {
+            return; // asked again when it has come
+        }
+        self.split_for(pg, out);
         fences.retain(|(volume, generation)| *generation > self.fence(*volume));
         let raised = epoch > self.epoch_of(pg);
         #[cfg(feature = "deliberate-bugs")]
@@ -113,6 +122,10 @@ impl<P: Clone> Node<P> {
         if !self.configs.get(&group.pg).is_some_and(same) || epoch < self.epoch_of(group.pg) {
             return;
         }
+        if !self.knows_split(group.pg) {
+            return;
+        }
+        self.split_for(group.pg, out);
         if epoch > self.epoch_of(group.pg) {
             self.persist(Record::Epoch { pg: group.pg, epoch, fences: Vec::new() }, out);
         }
@@ -232,13 +245,14 @@ impl<P: Clone> Node<P> {
             last = Some(*pg);
             // Under an epoch below one that it has answered under, the node may have been a member since.
             let outside = self.configs.get(pg).filter(|c| !c.takes_part(self.id) && c.epoch >= state.epoch);
-            if let (Some(config), None) = (outside, state.left) {
+            if let (Some(config), None, true) = (outside, state.left, self.knows_split(*pg)) {
                 found = Some((*pg, config.epoch));
                 break;
             }
         }
         self.leave_cursor = last; // None at the end: begin again
         let Some((pg, epoch)) = found else { return };
+        self.split_for(pg, out);
         let groups = self.state.groups.iter().filter(|(group, state)| group.pg == pg && !is_empty(state));
         let groups = groups.map(|(group, _)| *group).collect();
         self.leaving = Some(Leaving { pg, epoch, groups, request: 0, answers: Vec::new(), waited: 0 });

@@ -23,6 +23,7 @@ mod paced;
 mod peers;
 mod repair;
 mod scrub;
+mod split;
 mod tally;
 
 pub use api::*;
@@ -31,7 +32,7 @@ pub use budget::{BudgetConfig, BudgetCounters};
 use crate::checksum::UNKNOWN;
 use crate::ids::*;
 use crate::message::{FromNode, ToNode, WriteOp};
-use crate::placement::PgConfig;
+use crate::placement::{PgConfig, PoolPgs};
 use crate::record::{Durable, GroupState, Record};
 use crate::scrub::Doubt;
 use budget::Budget;
@@ -121,6 +122,8 @@ pub struct NodeCounters {
     pub scrub_disputed: u64,
     /// Blocks in doubt that a repair has replaced.
     pub scrub_mended: u64,
+    /// Placement groups that the node has split.
+    pub splits: u64,
 }
 
 /// The machine.
@@ -130,6 +133,9 @@ pub struct Node<P> {
     /// Sums over the groups of `state`.
     tally: Tally,
     configs: FxHashMap<PgId, PgConfig>,
+    pools: FxHashMap<PoolId, PoolPgs>,
+    /// Some placement group was split here, or comes from a pool that was.
+    has_split: bool,
     /// The last ticket given out, and the last that is durable.
     given: Ticket,
     durable: Ticket,
@@ -164,6 +170,8 @@ pub struct Node<P> {
     leaving: Option<Leaving>,
     /// The placement group that was looked at last for whether it is to be left.
     leave_cursor: Option<PgId>,
+    /// The placement group that was looked at last for whether it is to be split.
+    split_cursor: Option<PgId>,
     /// The group that was compared with the peers last.
     digest_cursor: Option<GroupId>,
     scrub: Scrubber,
@@ -180,8 +188,10 @@ impl<P: Clone> Node<P> {
         Node {
             id: config.id,
             tally: Tally::of(&durable),
+            has_split: durable.pgs.values().any(|pg| pg.pg_num != 0),
             state: durable,
             configs: FxHashMap::default(),
+            pools: FxHashMap::default(),
             given: 0,
             durable: 0,
             held: VecDeque::new(),
@@ -203,6 +213,7 @@ impl<P: Clone> Node<P> {
             damaged: BTreeSet::new(),
             leaving: None,
             leave_cursor: None,
+            split_cursor: None,
             digest_cursor: None,
             scrub: Scrubber::default(),
             room: u64::MAX,
@@ -229,15 +240,20 @@ impl<P: Clone> Node<P> {
                     self.configs.iter().map(|(pg, c)| (*pg, c.epoch)).collect();
                 known.sort_unstable();
                 for (pg, epoch) in known {
+                    self.split_for(pg, out);
                     self.learn_epoch(pg, epoch, out);
                 }
             }
+            Input::Pools(pools) => self.learn_pools(pools),
             Input::Config(configs) => {
                 for (pg, config) in configs {
                     let newer = self.configs.get(&pg).is_none_or(|old| old.epoch <= config.epoch);
                     if newer && config.problem().is_none() {
                         let epoch = config.epoch;
                         self.configs.insert(pg, config);
+                        if self.state.amnesia {
+                            self.split_for(pg, out);
+                        }
                         self.learn_epoch(pg, epoch, out);
                     }
                 }
@@ -248,7 +264,7 @@ impl<P: Clone> Node<P> {
                 }
             }
             Input::List { id, request } => self.list(id, request, out),
-            Input::Scrub(ScrubOrder::Scrub { pg, deep }) => self.order_scrub(pg, deep),
+            Input::Scrub(ScrubOrder::Scrub { pg, deep }) => self.order_scrub(pg, deep, out),
             Input::Scrub(ScrubOrder::Believe { object, blocks, from }) => {
                 self.believe(object, blocks, from, out);
             }
@@ -256,6 +272,7 @@ impl<P: Clone> Node<P> {
                 self.budget.tick(self.now);
                 self.tick_repairs(out);
                 self.tick_heals(out);
+                self.tick_splits(out);
                 self.tick_leaving(out);
                 self.tick_digests(out);
                 self.tick_scrub(out);
@@ -301,6 +318,11 @@ impl<P: Clone> Node<P> {
     /// Forgotten after that input.
     pub fn set_growth(&mut self, blocks: u32) {
         self.growth = Some(blocks);
+    }
+
+    /// How many placement groups pools have, as far as it has heard.
+    pub fn pools(&self) -> impl Iterator<Item = (PoolId, PoolPgs)> {
+        self.pools.iter().map(|(pool, pgs)| (*pool, *pgs))
     }
 
     /// The configurations that it has heard of.
@@ -357,6 +379,7 @@ impl<P: Clone> Node<P> {
     /// The same for a record that adds so many blocks.
     fn persist_adding(&mut self, record: Record<P>, adds: u32, out: &mut Vec<Output<P>>) -> Ticket {
         self.tally.apply(&mut self.state, &record);
+        self.has_split |= matches!(record, Record::Split { .. });
         // What was compared before is not what the node has now.
         if self.leaving.as_ref().is_some_and(|leaving| record.changes_pg() == Some(leaving.pg())) {
             self.leaving = None;
@@ -422,7 +445,7 @@ impl<P: Clone> Node<P> {
                 self.budget.read_ends(self.now, token);
                 let group = object.group;
                 if found.checksums.contains(&UNKNOWN) {
-                    self.table_damaged(object, out);
+                    self.table_damaged(self.state.place(object), out);
                 }
                 // A read claims nothing about durability: the leader asks for blocks only whose writes
                 // a majority has made durable.

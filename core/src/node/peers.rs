@@ -45,6 +45,7 @@ impl<P: Clone> Node<P> {
             }
             PeerMsg::NotYet { object, request, .. } => self.not_yet(node, object, request),
             PeerMsg::FetchBlock { object, request, block, checksum } => {
+                self.split_for(object.group.pg, out);
                 let what = Reading::Block { node, object, request, block, checksum };
                 self.read(what, object, BlockRange::new(block, 1), ReadMode::All, out);
             }
@@ -52,6 +53,7 @@ impl<P: Clone> Node<P> {
                 self.heal_answer(node, object, request, (block, checksum), data, out)
             }
             PeerMsg::Digest { group, settled, digest } => {
+                self.split_for(group.pg, out);
                 let mine =
                     self.group(group).map_or((Ballot::ZERO, digest_of(&GroupState::default())), |state| {
                         (state.settled.ballot, digest_of(state))
@@ -59,7 +61,10 @@ impl<P: Clone> Node<P> {
                 // A group that is being led here changes all the time; its leader knows this copy. A node
                 // that is leaving, or has left, has nothing to compare.
                 let compares = !self.conns.contains_key(&group) && !self.is_outside(group.pg);
-                if compares && mine != (settled, digest) {
+                // Where neither has anything, they differ at most in their lines. It may be that no leader is ever to
+                // make them equal: a split makes groups also for volumes that have no object there.
+                let nothing = digest == mine.1 && digest == digest_of(&GroupState::default());
+                if compares && mine != (settled, digest) && !nothing {
                     out.push(Output::ToPeer { node, msg: PeerMsg::DigestDiffers { group } });
                 }
             }
@@ -74,6 +79,7 @@ impl<P: Clone> Node<P> {
                 self.compare(node, group, (epoch, request), settled, &objects, out);
             }
             PeerMsg::ScrubAsk { object, request, head, sum } => {
+                self.split_for(object.group.pg, out);
                 self.scrub_ask(node, object, (request, head, sum), out);
             }
             PeerMsg::ScrubTell { object, request, found } => {
@@ -87,7 +93,8 @@ impl<P: Clone> Node<P> {
 
     /// N5: the head of a copy that a Fetch may be served from.
     pub(super) fn fetchable(&self, object: ObjectId, ballot: Ballot, min: u64) -> Option<Head> {
-        if !self.leads(object.group, ballot) {
+        // Of an object that a split has put elsewhere this group would tell that it was never written.
+        if !self.leads(object.group, ballot) || !self.belongs(object.group, object.index) {
             return None;
         }
         let state = self.group(object.group)?;
@@ -108,11 +115,11 @@ impl<P: Clone> Node<P> {
     ) {
         if found.checksums.contains(&UNKNOWN) {
             // Its table turned out to be damaged: no source.
-            self.table_damaged(object, out);
+            self.table_damaged(self.state.place(object), out);
             return out.push(Output::ToPeer { node, msg: PeerMsg::NotYet { object, ballot, request } });
         }
         // What was in doubt when the blocks were read, and what has been found since.
-        doubts.extend(self.doubts_of(object));
+        doubts.extend(self.doubts_of(self.state.place(object)));
         doubts.retain(|(block, _)| blocks.contains(BlockRange::new(*block, 1)));
         doubts.sort_unstable();
         doubts.dedup_by_key(|(block, _)| *block);
@@ -156,6 +163,8 @@ impl<P: Clone> Node<P> {
         out: &mut Vec<Output<P>>,
     ) {
         self.counters.bad_blocks += 1;
+        // The store may have read it before the group was split.
+        let object = self.state.place(object);
         if checksum == UNKNOWN {
             return self.table_damaged(object, out);
         }
@@ -283,7 +292,8 @@ impl<P: Clone> Node<P> {
         let mut last = None;
         for (group, state) in self.state.groups.range((from, Bound::Unbounded)).take(DIGESTS_PER_TICK) {
             last = Some(*group);
-            if self.conns.contains_key(group) || self.is_outside(group.pg) {
+            let outside = self.is_outside(group.pg) || self.needs_split(group.pg);
+            if self.conns.contains_key(group) || outside || !self.knows_split(group.pg) {
                 continue;
             }
             let Some(config) = self.configs.get(&group.pg) else { continue };

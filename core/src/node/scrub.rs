@@ -115,7 +115,8 @@ impl<P: Clone> Node<P> {
 
     /// A scrub of a placement group is wanted. One that waits already is not asked for twice; a deep one is
     /// a light one too.
-    pub(super) fn order_scrub(&mut self, pg: PgId, deep: bool) {
+    pub(super) fn order_scrub(&mut self, pg: PgId, deep: bool, out: &mut Vec<Output<P>>) {
+        self.split_for(pg, out);
         if let Some(job) = self.scrub.jobs.iter_mut().find(|job| job.0 == pg) {
             job.1 |= deep;
         } else if self.scrub.jobs.len() < NODE_SCRUBS_MAX {
@@ -129,7 +130,9 @@ impl<P: Clone> Node<P> {
         let out = state.behind.contains_key(&object.index)
             || self.repairs.contains_key(&object)
             || self.damaged.contains(&object)
-            || self.is_outside(object.group.pg);
+            || self.is_outside(object.group.pg)
+            // Its peers may know it by another name by now.
+            || self.needs_split(object.group.pg);
         state.objects.get(&object.index).copied().filter(|head| !out && *head != Head::ZERO)
     }
 
@@ -395,15 +398,16 @@ impl<P: Clone> Node<P> {
         out: &mut Vec<Output<P>>,
     ) {
         self.scrub.answering = self.scrub.answering.saturating_sub(1);
+        let here = self.state.place(object);
         let answer = if found.checksums.contains(&UNKNOWN) {
-            self.table_damaged(object, out);
+            self.table_damaged(here, out);
             ScrubFound::Unlike
         } else if table_sum(&found.checksums) == sum && doubts.is_empty() {
             ScrubFound::Same
         } else {
             if table_sum(&found.checksums) != sum {
                 // So that both know at about the same time.
-                self.want_look(object, 0);
+                self.want_look(here, 0);
             }
             ScrubFound::Sums { checksums: trimmed(&found.checksums).into(), doubts }
         };
@@ -558,6 +562,48 @@ impl<P: Clone> Node<P> {
         }
     }
 
+    /// The placement group was split: what is under way goes on with what it was when it began. Comparisons begin
+    /// anew, since peers know the objects by their new names or will soon.
+    pub(super) fn scrub_follows_split(&mut self, pg: PgId, children: &[u32]) {
+        let here = |state: &crate::record::Durable, object: ObjectId| match object.group.pg == pg {
+            true => state.place(object),
+            false => object,
+        };
+        let (scrub, state) = (&mut self.scrub, &self.state);
+        let looks: Vec<(ObjectId, ObjectId)> = scrub
+            .looks
+            .keys()
+            .map(|object| (*object, here(state, *object)))
+            .filter(|(old, new)| old != new)
+            .collect();
+        let moved = scrub.wanted.keys().map(|object| (*object, here(state, *object)));
+        let wanted: Vec<(ObjectId, ObjectId)> = moved.filter(|(old, new)| old != new).collect();
+        for (old, new) in wanted {
+            if let Some(when) = scrub.wanted.remove(&old) {
+                scrub.wanted.insert(new, when);
+            }
+        }
+        if let Some(walk) = &mut scrub.walk {
+            walk.objects.iter_mut().for_each(|object| *object = here(state, *object));
+            walk.reading.iter_mut().for_each(|(object, ..)| *object = here(state, *object));
+            let split: Vec<GroupId> = walk.groups.iter().filter(|group| group.pg == pg).copied().collect();
+            let off = |group: GroupId| {
+                children.iter().map(move |child| GroupId { pg: PgId { pg: *child, ..pg }, ..group })
+            };
+            walk.groups.extend(split.into_iter().flat_map(off));
+        }
+        for (old, new) in looks {
+            let Some(look) = self.scrub.looks.remove(&old) else { continue };
+            if look.of_walk
+                && let Some(walk) = &mut self.scrub.walk
+            {
+                walk.looking = walk.looking.saturating_sub(1);
+                walk.found.skipped += 1;
+            }
+            self.want_look(new, 0);
+        }
+    }
+
     /// An administrator's word: of blocks that are disputed, the copy of `from` is to be believed. Here that
     /// copy is cleared, or every other one is outvoted; the leader does the rest, as after any vote.
     pub(super) fn believe(
@@ -567,6 +613,7 @@ impl<P: Clone> Node<P> {
         from: NodeId,
         out: &mut Vec<Output<P>>,
     ) {
+        self.split_for(object.group.pg, out);
         // What was asked before the word was given is not judged after it.
         if self.scrub.looks.remove(&object).is_some_and(|look| look.of_walk)
             && let Some(walk) = &mut self.scrub.walk

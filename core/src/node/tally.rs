@@ -145,6 +145,7 @@ mod tests {
             1..3 => Record::DeleteVolume { volume },
             3..5 => Record::Leave { pg, epoch: Epoch(below(9)) },
             5 => Record::Epoch { pg, epoch: Epoch(below(9)), fences: Vec::new() },
+            33 => Record::Split { pg, from: 4, to: 4 + below(5) as u32 },
             6 => Record::Fence { volume, generation: Generation(below(5)) },
             7..12 => Record::Open { group, promised: Promise::default(), epoch: Epoch(below(9)) },
             12..20 => Record::Settle {

@@ -137,4 +137,12 @@ impl MonitorClient {
         let crush = Box::new(crush);
         done(self.ask(Request::ReplaceCrush { seen, crush }).await?)
     }
+
+    /// Gives a pool that has `seen` placement groups more of them.
+    ///
+    /// Errors: it has another number by now, or some of them are on the move; or the answer was lost
+    /// ([`CallError::Unsure`]), and the map has to be looked at.
+    pub async fn set_pg_num(&self, pool: PoolId, seen: u32, pg_num: u32) -> Result<(), CallError> {
+        done(self.ask(Request::SetPgNum { pool, seen, pg_num }).await?)
+    }
 }

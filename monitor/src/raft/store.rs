@@ -27,7 +27,7 @@ const IDENTITY: &str = "identity";
 pub(super) const SNAPSHOT: &str = "snapshot";
 
 /// The format of everything in the file.
-const FORMAT: u8 = 4;
+const FORMAT: u8 = 5;
 /// Bytes of the file that redb keeps in memory.
 const CACHE_BYTES: usize = 16 << 20;
 

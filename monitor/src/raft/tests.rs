@@ -3,8 +3,8 @@
 use super::network::is_possible;
 use super::*;
 use openraft::storage::RaftLogStorage;
-use openraft::{StorageError, Vote};
 use openraft::testing::{StoreBuilder, Suite};
+use openraft::{StorageError, Vote};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -22,7 +22,7 @@ use trefoil_core::client::ClientOp;
 use trefoil_core::leader::report::{NodeReport, report};
 use trefoil_core::leader::{Input, Leader, LeaderCounters, NodeView, Options, Output, VolumeSpec};
 use trefoil_core::message::FromNode;
-use trefoil_core::placement::PgConfig;
+use trefoil_core::placement::{PgConfig, PgTable};
 use trefoil_core::wire::messages::Message;
 use trefoil_core::{Generation, GroupId, NodeId, PoolId, Time, VolumeId};
 use trefoil_transport::{Frame, Sender};
@@ -427,6 +427,25 @@ impl Core {
                     && self.links.want(node)
                 {
                     self.input(key, Input::NodeUp { node });
+                }
+            }
+        }
+    }
+
+    /// A pool has more placement groups: all of them, as one map has them.
+    pub fn regroup(&mut self, pool: PoolId, pgs: &PgTable) {
+        let keys: Vec<SessionKey> =
+            self.sessions.iter().filter(|(_, s)| s.pool == pool).map(|(key, _)| *key).collect();
+        let nodes = pgs.nodes();
+        for key in keys {
+            self.input(key, Input::Pgs { pgs: pgs.clone() });
+            for node in &nodes {
+                let Some(session) = self.sessions.get_mut(&key) else { continue };
+                if matches!(session.phase, Phase::Leading { .. })
+                    && session.nodes.insert(*node)
+                    && self.links.want(*node)
+                {
+                    self.input(key, Input::NodeUp { node: *node });
                 }
             }
         }

@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use trefoil_core::leader::{Options, VolumeSpec};
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{ClusterMap, HolderKind};
-use trefoil_core::{BLOCK_SIZE, Generation, NodeId, VolumeId};
+use trefoil_core::{BLOCK_SIZE, Generation, NodeId, PoolId, VolumeId};
 use trefoil_transport::{CloseReason, Connected, Expect, Hello, Poller, Role, connect};
 
 /// Time between renewals of the leases: three tries in one lease.
@@ -542,7 +542,17 @@ impl FrontEnd {
                 .filter_map(|volume| self.look(|core| core.session_of(*volume)))
                 .collect();
             self.batch(|core| {
-                for (id, pg) in map.pgs.changed(Some(&seen.pgs)) {
+                let pgs = |map: &ClusterMap, pool| map.pools.get(&pool).map(|pool| pool.pg_num);
+                let grown = map.pools.keys().filter(|id| pgs(&map, **id) != pgs(&seen, **id));
+                let grown: Vec<PoolId> = grown.copied().collect();
+                for pool in &grown {
+                    // At one go: which objects a group has goes with its epoch.
+                    if let Some(table) = map.pgs.pool(*pool) {
+                        core.regroup(*pool, table);
+                    }
+                }
+                let changed = map.pgs.changed(Some(&seen.pgs));
+                for (id, pg) in changed.filter(|(id, _)| !grown.contains(&id.pool)) {
                     core.configure(id.pool, id.pg, &pg.config());
                 }
                 for key in gone {

@@ -5,7 +5,7 @@ use super::{Checked, Violation};
 use crate::payload::Blocks;
 use crate::store::Store;
 use trefoil_core::message::{FromNode, Line};
-use trefoil_core::{Head, NodeId, Vote};
+use trefoil_core::{Head, NodeId, ObjectId, Vote};
 
 /// Is what this message claims durable?
 pub fn check(node: NodeId, store: &Store, msg: &FromNode<Blocks>) -> Checked {
@@ -63,7 +63,7 @@ pub fn check(node: NodeId, store: &Store, msg: &FromNode<Blocks>) -> Checked {
             }
         }
         FromNode::Have { object, ballot, seq, .. } => {
-            let state = durable.groups.get(&object.group);
+            let state = durable.groups.get(&store.find(*object).group);
             let head = state.and_then(|s| s.objects.get(&object.index)).copied().unwrap_or(Head::ZERO);
             let settled = state.map(|s| s.settled.ballot).unwrap_or_default();
             let behind = state.is_some_and(|s| s.behind.contains_key(&object.index));
@@ -98,6 +98,7 @@ pub fn vote_of(store: &Store, group: trefoil_core::GroupId, index: u32) -> Optio
     if store.lost {
         return None; // the node knows, and will say so before anything else
     }
+    let group = store.find(ObjectId { group, index }).group;
     let Some(state) = store.state.groups.get(&group) else {
         return (!store.state.amnesia).then(Vote::default);
     };
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
     use trefoil_core::message::{ObjectVote, WriteOp};
     use trefoil_core::record::{Promise, Record};
-    use trefoil_core::{Ballot, BlockRange, Epoch, GroupId, ObjectId, VolumeId};
+    use trefoil_core::{Ballot, BlockRange, Epoch, GroupId, VolumeId};
 
     #[test]
     fn each_claim_needs_its_record() {

@@ -16,6 +16,7 @@
 //! | [`p6_budget`] | repairs that no client waits for stay within their node's budget |
 //! | [`durable_first`] | what a node claims is durable there at that moment |
 //! | [`never_back`] | promises, lines, fences and epochs never go back |
+//! | [`split`] | a split keeps every promise, line and vote, and puts each object where its hash says |
 //! | [`quorum_choice`] | the choice of every quorum is a legal one |
 
 pub mod agreement;
@@ -33,6 +34,7 @@ pub mod p4_one_writer;
 pub mod p6_budget;
 pub mod quorum_choice;
 pub mod register;
+pub mod split;
 
 use crate::plan::{BLOCKS_MAX, OBJECTS_MAX, VOLUMES_MAX};
 use trefoil_core::{ObjectId, ObjectIndex, VolumeId};

@@ -10,6 +10,12 @@ use trefoil_core::{Head, NodeId};
 /// Would this record, on top of this state, take something back?
 pub fn check(node: NodeId, before: &Durable, record: &Record<Blocks>) -> Checked {
     let back = |what: String| Err(Violation::plain("N", format!("{node}: {what}")));
+    if let Record::Write { object, .. } | Record::Install { object, .. } = record {
+        let place = before.place(*object);
+        if place != *object {
+            return back(format!("{object} is changed, which is {place} by now"));
+        }
+    }
     match record {
         Record::Fence { volume, generation } => {
             let fence = before.fences.get(volume).copied().unwrap_or_default();

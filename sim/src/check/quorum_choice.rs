@@ -88,7 +88,8 @@ fn look<'a>(
     now: Moment,
     store: &impl Fn(usize) -> &'a Store,
 ) -> Checked {
-    let table = store(chosen.0 as usize).durable.tables.get(&object);
+    let copy = store(chosen.0 as usize);
+    let table = copy.durable.tables.get(&copy.find(object));
     for block in 0..plan.blocks {
         let at = plan.first_block as usize + block;
         let sum = table.and_then(|t| t.get(at).copied()).unwrap_or(0);

@@ -323,8 +323,8 @@ impl World {
         let object = ObjectId { group: GroupId { volume, pg }, index };
         let member = config.takes_part(trefoil_core::NodeId(ni as u32));
         if member
-            && !self.nodes.iter().any(|n| n.store.now.bad.contains(&(object, block)))
-            && self.nodes[ni].store.rot(object, block)
+            && !self.nodes.iter().any(|n| n.store.now.bad.contains(&(n.store.find(object), block)))
+            && self.nodes[ni].store.rot_where_it_is(object, block)
         {
             self.coverage.count(Cover::Rot);
             self.rot_so_far += 1;

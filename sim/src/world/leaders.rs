@@ -100,7 +100,7 @@ impl World {
             objects: self.plan.objects as u32,
             pool: plan::POOL,
             pgs: pgs.iter().collect(),
-            pg_of: plan::pg_of,
+            pg_of: self.plan.pg_of,
             snap: 0,
         };
         let options = Options {

@@ -6,6 +6,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `event` | what can happen |
 //! | [`net`] | connections, breaks, partitions |
 //! | `nodes` | storage nodes and their stores |
 //! | `leaders` | front ends, healers, clients |
@@ -14,11 +15,13 @@
 //! | `requests` | what is asked of them, and answered |
 //! | `monitor_faults` | what goes wrong with them |
 //! | `moves` | placement groups that move |
+//! | `splits` | placement groups that are split |
 //! | `faults` | what goes wrong |
 //! | `lies` | copies that are wrong and look right |
 //! | `calm` | the second phase |
 
 mod calm;
+mod event;
 mod faults;
 mod leaders;
 mod lies;
@@ -29,9 +32,11 @@ pub mod net;
 mod nodes;
 mod replicas;
 mod requests;
+mod splits;
 mod words;
 
 pub use calm::Stage;
+pub use event::Event;
 pub use leaders::LeaderHost;
 pub use nodes::NodeHost;
 
@@ -51,12 +56,9 @@ use crate::rng::Rng;
 use crate::store::Image;
 use crate::trace::{About, Trace};
 use net::{Network, TO_LEADER, TO_NODE};
-use std::rc::Rc;
-use trefoil_core::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
-use trefoil_core::node::{ConnId, ReadResult, Ticket};
-use trefoil_core::placement::PgConfig;
+use trefoil_core::node::ConnId;
 use trefoil_core::record::Durable;
-use trefoil_core::{GroupId, NodeId, ObjectId, VolumeId, leader, node};
+use trefoil_core::{NodeId, leader, node};
 
 /// Steps that the second phase may take at most, whatever the virtual time.
 const CALM_STEPS_MAX: u64 = 3_000_000;
@@ -92,174 +94,6 @@ impl Clock {
         }
         now
     }
-}
-
-/// Something that happens. `ni`: a node's number; `li`: a leader's.
-#[allow(missing_docs)]
-pub enum Event {
-    ToNode {
-        conn: ConnId,
-        msg: ToNode<Blocks>,
-    },
-    ToLeader {
-        conn: ConnId,
-        msg: FromNode<Blocks>,
-    },
-    NodeLosesConn {
-        conn: ConnId,
-    },
-    LeaderLosesConn {
-        conn: ConnId,
-    },
-    LeaderGone {
-        ni: usize,
-        life: u32,
-        conn: ConnId,
-    },
-    Connect {
-        li: usize,
-        ni: usize,
-    },
-    Peer {
-        from: usize,
-        to: usize,
-        link_life: u32,
-        life: u32,
-        msg: Box<PeerMsg<Blocks>>,
-    },
-    PeerLost {
-        ni: usize,
-        life: u32,
-        other: usize,
-    },
-    Flushed {
-        ni: usize,
-        life: u32,
-    },
-    SaidDurable {
-        ni: usize,
-        life: u32,
-        ticket: Ticket,
-    },
-    ReadDone {
-        ni: usize,
-        life: u32,
-        token: u64,
-        object: ObjectId,
-        found: ReadResult<Blocks>,
-    },
-    NodeTick {
-        ni: usize,
-        life: u32,
-    },
-    NodeStarts {
-        ni: usize,
-    },
-    NodeResumes {
-        ni: usize,
-        life: u32,
-    },
-    SpeedRecovers {
-        ni: usize,
-    },
-    RoomAgain {
-        ni: usize,
-    },
-    GrowthKnown {
-        ni: usize,
-        life: u32,
-        conn: ConnId,
-    },
-    LeaderTick {
-        li: usize,
-    },
-    LeaderResumes {
-        li: usize,
-    },
-    LeaderEnds {
-        li: usize,
-    },
-    ReleaseLeader {
-        li: usize,
-    },
-    Config {
-        li: usize,
-        pg: u32,
-        config: PgConfig,
-    },
-    Differs {
-        li: usize,
-        group: GroupId,
-    },
-    Client {
-        li: usize,
-        client: u32,
-    },
-    Renew {
-        li: usize,
-    },
-    RenewsAgain {
-        li: usize,
-    },
-    Renewal {
-        volume: VolumeId,
-        generation: u64,
-        li: usize,
-        sent: u64,
-    },
-    Renewed {
-        li: usize,
-        until: u64,
-    },
-    Release {
-        volume: VolumeId,
-        generation: u64,
-        clean: bool,
-    },
-    VolumeTimer {
-        volume: VolumeId,
-    },
-    Ask {
-        volume: VolumeId,
-        healer: bool,
-        host: usize,
-        asked: u64,
-    },
-    Granted {
-        volume: VolumeId,
-        generation: u64,
-        healer: bool,
-        host: usize,
-        asked: u64,
-        asker: requests::Asker,
-        pgs: Rc<[PgConfig]>,
-    },
-    MoverStep,
-    MoveWish,
-    NodeMap {
-        ni: usize,
-        life: u32,
-        configs: Vec<PgConfig>,
-    },
-    List {
-        ni: usize,
-        life: u32,
-        by: usize,
-        request: ListRequest,
-    },
-    Listed {
-        ni: usize,
-        by: usize,
-        list: GroupList,
-    },
-    Monitors(Box<replicas::MonitorEvent>),
-    Fault,
-    Lie,
-    Believe {
-        object: ObjectId,
-        block: u32,
-        times: u32,
-    },
 }
 
 /// A cluster, and everything around it.
@@ -321,8 +155,9 @@ impl World {
     pub fn new(plan: Plan, words: bool) -> World {
         let mut rng = Rng::new(plan.seed);
         let skip_flush = plan.bug == Some(Bug::SkipFlush);
-        let nodes =
-            (0..plan.nodes).map(|_| NodeHost::new(World::new_clock(&mut rng, &plan), skip_flush)).collect();
+        let nodes = (0..plan.nodes)
+            .map(|_| NodeHost::new(World::new_clock(&mut rng, &plan), skip_flush, plan.pgs.len() as u32))
+            .collect();
         let host_clocks = (0..plan.hosts).map(|_| World::new_clock(&mut rng, &plan)).collect();
         let map = monitor::first_map(&plan);
         let wrong = map.as_ref().err().map(|error| Violation::plain("map", error.to_string()));
@@ -482,6 +317,7 @@ impl World {
             | Event::Renew { li }
             | Event::ReleaseLeader { li }
             | Event::Config { li, .. }
+            | Event::LeaderMap { li, .. }
             | Event::Differs { li, .. }
             | Event::Connect { li, .. } => (None, Some(*li)),
             _ => (None, None),
@@ -627,6 +463,7 @@ impl World {
             Event::Config { li, pg, config } => {
                 self.leader_input(li, leader::Input::Config { pg, config });
             }
+            Event::LeaderMap { li, pgs } => self.leader_input(li, leader::Input::Pgs { pgs }),
             Event::Differs { li, group } => self.leader_input(li, leader::Input::Differs { group }),
             Event::Client { li, client } => self.client(li, client),
             Event::Renew { li } => self.renew(li),
@@ -649,6 +486,12 @@ impl World {
             }
             Event::MoverStep => self.mover_step(),
             Event::MoveWish => self.move_wish(),
+            Event::SplitWish => self.split_wish(),
+            Event::NodeFails { ni, life } => {
+                if self.faulty && self.node_lives(ni, life) {
+                    self.crash_for_a_while(ni);
+                }
+            }
             Event::NodeMap { ni, life, configs } => {
                 if self.node_lives(ni, life) {
                     self.node_map(ni, configs);

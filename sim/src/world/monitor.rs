@@ -72,7 +72,7 @@ pub fn first_map(plan: &Plan) -> Result<ClusterMap, MapError> {
     }
     for n in 0..plan.volumes {
         let (name, pool) = (format!("volume{n}"), "pool".to_owned());
-        let (size, object_size) = (64 << 20, 4 << 20);
+        let (size, object_size) = ((plan.objects as u64) << 22, 4 << 20);
         map.apply(&Command::CreateVolume { name, pool, size, object_size, io_timeout: None })?;
     }
     Ok(map)

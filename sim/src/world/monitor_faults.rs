@@ -228,7 +228,7 @@ impl World {
             self.push_monitor(self.now, MonitorEvent::Resumes { mi, life });
             self.push_monitor(self.now, MonitorEvent::Starts { mi });
         }
-        self.movers_finish();
+        self.movers_begin(false);
     }
 
     /// Long after faults have stopped: who is not where the others are.

@@ -10,6 +10,7 @@ use crate::check;
 use crate::coverage::Cover;
 use crate::plan::{MovesPlan, NODES_MAX, POOL};
 use rustc_hash::FxHashMap;
+use trefoil_core::crush::pg_ancestors;
 use trefoil_core::map::mover::{Action, Limits, Mover};
 use trefoil_core::map::{ClusterMap, Command, Grant, Holder, HolderKind, MapError, MoveStage, Reply};
 use trefoil_core::message::{GroupList, ListRequest, ListedGroup};
@@ -22,17 +23,21 @@ pub struct Moves {
     /// What the seed decided.
     pub plan: MovesPlan,
     /// The monitors'.
-    map: ClusterMap,
-    mover: Mover,
+    pub(super) map: ClusterMap,
+    pub(super) mover: Mover,
     /// Every configuration that each placement group has had, by epoch less one.
-    history: Vec<Vec<PgConfig>>,
+    pub(super) history: Vec<Vec<PgConfig>>,
     /// The configurations that each node has heard of, and keeps over restarts.
     heard: [Vec<PgConfig>; NODES_MAX],
     /// The epoch that each ballot was opened in.
     opened: FxHashMap<(GroupId, Ballot), Epoch>,
+    /// A split is wished for, and waits until nothing moves.
+    pub(super) split_wanted: bool,
+    /// The next one is wished for then.
+    pub(super) split_after: u64,
 }
 
-fn pg_id(pg: usize) -> PgId {
+pub(super) fn pg_id(pg: usize) -> PgId {
     PgId { pool: POOL, pg: pg as u32 }
 }
 
@@ -45,6 +50,8 @@ impl Moves {
             history: pgs.iter().map(|config| vec![config.clone()]).collect(),
             heard: std::array::from_fn(|_| pgs.to_vec()),
             opened: FxHashMap::default(),
+            split_wanted: false,
+            split_after: 0,
         }
     }
 
@@ -55,8 +62,13 @@ impl Moves {
 
     /// The configuration that a ballot was opened in.
     pub(super) fn config_of(&self, group: GroupId, ballot: Ballot) -> Option<&PgConfig> {
-        let epoch = self.opened.get(&(group, ballot))?;
-        self.history[group.pg.pg as usize].iter().find(|config| config.epoch == *epoch)
+        // Or in the group that this one has split off from since. None of its own ballots is one of that.
+        let mut groups = std::iter::once(group.pg.pg).chain(pg_ancestors(group.pg.pg));
+        groups.find_map(|pg| {
+            let group = GroupId { pg: PgId { pg, ..group.pg }, ..group };
+            let epoch = self.opened.get(&(group, ballot))?;
+            self.history[pg as usize].iter().find(|config| config.epoch == *epoch)
+        })
     }
 
     pub(super) fn ballot_opened(&mut self, group: GroupId, ballot: Ballot, epoch: Epoch) {
@@ -70,6 +82,10 @@ impl Moves {
         let grants = vec![Grant { volume, seen, above }];
         self.map.apply(&Command::GrantGenerations { grants, holder }).is_ok()
     }
+}
+
+pub(super) fn plan_split(plan: &crate::plan::Plan) -> Option<crate::plan::Span> {
+    plan.moves.as_ref().and_then(|moves| moves.split_every)
 }
 
 pub(super) fn new_mover(crush: bool) -> Mover {
@@ -92,6 +108,9 @@ impl World {
         self.moves = Some(Box::new(Moves::new(plan, map, &self.plan.pgs)));
         self.queue.push(0, Event::MoverStep);
         self.queue.push(0, Event::MoveWish);
+        if let Some(every) = plan_split(&self.plan) {
+            self.queue.push(self.rng.between(every.0, every.1), Event::SplitWish);
+        }
     }
 
     /// Faults have stopped: what was begun is finished, and nothing more is begun.
@@ -149,12 +168,16 @@ impl World {
             let paused = !self.moves.as_ref().is_some_and(|moves| moves.map.moves.paused);
             return self.propose(&Command::PauseMoves { paused });
         }
-        if active || plan.crush {
+        let waits = self.moves.as_ref().is_some_and(|moves| moves.split_wanted);
+        if active || plan.crush || waits {
             return;
         }
         let from = config.new[self.rng.index(config.new.len())];
         let others: Vec<NodeId> =
             (0..self.plan.nodes as u32).map(NodeId).filter(|node| !config.is_member(*node)).collect();
+        if others.is_empty() {
+            return;
+        }
         let to = others[self.rng.index(others.len())];
         self.propose(&Command::StartMove { pg: id, epoch, from, to });
     }
@@ -172,7 +195,7 @@ impl World {
         }
         if self.faulty && self.rng.one_in(20) {
             // Another monitor leads; what was answered is forgotten.
-            moves.mover = new_mover(moves.plan.crush);
+            moves.mover = new_mover(moves.plan.crush && !moves.split_wanted);
         }
         let mut actions = Vec::new();
         moves.mover.step(&moves.map, &mut actions);
@@ -219,7 +242,11 @@ impl World {
             return;
         }
         let at = self.arrival(MONITOR, host_end(self.leaders[li].host));
-        for (pg, config) in self.some_map().into_iter().enumerate() {
+        let known = self.some_map();
+        if plan_split(&self.plan).is_some() {
+            return self.queue.push(at, Event::LeaderMap { li, pgs: known.iter().collect() });
+        }
+        for (pg, config) in known.into_iter().enumerate() {
             if config.epoch > Epoch(1) {
                 self.queue.push(at, Event::Config { li, pg: pg as u32, config });
             }
@@ -227,7 +254,7 @@ impl World {
     }
 
     /// A command is committed, or refused.
-    fn propose(&mut self, command: &Command) {
+    pub(super) fn propose(&mut self, command: &Command) {
         if self.replicas.is_some() {
             return self.wish(command.clone());
         }
@@ -247,7 +274,7 @@ impl World {
         let Some(moves) = &mut self.moves else { return };
         moves.map = map;
         let pg = pg_of_move(command);
-        if pg.is_some() || matches!(command, Command::PauseMoves { .. }) {
+        if pg.is_some() || matches!(command, Command::PauseMoves { .. } | Command::SetPgNum { .. }) {
             self.moved(pg, command, applied);
         }
     }
@@ -257,8 +284,14 @@ impl World {
         if self.trace.wanted() {
             self.say(None, format!("{command:?}: {applied:?}"));
         }
+        if applied.is_err() && matches!(command, Command::SetPgNum { .. }) {
+            return self.coverage.count(Cover::SplitsRefused);
+        }
         if applied.is_err() {
             return self.coverage.count(Cover::StaleMoves);
+        }
+        if let Command::SetPgNum { .. } = command {
+            return self.pool_is_split();
         }
         let (Some(pg), Some(before), Some(moves)) = (pg, before, &mut self.moves) else { return };
         let Some(config) = moves.map.members(pg_id(pg)).map(|pg| pg.config()) else { return };
@@ -273,10 +306,16 @@ impl World {
         });
         self.plan.pgs[pg] = config.clone();
         self.calm_moved();
+        self.changed(pg_id(pg), &config);
+        self.crash_behind(&before, &config);
+    }
+
+    /// Placement groups have changed, this one among them: the news goes out.
+    pub(super) fn changed(&mut self, pg: PgId, config: &PgConfig) {
         // From here on the next leader may be of the new epoch.
         for slot in 0..check::SLOTS {
             let (volume, index) = check::object_of(slot);
-            if self.plan.pg(volume, index).0 == pg_id(pg) {
+            if self.plan.pg(volume, index).0 == pg {
                 self.check_choice(slot);
             }
         }
@@ -289,14 +328,20 @@ impl World {
         for li in 0..self.leaders.len() {
             if self.leaders[li].machine.is_some() {
                 let at = self.now + self.rng.between(news.0, news.1);
-                self.queue.push(at, Event::Config { li, pg: pg as u32, config: config.clone() });
+                self.queue.push(
+                    at,
+                    match plan_split(&self.plan) {
+                        None => Event::Config { li, pg: pg.pg, config: config.clone() },
+                        // Of one map: which objects a group has goes with its epoch.
+                        Some(_) => Event::LeaderMap { li, pgs: self.plan.pgs.iter().collect() },
+                    },
+                );
             }
         }
-        self.crash_behind(&before, &config);
     }
 
     /// Something that took part in the step crashes.
-    fn crash_behind(&mut self, before: &PgConfig, after: &PgConfig) {
+    pub(super) fn crash_behind(&mut self, before: &PgConfig, after: &PgConfig) {
         let percent = self.plan.moves.as_ref().map_or(0, |plan| plan.crash_percent);
         if !self.faulty || !self.rng.percent(percent) {
             return;
@@ -321,7 +366,7 @@ impl World {
         }
     }
 
-    fn crash_for_a_while(&mut self, ni: usize) {
+    pub(super) fn crash_for_a_while(&mut self, ni: usize) {
         self.crash_node(ni);
         let lasts = self.rng.magnitude(self.plan.fault_lasts.0, self.plan.fault_lasts.1);
         self.queue.push(self.now + lasts, Event::NodeStarts { ni });
@@ -331,14 +376,19 @@ impl World {
     pub(super) fn node_map(&mut self, ni: usize, configs: Vec<PgConfig>) {
         let Some(moves) = &mut self.moves else { return };
         let mut news = Vec::new();
+        let heard = &mut moves.heard[ni];
         for (pg, config) in configs.into_iter().enumerate() {
             // An older one than it has is no news.
-            if config.epoch > moves.heard[ni][pg].epoch {
-                news.push((pg_id(pg), config.clone()));
-                moves.heard[ni][pg] = config;
+            match heard.get_mut(pg) {
+                Some(known) if config.epoch <= known.epoch => continue,
+                Some(known) => *known = config.clone(),
+                None => heard.push(config.clone()),
             }
+            news.push((pg_id(pg), config));
         }
         if !news.is_empty() {
+            let pools = moves.heard[ni].len();
+            self.tell_pools(ni, pools);
             self.node_input(ni, Input::Config(news));
         }
     }

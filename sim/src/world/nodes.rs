@@ -51,10 +51,10 @@ pub struct NodeHost {
 }
 
 impl NodeHost {
-    pub(super) fn new(clock: Clock, skip_flush: bool) -> NodeHost {
+    pub(super) fn new(clock: Clock, skip_flush: bool, first_pgs: u32) -> NodeHost {
         NodeHost {
             machine: None,
-            store: Store::new(skip_flush),
+            store: Store::new(skip_flush).of_pool(first_pgs),
             life: 0,
             clock,
             paused: false,
@@ -126,6 +126,8 @@ impl Became {
                     }
                 }
             }
+            // Every vote must be what it was.
+            Record::Split { .. } => self.touched = u32::MAX,
             Record::Heal { .. } => coverage.count(Cover::Healed),
             _ => {}
         }
@@ -170,6 +172,7 @@ impl World {
                 self.plan.pgs.clone()
             }
         };
+        self.tell_pools(ni, known.len());
         let configs = known.iter().enumerate();
         let configs = configs.map(|(pg, c)| (PgId { pool: crate::plan::POOL, pg: pg as u32 }, c.clone()));
         self.node_input(ni, Input::Config(configs.collect()));
@@ -439,6 +442,7 @@ impl World {
             Record::Doubt { marks, .. } if !marks.is_empty() => self.coverage.count(Cover::Doubts),
             Record::Doubt { .. } => self.coverage.count(Cover::DoubtsEnded),
             Record::Leave { pg, .. } => self.node_leaves(ni, *pg),
+            Record::Split { pg, from, to } => self.node_splits(ni, *pg, *from, *to),
             Record::Open { group, .. }
                 if self.given[ni].pgs.get(&group.pg).is_some_and(|pg| pg.left.is_some()) =>
             {
@@ -449,7 +453,12 @@ impl World {
         // Against the state before it: what was given out last and not this.
         let checked = check::never_back::check(NodeId(ni as u32), &self.given[ni], record);
         self.note(checked);
+        let split = matches!(record, Record::Split { .. }).then(|| self.given[ni].clone());
         self.given[ni].apply(record);
+        if let Some(before) = split {
+            let checked = check::split::check(NodeId(ni as u32), &before, &self.given[ni], record);
+            self.note(checked);
+        }
     }
 
     fn node_says(&mut self, ni: usize, msg: &FromNode<Blocks>) {

@@ -434,7 +434,8 @@ impl World {
         let others = replicas.all.iter().filter_map(|it| it.process.as_ref()?.reigning.as_ref());
         let other = others.count() > usize::from(process.reigning.is_some());
         let (config, now) = (lease_config(&self.plan), self.monitor_time(mi));
-        let crush = self.faulty && self.plan.moves.as_ref().is_some_and(|moves| moves.crush);
+        let waits = self.moves.as_ref().is_some_and(|moves| moves.split_wanted);
+        let crush = self.faulty && !waits && self.plan.moves.as_ref().is_some_and(|moves| moves.crush);
         let Some(process) = self.process(mi) else { return };
         process.beginning = None;
         if !begins {

@@ -411,12 +411,12 @@ impl World {
         process.map_or_else(|| self.plan.pgs.clone(), |it| configs_of(&it.map, self.plan.pgs.len()))
     }
 
-    /// Faults have stopped: nothing new moves.
-    pub(super) fn movers_finish(&mut self) {
+    /// Nothing new moves, for now; or again.
+    pub(super) fn movers_begin(&mut self, crush: bool) {
         let Some(replicas) = &mut self.replicas else { return };
         let processes = replicas.all.iter_mut().filter_map(|it| it.process.as_mut());
         for reigning in processes.filter_map(|it| it.reigning.as_mut()) {
-            reigning.mover = new_mover(false);
+            reigning.mover = new_mover(crush);
         }
     }
 }

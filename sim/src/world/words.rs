@@ -63,6 +63,6 @@ pub fn about_record(record: &Record<Blocks>) -> About {
         | Record::Install { object, .. }
         | Record::Doubt { object, .. }
         | Record::Heal { object, .. } => Some((object.group.volume, Some(object.index))),
-        Record::LostState { .. } | Record::Epoch { .. } | Record::Leave { .. } => None,
+        Record::LostState { .. } | Record::Epoch { .. } | Record::Leave { .. } | Record::Split { .. } => None,
     }
 }

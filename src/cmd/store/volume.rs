@@ -89,7 +89,10 @@ fn layout(args: &ExportVolumeArgs) -> Outcome<Layout> {
 pub fn run(args: &ExportVolumeArgs, out: &mut dyn Write) -> Outcome {
     let layout = layout(args)?;
     let options = VolumeOptions { copies: args.copies.into(), believe_one: args.believe_one };
-    let stores: Vec<_> = args.devices.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
+    let mut stores: Vec<_> = args.devices.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
+    if let Some(map) = layout.map() {
+        stores.iter_mut().for_each(|store| store.split_as(map));
+    }
     refuses(&stores, &layout, options)?;
     let mut file = SparseFile::create(&args.out, layout.size, args.force)?;
     let mut bar = super::Bar::new(format!("writing {}", args.out.display()));

@@ -17,9 +17,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use trefoil_core::crush::pg_ancestors;
 use trefoil_core::map::{ClusterMap, LayoutReport, MapError};
 use trefoil_core::node::{Input, Node, Ticket};
-use trefoil_core::placement::PgConfig;
+use trefoil_core::placement::{PgConfig, PoolPgs};
 use trefoil_core::{Epoch, Incarnation, NodeId, PgId, VolumeId};
 use trefoil_monitor::life::Life;
 use trefoil_monitor::rpc::{DIFFERING_MAX, Daemon as DaemonName, DeviceHealth, Heartbeat, RpcError};
@@ -63,11 +64,14 @@ fn layout_report(node: &Node<Bytes>) -> LayoutReport {
     let state = node.state();
     let lost = state.amnesia || node.has_lost();
     let known: BTreeSet<PgId> = state.pgs.keys().chain(node.configs().keys()).copied().collect();
-    let pgs = known.into_iter().map(|pg| {
+    let pgs = known.iter().copied().map(|pg| {
         let epoch = state.pgs.get(&pg).map_or(Epoch(0), |it| it.epoch);
         (pg, epoch, node.configs().get(&pg).cloned())
     });
-    LayoutReport { lost, pgs: pgs.collect() }
+    // The last one of each pool, too: a map that does not have it is from before a split.
+    let last = node.pools().filter_map(|(pool, pgs)| Some(PgId { pool, pg: pgs.now.checked_sub(1)? }));
+    let last = last.filter(|pg| !known.contains(pg)).map(|pg| (pg, Epoch(0), None));
+    LayoutReport { lost, pgs: pgs.chain(last).collect() }
 }
 
 /// What the monitors are told of the device.
@@ -110,6 +114,8 @@ pub struct Membership {
     pub life: RefCell<Option<Life>>,
     /// Seconds since the light and the deep scrub that were longest ago.
     pub scrub_ages: Cell<(Option<u64>, Option<u64>)>,
+    /// The last map that the machine was given.
+    pub map: RefCell<Option<ClusterMap>>,
 }
 
 impl Membership {
@@ -126,12 +132,23 @@ impl Membership {
                 let state = engine.node().state();
                 state.groups.keys().map(|group| group.pg).chain(state.pgs.keys().copied()).collect()
             });
-            pgs = changed_pgs(old, map, self.node, |id| held.contains(&id));
+            // What is held may be of a placement group that others split off from since.
+            let holds = |pg: PgId| {
+                let mut all = std::iter::once(pg.pg).chain(pg_ancestors(pg.pg));
+                all.any(|it| held.contains(&PgId { pg: it, ..pg }))
+            };
+            pgs = changed_pgs(old, map, self.node, holds);
         }
+        let pools = map.pools.iter();
+        let pools = pools.map(|(id, pool)| (*id, PoolPgs { first: pool.pg_num_first, now: pool.pg_num }));
+        let pools = pools.collect();
         daemon.batch(|engine| {
             engine.peers().set_addresses(book);
+            engine.feed(Input::Pools(pools));
             engine.feed(Input::Config(pgs));
         });
+        // Its large parts are shared.
+        *self.map.borrow_mut() = Some(map.clone());
         self.delete_removed(daemon, map);
     }
 
@@ -201,7 +218,12 @@ impl Membership {
                 incarnation: self.incarnation,
                 // Before the check, what was found: the answer must not rest on what this start has written.
                 position: self.start_position.get().unwrap_or(engine.store().log_position()),
-                lost,
+                // A group that no leader can ever settle would keep the node lost for ever.
+                lost: lost
+                    && engine.node().state().groups.iter().any(|(id, group)| {
+                        let map = self.map.borrow();
+                        group.lost && map.as_ref().is_none_or(|map| map.may_be_led(id.volume, id.pg))
+                    }),
                 bytes_total: stats.space.total.saturating_sub(stats.space.reserve),
                 bytes_used: stats.space.used,
                 // What leaders are told: from here on clients get "no space".

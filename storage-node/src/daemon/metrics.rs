@@ -159,6 +159,7 @@ const COUNTERS: &[Row] = &[
     ("trefoil_storage_scrub_mended_blocks_total", "Outvoted blocks that a repair has replaced.", |it| {
         it.machine.scrub_mended
     }),
+    ("trefoil_storage_pg_splits_total", "Placement groups that were split here.", |it| it.machine.splits),
     ("trefoil_storage_log_batches_total", "Batches of the log that became durable.", |it| it.store.batches),
     ("trefoil_storage_log_bytes_total", "Bytes in them: by client bytes, the write amplification.", |it| {
         it.store.bytes_written

@@ -259,6 +259,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         lost_ticket: Cell::new(None),
         life: RefCell::new(None),
         scrub_ages: Cell::new((None, None)),
+        map: RefCell::new(None),
     });
     if let Some(why) = &lost {
         tracing::error!(why, "the store has lost state: its copies have no vote until they are repaired");

@@ -26,6 +26,7 @@ mod index;
 mod info;
 mod map;
 mod records;
+mod split;
 mod volume;
 
 pub use check::{CheckError, CheckProgress, CheckReport, FINDINGS_MAX, Finding, check};

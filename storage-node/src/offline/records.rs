@@ -78,6 +78,9 @@ fn node(record: &Record<()>) -> Value {
         Record::Leave { pg, epoch } => {
             json!({ "record": "leave", "pg": pg.to_string(), "epoch": epoch.0 })
         }
+        Record::Split { pg, from, to } => {
+            json!({ "record": "split", "pg": pg.to_string(), "from": from, "to": to })
+        }
     }
 }
 

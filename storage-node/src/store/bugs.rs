@@ -21,11 +21,13 @@ pub enum Bug {
     NoNewlyDead,
     /// A freed segment is written again while a read that began before is under way.
     ReuseUnderRead,
+    /// A placement group is split while a checkpoint has read half of it.
+    SplitUnderCheckpoint,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 7] = [
+    pub const ALL: [Bug; 8] = [
         Bug::ReuseBeforeFree,
         Bug::FreeBeforeRoot,
         Bug::MoveWithoutChecksum,
@@ -33,6 +35,7 @@ impl Bug {
         Bug::FirstSuccessor,
         Bug::NoNewlyDead,
         Bug::ReuseUnderRead,
+        Bug::SplitUnderCheckpoint,
     ];
 }
 

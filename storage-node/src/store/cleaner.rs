@@ -433,7 +433,7 @@ impl<D: Device, I: Index> Store<D, I> {
                 What::Page { object, page } => {
                     if let Some(slot) = self.state.tables.touch(object, page, candidate.location) {
                         v.found += 1;
-                        self.state.dirty.insert(Key::Object(object));
+                        self.state.dirty.insert(Key::Object(self.state.tables.current(object)));
                         // Written now, or when it has been loaded; where there is no room, by the checkpoint.
                         if !self.room_is_coming()
                             && self.state.tables.prepare_flush(slot, object, page) == Some(true)

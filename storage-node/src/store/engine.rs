@@ -321,6 +321,9 @@ impl<D: Device, I: Index> Store<D, I> {
                 return;
             }
         }
+        if let Record::Split { pg, .. } = &record {
+            self.checkpoint_before_split(*pg);
+        }
         self.scratch.clear();
         if let Err(error) = codec::put_record(&record, &mut self.scratch) {
             return self.fail(format!("a record cannot be encoded: {error}"));
@@ -364,6 +367,10 @@ impl<D: Device, I: Index> Store<D, I> {
             Record::Install { object, .. } => self.bad.retain(|(o, _)| o != object),
             Record::DeleteVolume { volume } => self.bad.retain(|(o, _)| o.group.volume != *volume),
             Record::Leave { pg, .. } => self.bad.retain(|(o, _)| o.group.pg != *pg),
+            Record::Split { .. } => {
+                let tables = &self.state.tables;
+                self.bad = self.bad.drain().map(|(o, b)| (tables.current(o), b)).collect();
+            }
             _ => {}
         }
     }

@@ -232,6 +232,7 @@ impl<D: Device, I: Index> Store<D, I> {
 
     /// A block's bytes are not what they should be.
     pub(super) fn found_bad(&mut self, object: ObjectId, block: u32, entry: BlockEntry) {
+        let object = self.state.tables.current(object);
         if self.bad.contains(&(object, block)) {
             return;
         }

@@ -15,8 +15,9 @@ use super::table::{DeadPage, OBJECT_BLOCKS_MAX, PAGE_BLOCKS, Tables};
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 use trefoil_core::checksum::HOLE;
+use trefoil_core::crush::pg_split_children;
 use trefoil_core::message::{Line, WriteOp};
-use trefoil_core::record::{Durable, PgState, Promise, Record};
+use trefoil_core::record::{Durable, GroupState, PgState, Promise, Record};
 use trefoil_core::scrub::Mark;
 use trefoil_core::*;
 
@@ -35,6 +36,18 @@ pub enum Key {
     Doubt(ObjectId),
     /// A page of a deleted object's table that still counts.
     Dead(u64),
+}
+
+impl Key {
+    /// It is the placement group's, or that of something in it.
+    pub fn is_of(&self, pg: PgId) -> bool {
+        match self {
+            Key::Pg(it) => *it == pg,
+            Key::Group(group) => group.pg == pg,
+            Key::Object(object) | Key::Doubt(object) => object.group.pg == pg,
+            Key::Fence(_) | Key::Dead(_) => false,
+        }
+    }
 }
 
 /// The index's entry for a group; what it knows of objects has entries of its own.
@@ -103,7 +116,17 @@ impl State {
     /// Takes a step whose data blocks begin at `location`.
     pub fn apply<P>(&mut self, record: &Record<P>, location: u64) {
         self.mark(record);
+        let objects = match record {
+            Record::Split { pg, .. } => self.objects_of(*pg),
+            _ => Vec::new(),
+        };
         self.durable.apply(record);
+        for object in objects {
+            let now = self.durable.place(object);
+            self.dirty.insert(Key::Object(now));
+            self.mark_doubts(now);
+            self.rename(object);
+        }
         match record {
             Record::Write { object, op, .. } => {
                 self.op(*object, op, location);
@@ -146,7 +169,21 @@ impl State {
                 }
             }
             Record::LostState { .. } => self.lost = false,
+            Record::Split { pg, .. } if self.tables.replaying => {
+                // Also tables that no group names: of objects whose deletion is still to come.
+                for object in self.tables.of_groups(|group| group.pg == *pg) {
+                    self.rename(object);
+                }
+            }
+            Record::Split { .. } => {}
             _ => {}
+        }
+    }
+
+    fn rename(&mut self, object: ObjectId) {
+        let now = self.durable.place(object);
+        if now != object {
+            self.tables.rename(object, now.group.pg);
         }
     }
 
@@ -177,7 +214,7 @@ impl State {
 
     /// Blocks have been copied to `location ..`: each counts if its checksum is still the table's.
     pub fn moved(&mut self, object: ObjectId, blocks: &[(u32, u64)], location: u64) {
-        self.dirty.insert(Key::Object(object));
+        self.dirty.insert(Key::Object(self.tables.current(object)));
         for (n, &(block, checksum)) in blocks.iter().enumerate() {
             let location = location + n as u64;
             if bugs::on(Bug::MoveWithoutChecksum) {
@@ -210,8 +247,8 @@ impl State {
             }
             Entry::Node(record) => self.apply(record, location),
             Entry::Page { object, page, checksum, deltas } => {
-                self.dirty.insert(Key::Object(*object));
                 self.tables.replay_page(*object, *page, location, *checksum);
+                self.dirty.insert(Key::Object(self.tables.current(*object)));
                 self.segments.add_all(deltas);
                 self.segments.add(sb.tag_of(location), 1);
                 // What died here died in an earlier use of this place.
@@ -273,6 +310,17 @@ impl State {
                 self.dirty.insert(Key::Pg(*pg));
                 self.mark_groups(|group| group.pg == *pg);
             }
+            Record::Split { pg, from, to } => {
+                self.dirty.insert(Key::Pg(*pg));
+                self.mark_groups(|group| group.pg == *pg);
+                let groups: Vec<GroupId> =
+                    self.durable.groups.keys().filter(|group| group.pg == *pg).copied().collect();
+                for child in pg_split_children(pg.pg, *from, *to) {
+                    let child = PgId { pg: child, ..*pg };
+                    self.dirty.insert(Key::Pg(child));
+                    self.dirty.extend(groups.iter().map(|g| Key::Group(GroupId { pg: child, ..*g })));
+                }
+            }
             Record::LostState { fences } => {
                 self.dirty.extend(self.durable.groups.keys().map(|g| Key::Group(*g)));
                 self.dirty.extend(fences.iter().map(|f| Key::Fence(f.0)));
@@ -282,10 +330,22 @@ impl State {
 
     /// A record that may end doubts of this object.
     fn mark_doubts(&mut self, object: ObjectId) {
-        let marked = |g: &trefoil_core::record::GroupState| !g.marks(object.index).is_empty();
+        let marked = |g: &GroupState| !g.marks(object.index).is_empty();
         if self.durable.groups.get(&object.group).is_some_and(marked) {
             self.dirty.insert(Key::Doubt(object));
         }
+    }
+
+    /// All that the state knows of the objects of a placement group.
+    fn objects_of(&self, pg: PgId) -> Vec<ObjectId> {
+        let groups = self.durable.groups.iter().filter(|(group, _)| group.pg == pg);
+        let of = |(group, state): (&GroupId, &GroupState)| {
+            let group = *group;
+            let indexes: Vec<ObjectIndex> =
+                state.objects.keys().chain(state.behind.keys()).chain(state.doubts.keys()).copied().collect();
+            indexes.into_iter().map(move |index| ObjectId { group, index })
+        };
+        groups.flat_map(of).collect()
     }
 
     /// Groups and all that the state knows of their objects.
@@ -314,7 +374,7 @@ impl State {
             let behind = state.behind.keys().filter(|index| !state.objects.contains_key(index));
             for index in state.objects.keys().chain(behind) {
                 let object = ObjectId { group: *group, index: *index };
-                if self.tables.pages(object).is_none() {
+                if self.tables.pages(object).is_none() || self.tables.current(object) != object {
                     keys.push(Key::Object(object));
                 }
             }
@@ -337,7 +397,7 @@ impl State {
             Key::Pg(pg) => {
                 name.push(b'p');
                 put_pg(&mut name, pg);
-                self.durable.pgs.get(&pg).map(encode)
+                self.durable.pgs.get(&pg).map(encode_pg)
             }
             Key::Group(group) => {
                 name.push(b'g');
@@ -352,18 +412,14 @@ impl State {
                 put_group(&mut name, object.group);
                 name.extend(object.index.to_be_bytes());
                 let group = self.durable.groups.get(&object.group);
+                // One that has gone to another group by a split has its entry there.
+                let pages = self.tables.pages(object).filter(|_| self.tables.current(object) == object);
                 let entry = ObjectEntry {
                     head: group.and_then(|g| g.objects.get(&object.index).copied()),
                     line: group.and_then(|g| g.behind.get(&object.index).copied()),
-                    pages: self
-                        .tables
-                        .pages(object)
-                        .unwrap_or(&[])
-                        .iter()
-                        .map(|p| (p.location, p.checksum))
-                        .collect(),
+                    pages: pages.unwrap_or(&[]).iter().map(|p| (p.location, p.checksum)).collect(),
                 };
-                let any = entry.head.is_some() || entry.line.is_some() || self.tables.pages(object).is_some();
+                let any = entry.head.is_some() || entry.line.is_some() || pages.is_some();
                 any.then(|| encode(&entry))
             }
             Key::Doubt(object) => {
@@ -405,7 +461,7 @@ impl State {
             }
             b'p' => {
                 let pg = take_pg(&mut rest)?;
-                self.durable.pgs.insert(pg, decode::<PgState>(value)?);
+                self.durable.pgs.insert(pg, decode_pg(value)?);
             }
             b'g' => {
                 let group = take_group(&mut rest)?;
@@ -480,6 +536,17 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<T> {
         Ok((value, [])) => Some(value),
         _ => None,
     }
+}
+/// What was never split is written as it was before there were splits.
+fn encode_pg(pg: &PgState) -> Vec<u8> {
+    match pg.pg_num {
+        0 => encode(&(pg.epoch, pg.left)),
+        pg_num => encode(&(pg.epoch, pg.left, pg_num)),
+    }
+}
+fn decode_pg(bytes: &[u8]) -> Option<PgState> {
+    let old = decode(bytes).map(|(epoch, left)| PgState { epoch, left, pg_num: 0 });
+    old.or_else(|| decode(bytes).map(|(epoch, left, pg_num)| PgState { epoch, left, pg_num }))
 }
 fn put_pg(out: &mut Vec<u8>, pg: PgId) {
     out.extend(pg.pool.0.to_be_bytes());

@@ -7,6 +7,7 @@
 //! Page record of the next image carries that. This module does no I/O: it says which pages to load ([`Tables::next_load`]) and to write
 //! ([`Tables::dirty_victim`]), and is told when that has happened.
 
+mod name;
 pub mod view;
 
 use super::batch::page_checksum;
@@ -14,6 +15,7 @@ pub use super::page::{BlockEntry, PAGE_BLOCKS, entries_of, merge};
 use super::page::{Counts, Page, PageOp, Pending, apply};
 use super::segments::{Delta, LEAKED, Segments};
 use super::superblock::Superblock;
+use name::{Name, Table};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use std::collections::VecDeque;
@@ -96,7 +98,7 @@ pub struct Loaded {
 
 /// See the module.
 pub struct Tables {
-    objects: FxHashMap<ObjectId, Vec<PageRef>>,
+    objects: FxHashMap<Name, Table>,
     slots: Slab<Slot>,
     resident: usize,
     resident_max: usize,
@@ -142,23 +144,18 @@ impl Tables {
     pub fn restore(&mut self, object: ObjectId, pages: &[(u64, u64)]) {
         let pages =
             pages.iter().map(|&(location, checksum)| PageRef { location, checksum, slot: NO_SLOT }).collect();
-        self.objects.insert(object, pages);
+        self.objects.insert(object.into(), Table { pg: object.group.pg, pages });
     }
 
     /// The pages of an object, for the index.
     pub fn pages(&self, object: ObjectId) -> Option<&[PageRef]> {
-        self.objects.get(&object).map(Vec::as_slice)
-    }
-
-    /// All objects that have a table.
-    pub fn objects(&self) -> impl Iterator<Item = ObjectId> + '_ {
-        self.objects.keys().copied()
+        self.objects.get(&object.into()).map(|table| table.pages.as_slice())
     }
 
     /// Replay has found a page in the log: it is the truth up to here.
     pub fn replay_page(&mut self, object: ObjectId, page: u32, location: u64, checksum: u64) {
         // An index that was read after the object's deletion does not have it: the deletion is still to come.
-        let pages = self.objects.entry(object).or_default();
+        let pages = &mut self.make(object).pages;
         if pages.len() <= page as usize {
             pages.resize(page as usize + 1, PageRef::NONE);
         }
@@ -170,7 +167,7 @@ impl Tables {
 
     /// Blocks `first ..` lie at `location ..`, with these checksums (none of them a hole).
     pub fn set_run(&mut self, object: ObjectId, first: u32, location: u64, checksums: &[u64]) {
-        self.objects.entry(object).or_default();
+        self.make(object);
         let mut done = 0;
         while done < checksums.len() {
             let block = first + done as u32;
@@ -188,14 +185,14 @@ impl Tables {
 
     /// A block has no good bytes, but these it should have.
     pub fn set_bad(&mut self, object: ObjectId, block: u32, checksum: u64) {
-        self.objects.entry(object).or_default();
+        self.make(object);
         let op = PageOp::One { block: (block % PAGE_BLOCKS) as u8, location: 0, checksum };
         self.change(object, block / PAGE_BLOCKS, op, true);
     }
 
     /// Blocks become holes.
     pub fn zero(&mut self, object: ObjectId, blocks: BlockRange) {
-        self.objects.entry(object).or_default();
+        self.make(object);
         let mut block = blocks.first;
         while block < blocks.end() {
             let inside = block % PAGE_BLOCKS;
@@ -208,7 +205,7 @@ impl Tables {
 
     /// A block has its bytes at a new place, if it still has this checksum.
     pub fn heal(&mut self, object: ObjectId, block: u32, location: u64, checksum: u64) {
-        if self.objects.contains_key(&object) {
+        if self.objects.contains_key(&object.into()) {
             let op = PageOp::Heal { block: (block % PAGE_BLOCKS) as u8, location, checksum };
             self.change(object, block / PAGE_BLOCKS, op, false);
         }
@@ -216,7 +213,7 @@ impl Tables {
 
     /// The entry of a block whose page is in memory; `None` where that is not so.
     pub fn peek(&self, object: ObjectId, block: u32) -> Option<BlockEntry> {
-        let page = self.objects.get(&object)?.get((block / PAGE_BLOCKS) as usize)?;
+        let page = self.objects.get(&object.into())?.pages.get((block / PAGE_BLOCKS) as usize)?;
         let slot = self.slots.get(page.slot as usize)?;
         Some(slot.page.as_ref()?.get((block % PAGE_BLOCKS) as usize))
     }
@@ -255,7 +252,8 @@ impl Tables {
 
     /// The slot of a page. `None`: there is no such page, and `makes` is false.
     fn slot(&mut self, object: ObjectId, page: u32, makes: bool) -> Option<u32> {
-        let pages = self.objects.get_mut(&object)?;
+        let table = self.objects.get_mut(&object.into())?;
+        let (pg, pages) = (table.pg, &mut table.pages);
         let index = page as usize;
         if pages.len() <= index {
             if !makes {
@@ -270,7 +268,8 @@ impl Tables {
             }
             self.unplaced += usize::from(entry.location == 0);
             entry.slot = self.slots.insert(Slot {
-                owner: (object, page),
+                // Perhaps asked for by an older name.
+                owner: (ObjectId { group: GroupId { pg, ..object.group }, ..object }, page),
                 gone: false,
                 location: entry.location,
                 checksum: entry.checksum,
@@ -351,7 +350,7 @@ impl Tables {
 
     /// Marks a page to be written anew, if its newest image is this one; returns its slot.
     pub fn touch(&mut self, object: ObjectId, page: u32, location: u64) -> Option<u32> {
-        let newest = self.objects.get(&object).and_then(|p| p.get(page as usize));
+        let newest = self.objects.get(&object.into()).and_then(|table| table.pages.get(page as usize));
         if location == 0 || newest.is_none_or(|p| p.location != location) {
             return None;
         }
@@ -526,8 +525,10 @@ impl Tables {
 
     fn drop_clean(&mut self, key: u32) {
         if let Some(slot) = self.slots.get(key as usize)
-            && let Some(entry) =
-                self.objects.get_mut(&slot.owner.0).and_then(|p| p.get_mut(slot.owner.1 as usize))
+            && let Some(entry) = self
+                .objects
+                .get_mut(&slot.owner.0.into())
+                .and_then(|t| t.pages.get_mut(slot.owner.1 as usize))
         {
             entry.slot = NO_SLOT;
         }
@@ -602,7 +603,7 @@ impl Tables {
         self.dirty -= usize::from(std::mem::take(&mut slot.dirty));
         let drop = self.resident > self.resident_max && !slot.referenced;
         if let Some(entry) =
-            self.objects.get_mut(&slot.owner.0).and_then(|p| p.get_mut(slot.owner.1 as usize))
+            self.objects.get_mut(&slot.owner.0.into()).and_then(|t| t.pages.get_mut(slot.owner.1 as usize))
         {
             entry.location = location;
             entry.checksum = checksum;
@@ -625,7 +626,8 @@ impl Tables {
     /// `Some(false)` if it has to be loaded first, which is ordered hereby.
     pub fn prepare_flush(&mut self, key: u32, object: ObjectId, page: u32) -> Option<bool> {
         let slot = self.slots.get_mut(key as usize)?;
-        if slot.owner != (object, page) || slot.gone || !slot.dirty {
+        let same = (Name::from(slot.owner.0), slot.owner.1) == (Name::from(object), page);
+        if !same || slot.gone || !slot.dirty {
             return None;
         }
         if slot.page.is_none() && slot.location == 0 {
@@ -644,7 +646,8 @@ impl Tables {
     /// in the log.
     pub fn remove(&mut self, object: ObjectId) -> Vec<DeadPage> {
         let mut dead = Vec::new();
-        for (n, page) in (0u32..).zip(self.objects.remove(&object).unwrap_or_default()) {
+        let pages = self.objects.remove(&object.into()).map(|table| table.pages);
+        for (n, page) in (0u32..).zip(pages.unwrap_or_default()) {
             if page.location != 0 {
                 dead.push(DeadPage { location: page.location, checksum: page.checksum, page: n });
             }
@@ -662,11 +665,6 @@ impl Tables {
             }
         }
         dead
-    }
-
-    /// The objects of some groups: those of a volume, or of a placement group.
-    pub fn of_groups(&self, wanted: impl Fn(GroupId) -> bool) -> Vec<ObjectId> {
-        self.objects.keys().filter(|o| wanted(o.group)).copied().collect()
     }
 
     /// Changes and reads that wait on pages.

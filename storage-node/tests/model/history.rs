@@ -105,6 +105,7 @@ pub fn histories() -> Vec<History> {
             installs: 2,
             heals: 1,
             deletes: 0,
+            splits: 0,
         },
         options: StoreOptions { checkpoint_bytes: 512 << 10, ..options() },
         slow_reads: 60,

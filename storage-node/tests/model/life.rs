@@ -14,6 +14,11 @@ use trefoil_storage_node::store::StoreOptions;
 
 /// Runs the life that follows from this seed.
 pub fn live(seed: u64) -> Work {
+    live_with(seed, 0)
+}
+
+/// The same with so many splits of placement groups among 100 records.
+pub fn live_with(seed: u64, splits: u64) -> Work {
     let mut rng = Rng::new(seed);
     let of = |rng: &mut Rng, choices: &[u64]| choices[rng.below(choices.len() as u64) as usize];
     let kind = rng.below(6);
@@ -32,6 +37,7 @@ pub fn live(seed: u64) -> Work {
         often_large: if turning { 50 } else { 10 },
         zeros: if turning { 2 } else { 10 },
         deletes: of(&mut rng, &[0, 1, 4]),
+        splits,
         ..Mix::default()
     };
     let options = StoreOptions {

@@ -3,8 +3,9 @@
 use super::{Model, block, data_op, head, object, write};
 use bytes::Bytes;
 use trefoil_core::checksum::HOLE;
+use trefoil_core::crush::object_pg;
 use trefoil_core::message::{Line, WriteOp};
-use trefoil_core::record::{Patch, Promise, Record};
+use trefoil_core::record::{Durable, Patch, Promise, Record};
 use trefoil_core::*;
 use trefoil_storage_node::device::image::Rng;
 
@@ -29,6 +30,8 @@ pub struct Mix {
     pub heals: u64,
     /// Out of 100: deletes of a volume, or of a placement group that the node leaves.
     pub deletes: u64,
+    /// Out of 100: splits of a placement group.
+    pub splits: u64,
 }
 
 impl Default for Mix {
@@ -43,6 +46,7 @@ impl Default for Mix {
             installs: 10,
             heals: 4,
             deletes: 1,
+            splits: 0,
         }
     }
 }
@@ -62,17 +66,56 @@ pub struct Maker {
     /// The older of the two volumes in use.
     pub volume: u64,
     seq: u64,
+    /// What was split so far, as of the last state that it was shown, and nothing else.
+    split: Durable,
 }
+
+/// Placement groups that there are at first.
+const FIRST_PGS: u32 = 3;
+/// And at last, where they are split.
+const PGS_MAX: u32 = 40;
 
 impl Maker {
     /// From a seed.
     pub fn new(seed: u64, mix: Mix) -> Maker {
-        Maker { rng: Rng::new(seed), mix, volume: 1, seq: 0 }
+        Maker { rng: Rng::new(seed), mix, volume: 1, seq: 0, split: Durable::default() }
     }
     /// An object.
     pub fn object(&mut self) -> ObjectId {
         let volume = self.volume + self.rng.below(2);
-        object(volume, self.rng.below(u64::from(self.mix.objects)) as u32)
+        let object = object(volume, self.rng.below(u64::from(self.mix.objects)) as u32);
+        if self.mix.splits == 0 {
+            return object;
+        }
+        self.split.place(self.root(object))
+    }
+    /// A placement group that there is.
+    fn pg(&mut self) -> PgId {
+        let all = (0..PGS_MAX).map(|pg| PgId { pool: PoolId(1), pg });
+        let there = |pg: &PgId| pg.pg < FIRST_PGS || self.split.pgs.contains_key(pg);
+        let known: Vec<PgId> = all.filter(there).collect();
+        known[self.rng.below(known.len() as u64) as usize]
+    }
+    /// Of a placement group that there is: to some number of them. Each may be as far as it likes.
+    fn split(&mut self) -> Record<Bytes> {
+        let pg = self.pg();
+        let from = self.split.pgs.get(&pg).map_or(FIRST_PGS, |state| state.level(FIRST_PGS));
+        let to = (from + self.rng.below(12) as u32).min(PGS_MAX);
+        Record::Split { pg, from, to }
+    }
+    /// What is there now, in which something may have been split.
+    pub fn sees(&mut self, now: &Durable) {
+        if self.mix.splits > 0 {
+            self.split.pgs.clone_from(&now.pgs);
+        }
+    }
+    /// The object as it was named before anything was split.
+    pub fn root(&self, object: ObjectId) -> ObjectId {
+        if self.mix.splits == 0 {
+            return object;
+        }
+        let pg = object_pg(object.group.volume.0, object.index, FIRST_PGS);
+        ObjectId { group: GroupId { pg: PgId { pg, ..object.group.pg }, ..object.group }, ..object }
     }
     fn fill(&mut self) -> u64 {
         self.seq << 20 | self.rng.below(1 << 20) | 1
@@ -93,7 +136,9 @@ impl Maker {
             dice = if falls { u64::MAX } else { dice - percent };
             falls
         };
-        if falls(mix.plain) {
+        if falls(mix.splits) {
+            self.split()
+        } else if falls(mix.plain) {
             self.plain()
         } else if falls(mix.zeros) {
             let object = self.object();
@@ -106,7 +151,7 @@ impl Maker {
         } else if falls(mix.deletes) {
             if self.rng.one_in(2) {
                 // Unlike a volume it may come back, with the same objects.
-                let pg = PgId { pool: PoolId(1), pg: self.rng.below(3) as u32 };
+                let pg = self.pg();
                 return Record::Leave { pg, epoch: Epoch(self.rng.below(9)) };
             }
             let volume = VolumeId(self.volume);

@@ -180,6 +180,11 @@ impl Model {
                 self.blocks.retain(|(o, _), _| o.group.pg != *pg);
                 self.bad.retain(|(o, _), _| o.group.pg != *pg);
             }
+            Record::Split { .. } => {
+                let place = |object: ObjectId| self.durable.place(object);
+                self.blocks = self.blocks.iter().map(|((o, n), fill)| ((place(*o), *n), *fill)).collect();
+                self.bad = self.bad.iter().map(|((o, n), it)| ((place(*o), *n), *it)).collect();
+            }
             _ => {}
         }
     }

@@ -246,8 +246,9 @@ impl<B: Bench> Run<B> {
         if !self.accepts(&record) {
             return false;
         }
-        self.objects.extend(object_of(&record));
+        self.objects.extend(object_of(&record).map(|object| self.maker.root(object)));
         self.now.apply(&record);
+        self.maker.sees(&self.now.durable);
         if self.tolerant {
             // What is there once the power is back may be of any time.
             for (at, fill) in &self.now.blocks {
@@ -425,8 +426,10 @@ impl<B: Bench> Run<B> {
             {
                 self.token += 1;
                 let token = self.token;
-                self.store().read(token, *o, BlockRange::new(0, blocks), ReadMode::All);
-                asked.insert(token, *o);
+                // Where it is by now.
+                let o = self.store().durable().place(*o);
+                self.store().read(token, o, BlockRange::new(0, blocks), ReadMode::All);
+                asked.insert(token, o);
             }
             if asked.is_empty() {
                 return seen;
@@ -482,6 +485,7 @@ impl<B: Bench> Run<B> {
             n += 1;
         }
         self.now = model;
+        self.maker.sees(&self.now.durable);
         self.reads.clear();
         n
     }
