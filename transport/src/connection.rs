@@ -2,7 +2,9 @@
 //!
 //! **Reading.** [`Reader::read_batch`] makes one `read` into a large buffer and cuts out every frame
 //! that has come. Frames share that buffer; it goes back into a small pool and is used again when all
-//! of its frames are dropped. A large payload is read into aligned memory of its own.
+//! of its frames are dropped, from its beginning. A large payload is read into aligned memory of its own.
+//! [`Reader::ready`] and [`Reader::try_batch`] are its two halves, for a caller that has something to decide
+//! in between.
 //!
 //! **Writing.** [`Sender::push`] encodes a header and a message into an arena and keeps the payload as
 //! it is; nothing is written. [`Sender::flush`] hands all of it to the kernel with as few `writev` as
@@ -199,6 +201,8 @@ pub struct Reader {
     large: Option<(Head, Aligned)>,
     /// The last frame was a large one.
     after_large: bool,
+    /// Nothing has been read yet, and the handshake may have read too much.
+    left_over: bool,
 }
 
 /// Sets what every connection needs and starts its writer task; `buffer` is what the handshake has
@@ -230,6 +234,7 @@ pub(crate) fn split(stream: Stream, peer: Peer, options: Options, buffer: BytesM
         pool: VecDeque::new(),
         large: None,
         after_large: false,
+        left_over: true,
     };
     (reader, Sender { inner })
 }
@@ -498,31 +503,54 @@ impl Reader {
     /// were handed over by earlier calls.
     pub async fn read_batch(&mut self, frames: &mut Vec<Frame>) -> Result<(), ReadError> {
         let before = frames.len();
+        while frames.len() == before {
+            self.ready().await?;
+            self.try_batch(frames)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until [`Reader::try_batch`] may find something. Cancel safe. Errors: as
+    /// [`Reader::read_batch`].
+    pub async fn ready(&mut self) -> Result<(), ReadError> {
+        if self.left_over || self.inner.queue.borrow().closed.is_some() {
+            return Ok(());
+        }
+        match self.inner.stream.readable().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.fail(CloseReason::Socket(error.kind()))),
+        }
+    }
+
+    /// Reads what has come, as [`Reader::read_batch`] does, and appends every frame that is whole to
+    /// `frames`; there may be none. Makes one `read`, or two where the first brings the head of a large
+    /// frame. Never waits: for a caller that chooses, after [`Reader::ready`], when it reads.
+    ///
+    /// Errors: as [`Reader::read_batch`].
+    pub fn try_batch(&mut self, frames: &mut Vec<Frame>) -> Result<(), ReadError> {
+        let before = frames.len();
         loop {
-            // First what the handshake or the last call has left.
+            let begun = self.large.is_some();
+            // What the handshake has left is looked at before anything is read.
+            if !std::mem::take(&mut self.left_over) {
+                if let Some(reason) = self.inner.queue.borrow().closed.clone() {
+                    return Err(reason);
+                }
+                match self.read() {
+                    Ok(0) => return Err(self.fail(CloseReason::Peer)),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) => return Err(self.fail(CloseReason::Socket(error.kind()))),
+                }
+            }
             if let Err(error) = self.decode(frames) {
                 let error = self.fail(error.into());
-                if frames.len() > before {
-                    // The frames before the bad one count; the next call fails.
-                    self.buffer.clear();
-                    return Ok(());
-                }
-                return Err(error);
+                // The frames before the bad one count; the next call fails.
+                self.buffer.clear();
+                return if frames.len() > before { Ok(()) } else { Err(error) };
             }
-            if frames.len() > before {
+            if frames.len() > before || begun || self.large.is_none() {
                 return Ok(());
-            }
-            if let Some(reason) = self.inner.queue.borrow().closed.clone() {
-                return Err(reason);
-            }
-            if let Err(error) = self.inner.stream.readable().await {
-                return Err(self.fail(CloseReason::Socket(error.kind())));
-            }
-            match self.read() {
-                Ok(0) => return Err(self.fail(CloseReason::Peer)),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(self.fail(CloseReason::Socket(error.kind()))),
             }
         }
     }
@@ -577,6 +605,12 @@ impl Reader {
     fn make_room(&mut self) {
         let wanted = self.decoder.wanted().saturating_sub(self.buffer.len());
         let wanted = wanted.max(READ_ROOM_MIN);
+        // From its beginning again where all of its frames are gone: that part is in the processor's cache, and
+        // what lies behind it is not touched.
+        let fits = (wanted..=READ_BUFFER_KEPT).contains(&self.capacity);
+        if fits && self.buffer.is_empty() && self.buffer.try_reclaim(self.capacity) {
+            return;
+        }
         // Costs nothing where there is room; else uses the buffer again if all of its frames are gone.
         if self.buffer.try_reclaim(wanted) {
             return;

@@ -139,6 +139,89 @@ fn frames_that_dribble_in_are_put_together() {
 }
 
 #[test]
+fn who_asks_for_what_has_come_never_waits_for_more() {
+    run(async {
+        let senders = Rc::new(RefCell::new(Vec::new()));
+        let kept = senders.clone();
+        let address = server(server_options(), move |mut connected: Connected| {
+            kept.borrow_mut().push(connected.sender.clone());
+            async move { while connected.reader.read_batch(&mut Vec::new()).await.is_ok() {} }
+        })
+        .await;
+        let mut client = client(address).await;
+        let mut frames = Vec::new();
+        client.reader.try_batch(&mut frames).unwrap();
+        assert!(frames.is_empty());
+        let sender = loop {
+            if let Some(sender) = senders.borrow().first().cloned() {
+                break sender;
+            }
+            tokio::task::yield_now().await;
+        };
+        // A large frame: half of its head, then half of its payload, then the rest with the next frame.
+        let payload = Bytes::from((0..1 << 20).map(|n| (n % 251) as u8).collect::<Vec<_>>());
+        let head = trefoil_core::wire::frame::encode(20, &[9; 2048], payload.len()).unwrap();
+        let halves = [head.slice(..1000), head.slice(1000..), payload.slice(..1 << 19)];
+        for half in halves {
+            sender.push_raw_for_tests(half);
+            sender.drained().await;
+            client.reader.ready().await.unwrap();
+            client.reader.try_batch(&mut frames).unwrap();
+            assert!(frames.is_empty());
+        }
+        sender.push_raw_for_tests(payload.slice(1 << 19..));
+        sender.push_slice(21, b"next", None).unwrap();
+        sender.flush();
+        while frames.len() < 2 {
+            client.reader.ready().await.unwrap();
+            client.reader.try_batch(&mut frames).unwrap();
+        }
+        assert!(frames[0].payload == payload && frames[0].meta.len() == 2048);
+        assert_eq!((frames[1].kind, &frames[1].meta[..]), (21, &b"next"[..]));
+        // The other side goes: said once it is asked for, and again.
+        sender.close("enough");
+        client.reader.ready().await.unwrap();
+        assert_eq!(client.reader.try_batch(&mut frames), Err(CloseReason::Peer));
+        client.reader.ready().await.unwrap();
+        assert_eq!(client.reader.try_batch(&mut frames), Err(CloseReason::Peer));
+    });
+}
+
+#[test]
+fn a_receive_buffer_whose_frames_are_gone_is_used_from_its_beginning() {
+    run(async {
+        let address = server(server_options(), echo).await;
+        let Connected { mut reader, sender, .. } = client(address).await;
+        let mut frames = Vec::new();
+        let mut places = std::collections::BTreeSet::new();
+        for round in 0..300u32 {
+            sender.push_slice(20, &round.to_le_bytes(), Some(Bytes::from(vec![round as u8; 8192]))).unwrap();
+            sender.flush();
+            reader.read_batch(&mut frames).await.unwrap();
+            for frame in frames.drain(..) {
+                assert_eq!(&frame.meta[..], round.to_le_bytes());
+                assert!(frame.payload.iter().all(|byte| *byte == round as u8));
+                places.insert(frame.meta.as_ptr() as usize);
+            }
+        }
+        // One beginning; another one for each frame of which a part had come before.
+        assert!(places.len() < 30, "{} places", places.len());
+        // A frame that is kept is not overwritten.
+        sender.push_slice(20, b"kept", Some(Bytes::from_static(&[7; 8192]))).unwrap();
+        sender.flush();
+        reader.read_batch(&mut frames).await.unwrap();
+        let kept = frames.remove(0);
+        for _ in 0..100 {
+            sender.push_slice(20, b"more", Some(Bytes::from_static(&[8; 8192]))).unwrap();
+            sender.flush();
+            reader.read_batch(&mut frames).await.unwrap();
+            frames.clear();
+        }
+        assert!(&kept.meta[..] == b"kept" && kept.payload[..] == [7; 8192]);
+    });
+}
+
+#[test]
 fn garbage_behind_good_frames_ends_the_connection_after_them() {
     run(async {
         let seen = Rc::new(RefCell::new(Vec::new()));

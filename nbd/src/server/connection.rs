@@ -470,6 +470,11 @@ impl Connection {
             true => RECEIVE_BUFFER_BYTES,
             false => HANDSHAKE_BUFFER_BYTES,
         };
+        // From its beginning again where nothing of it is in use: a client that only reads touches a page of it,
+        // not all.
+        if self.buf.is_empty() && missing <= usual && self.buf.try_reclaim(usual) {
+            return;
+        }
         if room < missing || room < RECEIVE_ROOM_MIN.min(usual / 4) {
             self.buf.reserve(missing.max(usual));
         }

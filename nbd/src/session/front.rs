@@ -20,7 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use trefoil_core::leader::{Options, VolumeSpec};
 use trefoil_core::map::lease::Renewal;
@@ -92,6 +92,10 @@ pub struct FrontEnd {
     flusher: Cell<bool>,
     /// Of the thread that all of them share.
     poller: Poller,
+    /// Held by a node's task while it receives, and, where that was much, until its clients have had their
+    /// turn to send it on. Never while a node is waited for: a node that stops in the middle of an answer must
+    /// not hold up the others.
+    reading: Semaphore,
 }
 
 impl FrontEnd {
@@ -113,6 +117,7 @@ impl FrontEnd {
             flush: Notify::new(),
             flusher: Cell::new(false),
             poller: Poller::new(busy_poll),
+            reading: Semaphore::new(1),
         });
         front.set_addresses(&front.cluster.map());
         front
@@ -377,8 +382,18 @@ impl FrontEnd {
         self.batch(|core| core.link_up(node, sender.clone()));
         let mut frames = Vec::new();
         let why = loop {
-            if let Err(why) = reader.read_batch(&mut frames).await {
+            if let Err(why) = reader.ready().await {
                 break why;
+            }
+            // One node after the other, in the order in which they had something to say: what is large is on its
+            // way to the client before the next node's is received, so that the client begins with it early.
+            // An error would say that the semaphore is closed, which it never is.
+            let turn = self.reading.acquire().await;
+            if let Err(why) = reader.try_batch(&mut frames) {
+                break why;
+            }
+            if frames.is_empty() {
+                continue;
             }
             let bytes: usize = frames.iter().map(|frame| frame.payload.len()).sum();
             if !self.batch(|core| core.node_frames(node, &mut frames)) {
@@ -388,6 +403,7 @@ impl FrontEnd {
             if bytes >= SENT_ON_BYTES {
                 tokio::task::yield_now().await;
             }
+            drop(turn);
         };
         if !self.stopping.get() {
             tracing::warn!(%node, ?why, "the connection to a node has ended");

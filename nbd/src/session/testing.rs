@@ -4,7 +4,7 @@
 use super::cluster::*;
 use crate::disk::LocalFuture;
 use bytes::{Bytes, BytesMut};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,9 +16,10 @@ use trefoil_core::checksum::HOLE;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::{LeaseConfig, LeaseTable, NotNow, Renewal};
 use trefoil_core::map::{Ack, ClusterMap, Command, FailureDomain, Grant, Holder, HolderKind, Reply};
-use trefoil_core::message::{ToNode, WriteOp};
+use trefoil_core::message::{FromNode, ToNode, WriteOp};
 use trefoil_core::node::{self, Node, NodeConfig, ReadResult};
 use trefoil_core::record::{Durable, Record};
+use trefoil_core::wire::frame;
 use trefoil_core::wire::messages::Message;
 use trefoil_core::*;
 use trefoil_transport::{Connected, Hello, Policy, Role, Sender, ServeOptions, listen, serve};
@@ -69,6 +70,8 @@ impl Disk {
 pub struct TestNode {
     pub id: NodeId,
     pub address: SocketAddr,
+    /// Stops in the middle of its next large answer, as a process that is stopped there would.
+    pub stuck: Rc<Cell<bool>>,
     disk: Rc<RefCell<Disk>>,
     task: Option<JoinHandle<()>>,
     map: Arc<ClusterMap>,
@@ -79,6 +82,9 @@ struct Running {
     disk: Rc<RefCell<Disk>>,
     conns: FxHashMap<u64, Sender>,
     last: u64,
+    stuck: Rc<Cell<bool>>,
+    /// Connections that had half an answer. Nothing more goes there.
+    halved: FxHashSet<u64>,
 }
 
 impl Running {
@@ -98,9 +104,7 @@ impl Running {
                         inputs.push_back(node::Input::Read { token, found });
                     }
                     node::Output::ToLeader { conn, msg } => {
-                        if let Some(sender) = self.conns.get(&conn) {
-                            let _ = sender.push(msg.kind(), |meta| msg.encode_meta(meta), msg.payload());
-                        }
+                        self.answer(conn, &msg);
                     }
                     node::Output::CloseLeader { conn, why } => {
                         if let Some(sender) = self.conns.get(&conn) {
@@ -116,6 +120,20 @@ impl Running {
         }
         self.conns.values().for_each(Sender::flush);
     }
+
+    fn answer(&mut self, conn: u64, msg: &FromNode<Bytes>) {
+        let Some(sender) = self.conns.get(&conn).filter(|_| !self.halved.contains(&conn)) else { return };
+        match msg.payload() {
+            Some(payload) if self.stuck.get() && payload.len() >= 1 << 20 => {
+                let mut meta = BytesMut::new();
+                msg.encode_meta(&mut meta);
+                sender.push_raw_for_tests(frame::encode(msg.kind(), &meta, payload.len()).unwrap());
+                sender.push_raw_for_tests(payload.slice(..payload.len() / 2));
+                self.halved.insert(conn);
+            }
+            payload => _ = sender.push(msg.kind(), |meta| msg.encode_meta(meta), payload),
+        }
+    }
 }
 
 impl TestNode {
@@ -126,7 +144,14 @@ impl TestNode {
         let mut node = Node::new(NodeConfig { id: self.id }, state);
         let pgs = self.map.pgs.iter().map(|(id, pg)| (id, pg.config())).collect();
         node.handle(Time(0), node::Input::Config(pgs), &mut Vec::new());
-        let running = Running { node, disk: self.disk.clone(), conns: FxHashMap::default(), last: 0 };
+        let running = Running {
+            node,
+            disk: self.disk.clone(),
+            conns: FxHashMap::default(),
+            last: 0,
+            stuck: self.stuck.clone(),
+            halved: FxHashSet::default(),
+        };
         let running = Rc::new(RefCell::new(running));
         let mut hello = Hello::new(Role::StorageNode, CLUSTER);
         (hello.id, hello.incarnation) = (u64::from(self.id.0), 100 + u64::from(self.id.0));
@@ -301,6 +326,11 @@ impl Cluster for Door {
 
 /// Three nodes and a volume of 16 objects of 64 KiB.
 pub async fn cluster() -> (Rc<Monitors>, Vec<TestNode>, VolumeId) {
+    cluster_with(1 << 20, 64 << 10).await
+}
+
+/// Three nodes and a volume of so many bytes in objects of so many.
+pub async fn cluster_with(size: u64, object_size: u64) -> (Rc<Monitors>, Vec<TestNode>, VolumeId) {
     let mut map = ClusterMap::new();
     map.apply(&Command::Init { cluster_id: CLUSTER, name: "test".into() }).unwrap();
     let mut nodes = Vec::new();
@@ -322,14 +352,14 @@ pub async fn cluster() -> (Rc<Monitors>, Vec<TestNode>, VolumeId) {
     }
     let (pool, domain, ack) = ("rbd".to_owned(), FailureDomain::Host, Ack::Majority);
     map.apply(&Command::CreatePool { name: pool.clone(), size: 3, pg_num: 4, domain, ack }).unwrap();
-    let (name, size, object_size) = ("disk0".to_owned(), 1 << 20, 64 << 10);
+    let name = "disk0".to_owned();
     let create = Command::CreateVolume { name, pool, size, object_size, io_timeout: None };
     let Reply::Volume(volume) = map.apply(&create).unwrap() else { panic!() };
     let map = Arc::new(map);
     let mut started = Vec::new();
     for (id, address) in nodes {
         let disk = Rc::default();
-        let mut node = TestNode { id, address, disk, task: None, map: map.clone() };
+        let mut node = TestNode { id, address, stuck: Rc::default(), disk, task: None, map: map.clone() };
         node.start().await;
         started.push(node);
     }

@@ -2,7 +2,7 @@
 
 use super::exports::Volumes;
 use super::front::FrontEnd;
-use super::testing::{CLUSTER, Door, Monitors, cluster};
+use super::testing::{CLUSTER, Door, Monitors, cluster, cluster_with};
 use crate::disk::*;
 use bytes::Bytes;
 use std::future::poll_fn;
@@ -129,6 +129,29 @@ fn a_killed_node_stops_nothing_and_is_back_at_once() {
         for object in 0..16 {
             assert_eq!(client.read(object << 16, 8192).await, [vec![10; 4096], vec![1; 4096]].concat());
         }
+    });
+}
+
+#[test]
+fn a_node_that_stops_in_the_middle_of_a_large_answer_holds_nobody_up() {
+    local(async {
+        let (monitors, nodes, _) = cluster_with(8 << 20, 1 << 20).await;
+        let front = front(&monitors, 1);
+        let mut client = Client::open(&front, 1).await;
+        const MIB: usize = 1 << 20;
+        for n in 0..8 {
+            client.write((n * MIB) as u64, 1 + n as u8, MIB).await;
+        }
+        nodes.iter().take(1).for_each(|node| node.stuck.set(true));
+        let begun = Instant::now();
+        for round in 0..3 {
+            for n in 0..8 {
+                let read = client.read((n * MIB) as u64, MIB as u32).await;
+                assert!(read == vec![1 + n as u8; MIB], "MiB {n} of round {round}");
+            }
+        }
+        // Not because it was given up at the node timeout.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     });
 }
 
