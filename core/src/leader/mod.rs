@@ -579,6 +579,7 @@ impl<P: Clone + Default> Leader<P> {
             group.tick(&mut self.shared, now, out);
             self.stirred |= !group.at_rest();
         }
+        self.probe_unread(now, out);
     }
 
     /// Once in a timeout, or for an operation that has timed out: at most [`LEADER_OPS_MAX`] are looked at,

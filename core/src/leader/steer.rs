@@ -7,18 +7,24 @@
 //! answers and says nothing, comes after all others.
 //!
 //! An avoided node gets no reads to be judged by, so it is probed: behind a client's read of an object that
-//! it holds, the first block is asked of it as well, and the answer is timed and dropped. Probes are one at a
-//! time and rare (see [`super::peer`]): for clients they cost nothing, for the node hardly anything.
+//! it holds, the first block is asked of it as well, and the answer is timed and dropped. Where clients read
+//! nothing that it holds, a tick asks it for a block. Probes are one at a time and rare (see [`super::peer`]):
+//! for clients they cost nothing, for the node hardly anything.
 
 use super::group::{Group, Link, Slot};
 use super::object::CopyState;
-use super::{NodeList, Output, Shared};
+use super::{Leader, NodeList, Output, Shared};
 use crate::ids::*;
 use crate::message::ToNode;
 use crate::placement::SLOTS_MAX;
 
 /// A node whose reads take up to so many times as long as those of the quickest is as good as that.
 const ALIKE: u64 = 2;
+
+/// Nodes that were late and are probed in one tick; the others have their turn in later ones.
+const UNREAD_PER_TICK: usize = 8;
+/// Objects of a group that are looked at for one that such a node holds.
+const UNREAD_OBJECTS: usize = 16;
 
 /// What is wrong with a node that reads could go to. Who answers slowly is better than who does not.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,5 +147,43 @@ impl<P: Clone + Default> Group<P> {
         let blocks = BlockRange::new(block, 1);
         let msg = ToNode::Read { object, ballot: self.ballot, id, blocks, data: true };
         out.push(Output::Send { to: NodeList::one(node), msg });
+    }
+}
+
+impl<P: Clone + Default> Leader<P> {
+    /// Probes nodes that were late, and that no read of a client leads to: they would be avoided, and reported, for
+    /// ever.
+    pub(super) fn probe_unread(&mut self, now: Time, out: &mut Vec<Output<P>>) {
+        let peers = self.shared.peers.iter();
+        let wanting = peers.filter(|(_, peer)| peer.up && peer.slow && peer.wants_probe(now));
+        let mut wanting: Vec<NodeId> = wanting.map(|(node, _)| *node).take(UNREAD_PER_TICK).collect();
+        for group in self.groups.iter_mut().flatten() {
+            if wanting.is_empty() {
+                return;
+            }
+            for i in 0..group.slots.len() {
+                let at = wanting.iter().position(|node| *node == group.slots[i].node);
+                if let Some(at) = at
+                    && let Some((index, block)) = group.held_by(i)
+                {
+                    group.send_probe(&mut self.shared, now, i, index, block, out);
+                    wanting.swap_remove(at);
+                }
+            }
+        }
+    }
+}
+
+impl<P: Clone + Default> Group<P> {
+    /// A block, of an object that was written, that the node in this slot can be asked for.
+    fn held_by(&self, i: usize) -> Option<(ObjectIndex, u32)> {
+        let slot = self.slots.get(i).filter(|slot| slot.link == Link::Settled && slot.settled)?;
+        debug_assert!(slot.live());
+        let holds = |object: &super::object::Object<P>| {
+            let copy = object.copies[i];
+            object.open && copy.state == CopyState::InLine && copy.have >= object.acked && !object.untouched()
+        };
+        let (index, object) = self.objects.iter().take(UNREAD_OBJECTS).find(|(_, object)| holds(object))?;
+        Some((*index, object.entries.back().map_or(0, |entry| entry.blocks.first)))
     }
 }

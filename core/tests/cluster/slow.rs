@@ -152,6 +152,24 @@ fn a_read_at_a_stopped_node_is_answered_by_another_one_in_time() {
 }
 
 #[test]
+fn a_node_that_was_late_is_found_to_be_quick_again_although_nobody_reads() {
+    let (mut w, f) = World::slow_world(Options::default());
+    w.longest_read(f, 100);
+    w.answer_after(0, 200_000);
+    w.longest_read(f, 30);
+    assert!(w.node(f, 0).slow);
+    // It is still slow: asked now and then, and not believed.
+    w.glide(5_000_000);
+    assert!(w.node(f, 0).slow);
+    w.answer_after(0, QUICK);
+    let asked = w.reads_of(0);
+    w.glide(10_000_000);
+    assert!(!w.node(f, 0).slow, "it has answered probes in time");
+    let probes = w.reads_of(0) - asked;
+    assert!((1..=10).contains(&probes), "{probes} probes: it is asked until it is believed, and no further");
+}
+
+#[test]
 fn a_stopped_node_is_found_out_by_its_silence_before_anything_is_read_of_it() {
     let (mut w, f) = World::slow_world(Options::default());
     w.longest_read(f, 100);
