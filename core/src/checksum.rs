@@ -6,7 +6,7 @@
 //! crossed a wire or a device. 0 is never the checksum of a block: it stands for a hole.
 
 use crate::ids::{ObjectIndex, VolumeId};
-use crc_fast::{CrcAlgorithm, checksum};
+use trefoil_crc::crc64;
 
 /// The value that stands for a hole: a block that was never written, or was trimmed. It reads as zeros.
 pub const HOLE: u64 = 0;
@@ -26,7 +26,7 @@ const fn mix(mut z: u64) -> u64 {
 /// The checksum of `data`, which is block `block` of object `object` of `volume`.
 pub fn block_checksum(volume: VolumeId, object: ObjectIndex, block: u32, data: &[u8]) -> u64 {
     let place = mix(volume.0 ^ mix(u64::from(object) << 32 | u64::from(block)));
-    match checksum(CrcAlgorithm::Crc64Nvme, data) ^ place {
+    match crc64(data) ^ place {
         HOLE | UNKNOWN => 1,
         sum => sum,
     }

@@ -13,7 +13,6 @@
 
 use crate::config::MONITORS_MAX;
 use crate::raft::{self, Failure, Identity, Member, OpenError, SNAPSHOT_BYTES_MAX, Store};
-use crc_fast::{CrcAlgorithm, checksum};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -21,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use trefoil_core::map::restore::RESTORED_HOLDER;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind};
+use trefoil_crc::crc64;
 
 /// The first bytes of a backup. The last one is the version of the format.
 pub const MAGIC: &[u8; 8] = b"TFMONBK\x03";
@@ -105,7 +105,7 @@ pub fn write(path: &Path, backup: &Backup) -> Result<u64, BackupError> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&(value.len() as u64).to_le_bytes());
     bytes.extend_from_slice(&value);
-    let sum = checksum(CrcAlgorithm::Crc64Nvme, &bytes);
+    let sum = crc64(&bytes);
     bytes.extend_from_slice(&sum.to_le_bytes());
     let mut file = File::create_new(path).map_err(io_error(path))?;
     let written = file.write_all(&bytes).and_then(|()| file.sync_all());
@@ -140,7 +140,7 @@ pub fn read(path: &Path) -> Result<Backup, BackupError> {
     if u64::from_le_bytes(*length) != value.len() as u64 {
         return Err(damaged("it is cut off"));
     }
-    if checksum(CrcAlgorithm::Crc64Nvme, before) != u64::from_le_bytes(*sum) {
+    if crc64(before) != u64::from_le_bytes(*sum) {
         return Err(damaged("its checksum is wrong"));
     }
     match postcard::take_from_bytes::<Backup>(value) {

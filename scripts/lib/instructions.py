@@ -24,7 +24,7 @@ TOLERANCE_INSTRUCTIONS = 100
 # with everything that they call.
 KINDS = [
     ("copies", False, r"mem(cpy|move|set|cmp|chr)|copy_from_slice"),
-    ("checksums", True, r"crc_fast|block_checksum|DataChecksum|header_checksum"),
+    ("checksums", True, r"crc_fast|trefoil_crc|block_checksum|DataChecksum|header_checksum"),
     ("allocation", True, r"^_?mi_|^malloc|^free|__rust_(alloc|dealloc|realloc)|raw_vec|^alloc::alloc"),
     ("codec", False, r"core::wire|nbd::proto|postcard|store::codec|bytes::|Message>|serde"),
 ]

@@ -42,8 +42,7 @@ fn wait_until_split(cluster: &Cluster, nodes: &[String], least: u64) {
     assert!(split, "{} of {least} splits\n{}", sum(cluster, nodes, SPLITS), cluster.logs());
 }
 
-/// All is well, but for moves that are paused; and a node may be late: of one from which nobody reads just now, no
-/// front end finds out that it is quick again. As [`Cluster::wait_until_whole`].
+/// All is well, but for moves that are paused. As [`Cluster::wait_until_whole`].
 #[track_caller]
 fn wait_until_well(cluster: &Cluster) {
     // A node that comes back soon is never shown as down: nothing is believed before this has passed.
@@ -52,7 +51,7 @@ fn wait_until_well(cluster: &Cluster) {
     let well = wait_until(Duration::from_secs(90), || {
         last = cluster.status();
         last["checks"].as_array_mut().is_some_and(|checks| {
-            checks.retain(|check| check["code"] != "MOVES_PAUSED" && check["code"] != "NODE_LAGGING");
+            checks.retain(|check| check["code"] != "MOVES_PAUSED");
             true
         }) && is_well(&last)
     });

@@ -21,7 +21,7 @@
 use super::fixed::Fixed;
 use crate::limits::FRAME_MAX;
 use bytes::{Bytes, BytesMut};
-use crc_fast::{CrcAlgorithm, checksum};
+use trefoil_crc::crc32c;
 
 /// The first bytes of each frame.
 pub const MAGIC: [u8; 4] = *b"TrF1";
@@ -94,7 +94,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn crc(header_and_meta: &[u8]) -> u32 {
     // The algorithm has 32 bits; the crate returns every CRC as u64.
-    checksum(CrcAlgorithm::Crc32Iscsi, header_and_meta) as u32
+    crc32c(header_and_meta)
 }
 
 /// Leaves room for a header at the end of `arena` and says where. Append meta next, then [`finish`].

@@ -144,7 +144,7 @@ pub fn kept_map(bytes: &[u8]) -> Option<ClusterMap> {
 
 /// Seals a map: one that was torn by a crash must not be believed.
 fn checksum(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    trefoil_crc::crc32c(bytes)
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@
 //! that clients send with their blocks.
 
 use super::codec::{self, Entry};
-use crc_fast::{CrcAlgorithm, Digest};
 use trefoil_core::{BLOCK_SIZE, Incarnation};
+use trefoil_crc::Crc64;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -134,10 +134,10 @@ impl Header {
         area[FIXED..FIXED + records.len()].copy_from_slice(records);
         area[FIXED + records.len()..].fill(0);
         // The checksum's field is zero as yet: in one piece, which is aligned too.
-        let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+        let mut digest = Crc64::default();
         digest.update(&incarnation.0.to_le_bytes());
         digest.update(area);
-        let sum = digest.finalize();
+        let sum = digest.finish();
         disk.checksum = U64::new(sum);
         area[..FIXED].copy_from_slice(disk.as_bytes());
         sum
@@ -201,12 +201,12 @@ impl Header {
 /// Over the header blocks with the checksum field taken as zero.
 fn header_checksum(incarnation: Incarnation, area: &[u8]) -> u64 {
     let at = std::mem::offset_of!(Disk, checksum);
-    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    let mut digest = Crc64::default();
     digest.update(&incarnation.0.to_le_bytes());
     digest.update(&area[..at]);
     digest.update(&[0; 8]);
     digest.update(&area[at + 8..]);
-    digest.finalize()
+    digest.finish()
 }
 
 /// The checksum of a page of a block table: over its bytes and over what it is.
@@ -216,13 +216,8 @@ pub fn page_checksum(object: trefoil_core::ObjectId, page: u32, bytes: &[u8]) ->
 }
 
 /// Folds data blocks into the batch's `data_checksum`, chunk by chunk.
-pub struct DataChecksum(Digest);
-
-impl Default for DataChecksum {
-    fn default() -> DataChecksum {
-        DataChecksum(Digest::new(CrcAlgorithm::Crc64Nvme))
-    }
-}
+#[derive(Default)]
+pub struct DataChecksum(Crc64);
 
 impl DataChecksum {
     /// The next bytes.
@@ -231,7 +226,7 @@ impl DataChecksum {
     }
     /// The sum.
     pub fn finish(self) -> u64 {
-        self.0.finalize()
+        self.0.finish()
     }
 }
 

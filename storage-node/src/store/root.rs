@@ -7,8 +7,8 @@
 use super::log::BatchRef;
 use crate::device::Device;
 use crate::device::buffer::Pool;
-use crc_fast::{CrcAlgorithm, checksum};
 use trefoil_core::{BLOCK_SIZE, Incarnation};
+use trefoil_crc::crc64;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -97,7 +97,7 @@ impl Root {
         };
         let mut out = [0; BLOCK_SIZE];
         out[..size_of::<Disk>()].copy_from_slice(disk.as_bytes());
-        disk.checksum = U64::new(checksum(CrcAlgorithm::Crc64Nvme, &out));
+        disk.checksum = U64::new(crc64(&out));
         out[..size_of::<Disk>()].copy_from_slice(disk.as_bytes());
         out
     }
@@ -110,7 +110,7 @@ impl Root {
         let mut zeroed = bytes.to_vec();
         let at = std::mem::offset_of!(Disk, checksum);
         zeroed[at..at + 8].fill(0);
-        if checksum(CrcAlgorithm::Crc64Nvme, &zeroed) != disk.checksum.get() {
+        if crc64(&zeroed) != disk.checksum.get() {
             return Err("its checksum does not match");
         }
         if disk.version.get() != VERSION {

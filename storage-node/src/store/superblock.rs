@@ -5,8 +5,8 @@
 
 use crate::device::Device;
 use crate::device::buffer::Pool;
-use crc_fast::{CrcAlgorithm, checksum};
 use trefoil_core::{BLOCK_SIZE, Incarnation, NodeId};
+use trefoil_crc::crc64;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -238,7 +238,7 @@ impl Superblock {
         };
         let mut out = [0; BLOCK_SIZE];
         out[..size_of::<Disk>()].copy_from_slice(disk.as_bytes());
-        disk.checksum = U64::new(checksum(CrcAlgorithm::Crc64Nvme, &out));
+        disk.checksum = U64::new(crc64(&out));
         out[..size_of::<Disk>()].copy_from_slice(disk.as_bytes());
         out
     }
@@ -263,7 +263,7 @@ impl Superblock {
         let mut zeroed = bytes.to_vec();
         let at = std::mem::offset_of!(Disk, checksum);
         zeroed[at..at + 8].fill(0);
-        if checksum(CrcAlgorithm::Crc64Nvme, &zeroed) != disk.checksum.get() {
+        if crc64(&zeroed) != disk.checksum.get() {
             return Err(SuperblockError::Damaged { device: name() });
         }
         let nonsense = |what| SuperblockError::Nonsense { device: name(), what };
