@@ -42,12 +42,11 @@ fn a_seed_is_one_run() {
 #[test]
 fn everything_that_can_happen_does() {
     let settings = Settings { steps: 6_000, ..Settings::default() };
-    let totals = run_many(50_000, Some(50_400), None, 2, &settings, 1);
+    let totals = run_many(50_000, Some(50_800), None, 2, &settings, 1);
     assert_passes(&totals, &settings);
     // Needs a node that loses state while its leader's connection to it breaks and comes back in time;
-    // seen about once in three thousand seeds. And a command that is committed in another reign than it was
-    // written for: about once in two hundred.
-    let rare = ["lost data noticed", "commands superseded"];
+    // seen about once in three thousand seeds. The rarest of the others happens about five times.
+    let rare = ["lost data noticed"];
     let never: Vec<&str> = COVERS
         .iter()
         .filter(|(what, name)| totals.coverage.get(*what) == 0 && !rare.contains(name))
