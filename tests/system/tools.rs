@@ -42,12 +42,16 @@ pub fn signal(pid: i32, signal: nix::sys::signal::Signal) -> bool {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).is_ok()
 }
 
-/// Whether a process runs: a zombie, whose parent has not looked yet, does not.
+/// Whether a process runs: a zombie, whose parent has not looked yet, does not. But while threads of it are on their
+/// way out, their sockets are open, and whoever is started in its place cannot listen.
 pub fn is_running(pid: i32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     // The name may hold anything, so the state is looked for behind its last bracket.
     let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
-    !matches!(state, Some("Z" | "X") | None)
+    match state {
+        Some("Z") => std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.count() > 1),
+        state => !matches!(state, Some("X") | None),
+    }
 }
 
 /// Waits until something is so, looking every 20 ms. False if it was not within the limit.
