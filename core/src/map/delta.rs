@@ -197,7 +197,10 @@ impl ClusterMap {
             if self.pools.get(&id) != older.pools.get(&id) {
                 pools.insert(id, self.pools.get(&id).cloned());
             }
+            let size = |map: &ClusterMap| map.pools.get(&id).map(|pool| pool.size);
             let change = match (older.pgs.pool(id), self.pgs.pool(id)) {
+                // A table is laid out for so many copies: the other way round each group would be an exception.
+                (Some(_), Some(newer)) if size(self) != size(older) => Some(PgsChange::Whole(newer.clone())),
                 (Some(older), Some(newer)) => PgsChange::between(older, newer),
                 (None, Some(newer)) => Some(PgsChange::Whole(newer.clone())),
                 (Some(_), None) => Some(PgsChange::Gone),

@@ -413,6 +413,20 @@ proptest! {
 }
 
 #[test]
+fn a_delta_lays_a_pool_out_anew_that_has_another_number_of_copies() {
+    let mut older = cluster(5);
+    let (name, domain, ack) = ("a".to_owned(), FailureDomain::Host, Ack::Majority);
+    older.apply(&Command::CreatePool { name: name.clone(), size: 3, pg_num: 2, domain, ack }).unwrap();
+    let mut newer = older.clone();
+    newer.apply(&Command::SetPool { pool: name, change: admin::PoolChange::Copies(5) }).unwrap();
+    let mut made = older.clone();
+    made.apply_delta(&newer.diff(&older).unwrap()).unwrap();
+    assert_eq!(made, newer);
+    made.apply_delta(&older.diff(&newer).unwrap()).unwrap();
+    assert_eq!(made, older);
+}
+
+#[test]
 fn a_delta_is_for_one_version_of_one_cluster() {
     let older = cluster(4);
     let mut newer = older.clone();
