@@ -5,8 +5,9 @@
 //!
 //! On a ring the sends' completions must not wake anybody, or each turn that sends would be followed by one
 //! that finds nothing: what is sent is small and the socket takes it at once, so the wait is for one completion
-//! more than there are sends. (Where a send has to wait after all, the wait is longer by that; the peer reads
-//! whatever comes, so it ends.)
+//! more than there are sends. Where a socket is full after all, that one may never come: the send then ends with
+//! a part, and the peer says nothing before it has the rest. So a wait that counts on sends is over after
+//! [`SEND_WAIT`] in any case, and the next turn sends the rest.
 //!
 //! Memory: what an operation of the ring uses stays in `conns` and `disk` until its completion was seen.
 //! Dropping the engine shuts the sockets down and waits for all of them.
@@ -33,8 +34,8 @@ const COMPLETIONS: u32 = 4 * DEPTH_MAX as u32;
 const SPIN: Duration = Duration::from_micros(50);
 /// How long [`EventLoop::Batch`] waits for more than one completion.
 const GATHER_US: u32 = 20;
-/// How long for the first one, until it looks again.
-const GATHER_WAIT: Duration = Duration::from_secs(1);
+/// How long a wait that counts on sends may last, until it is looked what has become of them.
+const SEND_WAIT: Duration = Duration::from_millis(10);
 /// Requests under way from which on it does.
 const GATHER_FROM: usize = 4;
 /// Completions that it waits for at most.
@@ -403,18 +404,23 @@ impl Engine {
             EventLoop::Batch if requests >= GATHER_FROM => {
                 let wanted = sends + (requests / 2).min(GATHER_MAX);
                 // Without a limit the kernel would come back after the moment although nothing has come.
-                let limit = types::Timespec::from(self.wait_max.unwrap_or(GATHER_WAIT));
+                let limit = types::Timespec::from(self.send_wait());
                 let args = types::SubmitArgs::new().min_wait_usec(GATHER_US).timespec(&limit);
                 let entered = self.ring.submitter().submit_with_args(wanted, &args);
                 self.entered(entered)?;
             }
-            _ => self.enter(sends + 1)?,
+            _ if sends > 0 => self.enter(sends + 1, Some(self.send_wait()))?,
+            _ => self.enter(1, self.wait_max)?,
         }
         self.reap(events).map(drop)
     }
 
-    fn enter(&mut self, wanted: usize) -> io::Result<()> {
-        let entered = match self.wait_max {
+    fn send_wait(&self) -> Duration {
+        self.wait_max.map_or(SEND_WAIT, |wait| wait.min(SEND_WAIT))
+    }
+
+    fn enter(&mut self, wanted: usize, wait: Option<Duration>) -> io::Result<()> {
+        let entered = match wait {
             Some(wait) if wanted > 0 => self
                 .ring
                 .submitter()
@@ -444,7 +450,7 @@ impl Engine {
     /// Looks until something comes or [`SPIN`] is over, and then sleeps.
     fn look(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
         if self.queued {
-            self.enter(0)?;
+            self.enter(0, None)?;
         }
         let until = Instant::now() + SPIN;
         loop {
@@ -458,12 +464,12 @@ impl Engine {
                 (queue.taskrun(), queue.cq_overflow())
             };
             if work || lost {
-                self.enter(0)?;
+                self.enter(0, None)?;
             } else if Instant::now() < until {
                 self.counters.syscalls += 1;
                 std::thread::yield_now();
             } else {
-                self.enter(1)?;
+                self.enter(1, self.wait_max)?;
                 return self.reap(events).map(drop);
             }
         }
@@ -634,8 +640,11 @@ fn empty_message() -> Box<libc::msghdr> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Header;
     use super::*;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+    use zerocopy::IntoBytes;
 
     /// `abc de f`, of which that comes back from the kernel; what is to be sent then, and whether it has ended.
     fn left(result: io::Result<usize>) -> (Vec<u8>, bool) {
@@ -660,6 +669,41 @@ mod tests {
         }
         assert_eq!(left(Err(io::ErrorKind::WouldBlock.into())).0, b"abcdefnext");
         assert_eq!(left(Err(io::Error::from_raw_os_error(libc::EIO))), (Vec::new(), true));
+    }
+
+    /// A peer that reads late and answers when it has everything, over a socket that takes a part at a time: each
+    /// turn in which the ring counts on the send must end nevertheless.
+    #[test]
+    fn a_send_that_the_socket_does_not_take_at_once_hangs_nobody() {
+        const BYTES: usize = 60 << 10;
+        for how in EventLoop::ALL {
+            let Ok(mut engine) = Engine::new(how, None) else {
+                continue;
+            };
+            let (near, mut far) = UnixStream::pair().expect("sockets");
+            nix::sys::socket::setsockopt(&near, nix::sys::socket::sockopt::SndBuf, &4096).expect("set");
+            near.set_nonblocking(true).expect("non-blocking");
+            let at = engine.add(near.into()).expect("added");
+            let answer = Header { kind: super::super::kind::READ, ..Header::default() };
+            let peer = std::thread::spawn(move || {
+                let mut bytes = vec![0; BYTES];
+                // Longer than the kernel tries to send without a worker of its own.
+                for part in bytes.chunks_mut(1000) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    far.read_exact(part).expect("read");
+                }
+                far.write_all(answer.as_bytes()).expect("written");
+                far
+            });
+            engine.send(at, Bytes::from(vec![7; BYTES]));
+            let (mut events, begun) = (Vec::new(), Instant::now());
+            while events.is_empty() {
+                engine.turn(1, &mut events).expect("a turn");
+            }
+            assert!(matches!(events[..], [Event::Frame(0, _)]), "{how}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{how}");
+            peer.join().expect("no panic");
+        }
     }
 
     #[test]
