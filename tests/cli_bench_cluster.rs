@@ -55,6 +55,7 @@ fn a_cluster_is_measured_beside_the_raw_disk_and_nothing_is_left() {
     fs::create_dir(&raw).unwrap();
     let jobs = "randwrite-4k-qd32,randrw70-4k-qd16";
     let mut options = bench(&dir, &["--runtime", "0.5", "--jobs", jobs, "--raw", raw.to_str().unwrap()]);
+    options.push("--floor");
     options.extend(["--json", json.to_str().unwrap(), "--html", page.to_str().unwrap()]);
     let text = good(&options);
     for wanted in
@@ -69,11 +70,13 @@ fn a_cluster_is_measured_beside_the_raw_disk_and_nothing_is_left() {
     assert_eq!(view["about"]["size_bytes"], 16 << 20);
     let names: Vec<&str> =
         view["systems"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["trefoil", "raw"]);
+    assert_eq!(names, ["trefoil", "raw", "floor"]);
     let lines = view["jobs"].as_array().unwrap();
     assert_eq!(lines.len(), 2);
-    for line in lines {
-        for name in names.iter() {
+    assert!(lines[0]["systems"]["trefoil"]["floor_cpu_ratio"].as_f64().unwrap() > 0.0, "{view:#}");
+    assert_eq!(lines[1]["systems"]["floor"], Value::Null, "it knows no mix");
+    for (n, line) in lines.iter().enumerate() {
+        for name in names.iter().take(3 - n) {
             let figures = &line["systems"][name];
             let number = |key: &str| figures[key].as_f64().unwrap_or_else(|| panic!("{key}: {figures:#}"));
             assert!(number("iops") > 0.0 && number("mb_per_s") > 0.0, "{figures:#}");
@@ -141,6 +144,10 @@ fn a_volume_with_data_is_not_overwritten() {
     assert!(told.contains("volume a has 64 MiB"), "{told}");
     let told = bad(&["bench", "--dir", dir_text, "--size", "1T"], 1);
     assert!(told.contains("too little for 3 copies of 1 TiB"), "{told}");
+    let told = bad(&bench(&dir, &["--floor"]), 2);
+    assert!(told.contains("--raw"), "{told}");
+    let told = bad(&bench(&dir, &["--floor", "--raw", "/dev/null"]), 2);
+    assert!(told.contains("give --raw a directory, not /dev/null"), "{told}");
     let told = bad(&bench(&dir, &["--raw", "/dev/null"]), 2);
     assert!(told.contains("neither a directory nor a block device"), "{told}");
     let other = parent.path().join("other.json");

@@ -44,6 +44,7 @@ def arguments():
     parser.add_argument("--json", metavar="FILE", help="write everything there, too")
     parser.add_argument("--html", metavar="FILE", help="write a page with plots there")
     parser.add_argument("--no-raw", action="store_true", help="leave the plain file out")
+    parser.add_argument("--floor", action="store_true", help="measure the least that it can cost here, too")
     parser.add_argument("--keep", action="store_true", help="keep the directory")
     parser.add_argument("--bin", default="target/release/trefoil", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -87,7 +88,7 @@ def bench(options, folder, beside):
         if getattr(options, name):
             command += [f"--{name}", getattr(options, name)]
     if not options.no_raw:
-        command += ["--raw", folder]
+        command += ["--raw", folder] + ["--floor"] * options.floor
     for system in beside:
         file = os.path.join(folder, f"{system['name']}.json")
         with open(file, "w") as out:
@@ -111,6 +112,7 @@ def main():
     jobs = len(options.jobs.split(",")) if options.jobs else 7
     wanted = copies * options.volume_size + int(jobs * options.rounds * options.runtime * 200 * MIB)
     wanted = min(wanted, (copies - 2) * options.node_size)
+    wanted += GIB * options.floor
     free = shutil.disk_usage(parent).free
     if free < wanted:
         raise Failed(

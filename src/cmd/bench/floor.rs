@@ -19,7 +19,7 @@ use parts::{Files, Parts};
 use serde::Serialize;
 use std::cell::RefCell;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use trefoil_storage_node::bench::BenchError;
 use trefoil_storage_node::bench::floor::engine::Engine;
@@ -42,6 +42,8 @@ const PATTERNS: [(&str, Pattern); 6] = [
 const SIZE_MIN: u64 = 16 << 20;
 /// Of a line's time, what its pattern is measured on the device by itself just before it.
 const RAW_PART: u32 = 2;
+/// Largest file of the floor beside a cluster.
+const BESIDE_SIZE_MAX: u64 = 256 << 20;
 /// The whole run may take so many times what its measurements take by themselves,
 const LIMIT_TIMES: u32 = 3;
 /// and for the files, and for each line's processes to start and end,
@@ -253,14 +255,11 @@ fn measure(
                 let time = args.runtime.0 / RAW_PART;
                 alone.merge(&raw(&mut device, pattern, size, time, &|| limits.over())?);
                 next(format!("{}, {how}: {name}, {}", transport.name(), pattern.depth));
-                let parts = Parts::start(&files, transport, how, size, limits)?;
-                let mut engine = Engine::new(EventLoop::Epoll, None)?;
-                engine.add(files.front().context("cannot reach the front")?)?;
-                let over = limits.clone();
-                let mut client = Client::new(engine, size, Box::new(move || over.over()));
-                rows.push((transport, how, client.run(pattern, args.runtime.0)?));
-                drop(client);
-                parts.end(limits)?;
+                rows.push((
+                    transport,
+                    how,
+                    one(&files, size, transport, how, pattern, args.runtime.0, limits)?,
+                ));
             }
         }
         lines.push(line(name, pattern, None, &alone, &alone));
@@ -269,6 +268,54 @@ fn measure(
     }
     bar.finish_and_clear();
     Ok(lines)
+}
+
+/// A line: its processes are started for it, and end with it.
+fn one(
+    files: &Files,
+    size: u64,
+    transport: Transport,
+    how: EventLoop,
+    pattern: Pattern,
+    time: Duration,
+    limits: &Limits,
+) -> Outcome<Measured> {
+    let parts = Parts::start(files, transport, how, size, limits)?;
+    let mut engine = Engine::new(EventLoop::Epoll, None)?;
+    engine.add(files.front().context("cannot reach the front")?)?;
+    let over = limits.clone();
+    let mut client = Client::new(engine, size, Box::new(move || over.over()));
+    let measured = client.run(pattern, time)?;
+    drop(client);
+    parts.end(limits)?;
+    Ok(measured)
+}
+
+/// The floor for the benchmark of a cluster, in turns with it: unix sockets and epoll, which are the cluster's
+/// own where all of it is on one host. Dropping it removes its files.
+pub struct Beside {
+    files: Files,
+    size: u64,
+    shutdown: Shutdown,
+}
+
+impl Beside {
+    /// Makes its files, of at most `size` bytes each.
+    pub fn new(dir: &Path, size: u64, shutdown: &Shutdown) -> Outcome<Beside> {
+        let size = size.clamp(SIZE_MIN, BESIDE_SIZE_MAX) / PAYLOAD_MAX as u64 * PAYLOAD_MAX as u64;
+        let limits = Limits { shutdown: shutdown.clone(), begun: Instant::now(), limit: LIMIT_FILES };
+        let made = Files::make(dir, size, &limits, &mut |_, _| ());
+        let files = made.map_err(|failure| limits.reason(failure, "writing the files of the floor"))?;
+        Ok(Beside { files, size, shutdown: shutdown.clone() })
+    }
+
+    /// One measurement.
+    pub fn run(&self, pattern: Pattern, time: Duration) -> Outcome<Measured> {
+        let limit = time * LIMIT_TIMES + LIMIT_FILES;
+        let limits = Limits { shutdown: self.shutdown.clone(), begun: Instant::now(), limit };
+        let measured = one(&self.files, self.size, Transport::Unix, EventLoop::Epoll, pattern, time, &limits);
+        measured.map_err(|failure| limits.reason(failure, "the floor"))
+    }
 }
 
 impl Transport {

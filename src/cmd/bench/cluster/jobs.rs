@@ -3,6 +3,7 @@
 use super::super::fio;
 use serde::Serialize;
 use std::time::Duration;
+use trefoil_storage_node::bench::floor::load::Pattern;
 
 /// 1 MiB.
 const MIB: u64 = 1 << 20;
@@ -55,6 +56,13 @@ impl Job {
     /// True if it overwrites.
     pub fn writes(&self) -> bool {
         self.rw != "read" && self.rw != "randread"
+    }
+
+    /// For the floor, which knows no mix.
+    pub fn pattern(&self) -> Option<Pattern> {
+        let bytes = u32::try_from(self.block_bytes).ok()?;
+        let pattern = Pattern { write: self.writes(), bytes, depth: self.depth };
+        self.read_percent.is_none().then_some(pattern)
     }
 
     /// For fio: on the first `size` bytes, for this long or, without a time, once through.
@@ -170,6 +178,9 @@ mod tests {
         {
             assert!(all.contains(wanted), "{all}");
         }
+        assert_eq!(mix.pattern(), None);
+        let read = Job::named("read-1m-qd8").unwrap().pattern();
+        assert_eq!(read, Some(Pattern { write: false, bytes: 1 << 20, depth: 8 }));
         assert!(mix.writes() && !Job::named("read-1m-qd8").unwrap().writes());
         assert!(!WRITE_THROUGH.arguments(8192, None).join(" ").contains("time_based"));
     }

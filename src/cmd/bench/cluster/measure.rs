@@ -7,6 +7,7 @@ use super::jobs::{Job, WRITE_THROUGH};
 use super::report::{Figures, median_of};
 use super::usage::{Process, Processes};
 use crate::cmd::bench::fio::{self, Measured, raw};
+use crate::cmd::bench::floor;
 use crate::failure::{Failure, Outcome};
 use crate::signals::Shutdown;
 use anyhow::{Context, anyhow};
@@ -41,12 +42,16 @@ pub struct System {
     processes: Processes,
     /// Of a fio that does next to nothing.
     start_cpu: Duration,
+    /// It is not measured with fio.
+    floor: Option<floor::Beside>,
 }
 
 /// Name of the cluster that is measured.
 pub const TREFOIL: &str = "trefoil";
 /// Name of the raw device.
 pub const RAW: &str = "raw";
+/// Name of the least that such a cluster can cost here.
+pub const FLOOR: &str = "floor";
 
 /// The file that `--beside` names.
 #[derive(Deserialize)]
@@ -72,6 +77,7 @@ impl System {
             environment: Vec::new(),
             processes,
             start_cpu: Duration::ZERO,
+            floor: None,
         }
     }
 
@@ -85,6 +91,22 @@ impl System {
             environment: Vec::new(),
             processes: Processes::default(),
             start_cpu: Duration::ZERO,
+            floor: None,
+        }
+    }
+
+    /// The sends, receives and device operations of a cluster without anything else.
+    pub fn floor(floor: floor::Beside) -> System {
+        let note = "what `trefoil bench floor` does, by epoll and unix sockets: CPU of front and nodes, FIO CPU of its client";
+        System {
+            name: FLOOR.to_owned(),
+            note: Some(note.to_owned()),
+            fio: Vec::new(),
+            fio_writes: Vec::new(),
+            environment: Vec::new(),
+            processes: Processes::default(),
+            start_cpu: Duration::ZERO,
+            floor: Some(floor),
         }
     }
 
@@ -95,7 +117,7 @@ impl System {
         let file = std::fs::File::open(path).with_context(|| format!("--beside {name}"))?;
         file.take(BESIDE_BYTES_MAX).read_to_string(&mut text).with_context(|| format!("--beside {name}"))?;
         let read: BesideRead = serde_json::from_str(&text).with_context(|| format!("--beside {name}"))?;
-        let taken = [TREFOIL, RAW].contains(&read.name.as_str()) || read.name.trim().is_empty();
+        let taken = [TREFOIL, RAW, FLOOR].contains(&read.name.as_str()) || read.name.trim().is_empty();
         if taken {
             let told = anyhow!("--beside {name}: {:?} is no name for another system", read.name);
             return Err(Failure::usage(told));
@@ -108,6 +130,7 @@ impl System {
             fio_writes: Vec::new(),
             environment: read.environment.into_iter().collect(),
             start_cpu: Duration::ZERO,
+            floor: None,
         })
     }
 }
@@ -129,9 +152,9 @@ pub struct Bench<'a> {
 /// What has come of it, by system in the order in which they were given.
 pub struct Results {
     /// 10^6 bytes a second, when everything was written once.
-    pub written_through: Vec<f64>,
+    pub written_through: Vec<Option<f64>>,
     /// By job, and by system.
-    pub jobs: Vec<Vec<Figures>>,
+    pub jobs: Vec<Vec<Option<Figures>>>,
 }
 
 impl Bench<'_> {
@@ -146,9 +169,13 @@ impl Bench<'_> {
         self.bar.set_length(steps * step.as_millis() as u64);
         let mut written_through = Vec::new();
         for system in systems.iter_mut() {
+            if system.floor.is_some() {
+                written_through.push(None);
+                continue;
+            }
             self.bar.set_message(format!("writing through, {}", system.name));
             let written = self.fio(system, &WRITE_THROUGH, None, 0)?;
-            written_through.push(written.total().mb_per_s);
+            written_through.push(Some(written.total().mb_per_s));
             system.start_cpu = self.start_cpu(system)?;
             self.rest()?;
         }
@@ -164,10 +191,11 @@ impl Bench<'_> {
                     self.bar.set_position(done);
                 }
                 // Of neighbours, so that a slow minute counts for both.
-                let raw =
-                    systems.iter().position(|system| system.name == RAW).map(|raw| neighbours[raw].clone());
+                let named = |name| systems.iter().position(|system| system.name == name);
+                let neighbour = |name| named(name).and_then(|n| neighbours[n].clone());
+                let (raw, floor) = (neighbour(RAW), neighbour(FLOOR));
                 for (figures, of_system) in neighbours.into_iter().zip(of_job) {
-                    of_system.push(figures.beside(raw.as_ref()));
+                    of_system.extend(figures.map(|figures| figures.beside(raw.as_ref(), floor.as_ref())));
                 }
             }
         }
@@ -175,13 +203,20 @@ impl Bench<'_> {
         Ok(Results { written_through, jobs })
     }
 
-    fn measure(&self, system: &System, job: &Job, done: u64) -> Outcome<Figures> {
+    /// Nothing where the system cannot do that.
+    fn measure(&self, system: &System, job: &Job, done: u64) -> Outcome<Option<Figures>> {
+        if let Some(floor) = &system.floor {
+            let Some(pattern) = job.pattern() else { return Ok(None) };
+            let figures = Figures::of_floor(pattern, &floor.run(pattern, self.time)?);
+            self.rest()?;
+            return Ok(Some(figures));
+        }
         let before = system.processes.sample()?;
         let measured = self.fio(system, job, Some(self.time), done)?;
         self.rest()?;
         let used = system.processes.since(&before)?;
         let client = measured.process_cpu.saturating_sub(system.start_cpu);
-        Ok(Figures::new(&measured, &used, client))
+        Ok(Some(Figures::new(&measured, &used, client)))
     }
 
     /// What fio needs to start, reach the volume and stop: the least of a few tries, for on a busy machine one is

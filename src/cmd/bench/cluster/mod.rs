@@ -22,7 +22,7 @@ mod target;
 mod uri;
 mod usage;
 
-use super::{Seconds, fio, progress_bar};
+use super::{Seconds, fio, floor, progress_bar};
 use crate::cmd::Global;
 use crate::failure::{Failure, Outcome};
 use crate::output;
@@ -43,6 +43,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   trefoil bench                                # the `trefoil up` on ./trefoil-data
   trefoil bench --raw /srv --html bench.html   # with a file on the disk that the nodes use
+  trefoil bench --raw /srv --floor             # with the least that it can cost on this machine
   trefoil bench --dir /srv/try --runtime 10 --json bench.json
   trefoil bench --uri 'nbd+unix:///?socket=/run/nbd.sock' --monitor 10.0.0.1:10800 --size 20G
   trefoil bench --uri nbd://127.0.0.1/scratch --overwrite --pids $(pgrep -d, trefoil)
@@ -62,6 +63,8 @@ Columns:
   FIO CPU           that of fio, in which a client library runs
   WRITTEN           bytes that all copies together gave to their devices for each of the client
   IOPS/RAW, P50/RAW beside the raw disk directly afterwards
+  CPU/FLOOR         with --floor: CPU beside what the sends, receives and device operations of such
+                    an I/O cost by themselves, directly afterwards (see `trefoil bench floor`)
 
 The aims are the project's own, for three copies on one disk: where nodes have disks of their \
 own, the ratios to raw say less. A miss is no failure.
@@ -98,6 +101,9 @@ pub struct ClusterArgs {
     /// Overwrite the device of --raw although something is there, without a question
     #[arg(long, requires = "raw")]
     force: bool,
+    /// Measure the least that it can cost, too, in the directory of --raw; needs up to 1 GiB there
+    #[arg(long, requires = "raw")]
+    floor: bool,
     /// Count the processor time of these processes, with commas
     #[arg(long, value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(1..))]
     pids: Vec<i32>,
@@ -154,10 +160,20 @@ fn measured(
     version: String,
     shutdown: &Shutdown,
 ) -> Outcome<Report> {
+    // Its files are there before the room for the raw one is looked at.
+    let floor = args.raw.as_ref().filter(|_| args.floor).map(|dir| {
+        if !dir.is_dir() {
+            let told = anyhow!("--floor makes files: give --raw a directory, not {}", dir.display());
+            return Err(Failure::usage(told));
+        }
+        floor::Beside::new(dir, target.size, shutdown)
+    });
+    let floor = floor.transpose()?;
     let place =
         args.raw.as_ref().map(|path| raw::RawPlace::new(path, target.size, args.force)).transpose()?;
     let mut systems = vec![System::cluster(&target.uri.to_string(), front_end.processes.clone())];
     systems.extend(place.as_ref().map(|place| System::raw(&place.raw.path)));
+    systems.extend(floor.map(System::floor));
     systems.extend(beside);
     let names: std::collections::BTreeSet<&str> = systems.iter().map(|system| system.name.as_str()).collect();
     if names.len() < systems.len() {

@@ -1,7 +1,7 @@
 //! What has been measured, as figures, as JSON and as tables. `html` draws the same.
 
 use super::jobs::{AIMS, Aim, Job, Quantity};
-use super::measure::{RAW, Results, System, TREFOIL};
+use super::measure::{FLOOR, RAW, Results, System, TREFOIL};
 use super::usage::Used;
 use crate::cmd::bench::fio::{Measured, Side};
 use crate::cmd::bench::{digits, median};
@@ -9,6 +9,8 @@ use crate::output;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use trefoil_storage_node::bench::floor;
+use trefoil_storage_node::bench::floor::load::Pattern;
 
 /// What one system has done in one job: the median of the rounds, but for `max_us`, the longest of all.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -28,6 +30,9 @@ pub struct Figures {
     pub raw_iops_ratio: Option<f64>,
     /// The median latency by that of the raw device.
     pub raw_p50_ratio: Option<f64>,
+    /// `cpu_us` by that of the floor. It says more than `cpu_us` does: what the same work costs on one machine differs
+    /// by half between two hours.
+    pub floor_cpu_ratio: Option<f64>,
     /// Of a mix.
     pub read: Option<Side>,
     /// Of a mix.
@@ -50,22 +55,55 @@ impl Figures {
             written_per_byte: used.written.zip(to_write).map(|(written, bytes)| written as f64 / bytes),
             raw_iops_ratio: None,
             raw_p50_ratio: None,
+            floor_cpu_ratio: None,
             read: measured.read.filter(|_| mix),
             write: measured.write.filter(|_| mix),
         }
     }
 
-    /// With the ratios to the raw device's.
-    pub fn beside(mut self, raw: Option<&Figures>) -> Figures {
+    /// Of the floor.
+    pub fn of_floor(pattern: Pattern, measured: &floor::load::Measured) -> Figures {
+        let ios = measured.latency.count();
+        let iops = ios as f64 / measured.elapsed.as_secs_f64().max(1e-9);
+        let us = |part| measured.latency.percentile(part).as_secs_f64() * 1e6;
+        let each = |cpu_ns: u64| cpu_ns as f64 / 1000.0 / ios.max(1) as f64;
+        let cpu = [("front", measured.front.cpu_ns), ("nodes", measured.nodes.cpu_ns)];
+        let bytes = ios.saturating_mul(u64::from(pattern.bytes));
+        Figures {
+            total: Side {
+                ios,
+                bytes,
+                iops,
+                mb_per_s: iops * f64::from(pattern.bytes) / 1e6,
+                mean_us: measured.latency.mean().as_secs_f64() * 1e6,
+                p50_us: us(0.5),
+                p99_us: us(0.99),
+                p999_us: us(0.999),
+                max_us: us(1.0),
+            },
+            cpu_us: Some(cpu.iter().map(|(_, ns)| each(*ns)).sum()),
+            cpu_us_by_process: cpu.iter().map(|(name, ns)| ((*name).to_owned(), each(*ns))).collect(),
+            client_cpu_us: each(measured.client.cpu_ns),
+            ..Figures::default()
+        }
+    }
+
+    /// With the ratios to the raw device's and to the floor's.
+    pub fn beside(mut self, raw: Option<&Figures>, floor: Option<&Figures>) -> Figures {
         let ratio = |ours: f64, raw: f64| (raw > 0.0).then(|| ours / raw);
         self.raw_iops_ratio = raw.and_then(|raw| ratio(self.total.iops, raw.total.iops));
         self.raw_p50_ratio = raw.and_then(|raw| ratio(self.total.p50_us, raw.total.p50_us));
+        let floor_cpu = floor.and_then(|floor| floor.cpu_us);
+        self.floor_cpu_ratio = self.cpu_us.zip(floor_cpu).and_then(|(ours, floor)| ratio(ours, floor));
         self
     }
 }
 
-/// The median of each figure; what one round lacks is left out.
-pub fn median_of(rounds: &[Figures]) -> Figures {
+/// The median of each figure; what one round lacks is left out. Nothing of no rounds.
+pub fn median_of(rounds: &[Figures]) -> Option<Figures> {
+    if rounds.is_empty() {
+        return None;
+    }
     let of = |figure: &dyn Fn(&Figures) -> f64| median(rounds.iter().map(figure));
     let maybe = |figure: &dyn Fn(&Figures) -> Option<f64>| {
         let there: Option<Vec<f64>> = rounds.iter().map(figure).collect();
@@ -79,7 +117,7 @@ pub fn median_of(rounds: &[Figures]) -> Figures {
         let there: Option<Vec<Side>> = rounds.iter().map(side).collect();
         there.filter(|all| !all.is_empty()).map(|all| median_side(&all))
     };
-    Figures {
+    Some(Figures {
         total: median_side(&rounds.iter().map(|figures| figures.total).collect::<Vec<_>>()),
         cpu_us: maybe(&|figures| figures.cpu_us),
         cpu_us_by_process: by_process.collect(),
@@ -87,9 +125,10 @@ pub fn median_of(rounds: &[Figures]) -> Figures {
         written_per_byte: maybe(&|figures| figures.written_per_byte),
         raw_iops_ratio: maybe(&|figures| figures.raw_iops_ratio),
         raw_p50_ratio: maybe(&|figures| figures.raw_p50_ratio),
+        floor_cpu_ratio: maybe(&|figures| figures.floor_cpu_ratio),
         read: sides(&|figures| figures.read),
         write: sides(&|figures| figures.write),
-    }
+    })
 }
 
 fn median_side(rounds: &[Side]) -> Side {
@@ -148,7 +187,7 @@ pub struct SystemView {
     pub name: String,
     pub note: Option<String>,
     /// 10^6 bytes a second, when everything was written once.
-    pub written_through_mb_per_s: f64,
+    pub written_through_mb_per_s: Option<f64>,
 }
 
 /// One job.
@@ -181,10 +220,10 @@ impl Report {
             note: system.note.clone(),
             written_through_mb_per_s: *mb,
         });
-        let lines = jobs
-            .iter()
-            .zip(results.jobs)
-            .map(|(job, figures)| JobView { job: *job, systems: names.clone().zip(figures).collect() });
+        let lines = jobs.iter().zip(results.jobs).map(|(job, all)| {
+            let there = names.clone().zip(all).filter_map(|(name, figures)| Some((name, figures?)));
+            JobView { job: *job, systems: there.collect() }
+        });
         let mut report = Report { about, systems: views.collect(), jobs: lines.collect(), aims: Vec::new() };
         report.aims = AIMS.iter().filter_map(|aim| report.judge(aim)).collect();
         report
@@ -241,7 +280,10 @@ impl Report {
             ">WRITTEN",
             ">IOPS/RAW",
             ">P50/RAW",
+            ">CPU/FLOOR",
         ];
+        // A column of nothing would only take room.
+        let columns = headers.len() - usize::from(!self.systems.iter().any(|system| system.name == FLOOR));
         let mut rows = Vec::new();
         for line in &self.jobs {
             for (n, system) in self.systems.iter().enumerate() {
@@ -253,7 +295,8 @@ impl Report {
                 }
             }
         }
-        output::table(&headers, rows)
+        rows.iter_mut().for_each(|row: &mut Vec<String>| row.truncate(columns));
+        output::table(&headers[..columns], rows)
     }
 
     fn process_table(&self) -> Option<String> {
@@ -294,6 +337,7 @@ fn row(job: &str, system: &str, side: &Side, figures: Option<&Figures>) -> Vec<S
     row.push(known(figures.and_then(|figures| figures.written_per_byte)));
     row.push(known(figures.and_then(|figures| figures.raw_iops_ratio).filter(|_| !raw)));
     row.push(known(figures.and_then(|figures| figures.raw_p50_ratio).filter(|_| !raw)));
+    row.push(known(figures.and_then(|figures| figures.floor_cpu_ratio).filter(|_| system != FLOOR)));
     row
 }
 
@@ -350,12 +394,19 @@ pub mod tests {
             rounds: 3,
         };
         let names: &[&str] = if with_raw { &[TREFOIL, RAW, "<b>"] } else { &[TREFOIL] };
-        let view =
-            |name: &&str| SystemView { name: (*name).to_owned(), note: None, written_through_mb_per_s: 1.0 };
+        let view = |name: &&str| SystemView {
+            name: (*name).to_owned(),
+            note: None,
+            written_through_mb_per_s: Some(1.0),
+        };
         let raw = figures(1000.0, None);
         let line = |job: Job| {
-            let ours = figures(500.0, Some(40.0)).beside(with_raw.then_some(&raw));
-            let all = [ours, raw.clone().beside(Some(&raw)), figures(100.0, Some(400.0)).beside(Some(&raw))];
+            let ours = figures(500.0, Some(40.0)).beside(with_raw.then_some(&raw), None);
+            let all = [
+                ours,
+                raw.clone().beside(Some(&raw), None),
+                figures(100.0, Some(400.0)).beside(Some(&raw), None),
+            ];
             JobView { job, systems: names.iter().map(|name| (*name).to_owned()).zip(all).collect() }
         };
         let mut report = Report {
@@ -386,10 +437,29 @@ pub mod tests {
     fn the_median_is_of_each_figure_and_the_longest_of_all() {
         let mut rounds = [100.0, 400.0, 200.0].map(|iops| figures(iops, Some(iops / 10.0)));
         rounds[2].written_per_byte = Some(3.0);
-        let median = median_of(&rounds);
+        let median = median_of(&rounds).unwrap();
         assert_eq!((median.total.iops, median.total.p50_us, median.total.max_us), (200.0, 5000.0, 40_000.0));
         assert_eq!((median.cpu_us, median.cpu_us_by_process["nbd"]), (Some(20.0), 10.0));
         assert_eq!(median.written_per_byte, None, "one round of three is no median");
+        assert_eq!(median_of(&[]), None);
+    }
+
+    #[test]
+    fn processor_time_is_held_against_that_of_the_floor() {
+        let (ours, floor) = (figures(500.0, Some(24.0)), figures(900.0, Some(16.0)));
+        assert_eq!(ours.clone().beside(None, Some(&floor)).floor_cpu_ratio, Some(1.5));
+        assert_eq!(ours.beside(None, None).floor_cpu_ratio, None);
+        let mut report = a_report(true);
+        assert!(!report.text().contains("CPU/FLOOR"));
+        report.systems[2].name = FLOOR.to_owned();
+        for line in &mut report.jobs {
+            line.systems.insert(FLOOR.to_owned(), floor.clone());
+            let ours = line.systems[TREFOIL].clone().beside(None, Some(&floor));
+            line.systems.insert(TREFOIL.to_owned(), ours);
+        }
+        let text = report.text();
+        let line = text.lines().find(|line| line.starts_with("randwrite-4k-qd1 ")).unwrap();
+        assert!(text.contains("CPU/FLOOR") && line.ends_with("2.50"), "{text}");
     }
 
     #[test]
