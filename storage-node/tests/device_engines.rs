@@ -4,14 +4,17 @@
 mod device_common;
 
 use device_common::*;
+use nix::fcntl::{FcntlArg, Flock, FlockArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 use trefoil_storage_node::device::file::{Engine, FileDevice, OpenDeviceError, RawDevice};
-use trefoil_storage_node::device::{Device, Op, Prepare};
+use trefoil_storage_node::device::{Completion, Device, Op, PART_BYTES, Prepare};
 
 const CHILD: &str = "TREFOIL_TEST_FALLBACK_DIR";
 
@@ -205,4 +208,106 @@ fn a_gentle_write_writes_what_any_other_does() {
         }
     }
     assert!(all > 2 << 20, "several parts");
+}
+
+/// A device of 4 MiB of which only `there` is: memory that is sealed against growing. A write across its end is
+/// short, and one behind it is refused.
+fn cut_off(there: u64, engine: Engine) -> (FileDevice, File) {
+    let memory = memfd_create("device", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING);
+    let memory = File::from(memory.expect("memory"));
+    memory.set_len(there).expect("extended");
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW)).expect("sealed");
+    let device = instead_of_a_file(memory.try_clone().expect("a second handle"), engine);
+    (device, memory)
+}
+
+/// A device of 4 MiB, opened as any other, whose operations go to `file`.
+fn instead_of_a_file(file: File, engine: Engine) -> FileDevice {
+    let opened = tempfile::NamedTempFile::new().expect("file");
+    opened.as_file().set_len(4 << 20).expect("extended");
+    let mut raw = RawDevice::open(opened.path(), false).expect("opens");
+    raw.file = Flock::lock(file, FlockArg::LockSharedNonblock).map_err(|(_, errno)| errno).expect("locked");
+    FileDevice::new(raw, engine).expect("starts")
+}
+
+/// Everything that ends until nothing is under way.
+fn all_that_ends(device: &mut FileDevice) -> Vec<Completion> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut out = Vec::new();
+    while device.in_flight() > 0 {
+        device.completions(&mut out);
+        assert!(Instant::now() < deadline, "it hangs with {} under way", device.in_flight());
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    // Nothing comes behind it either.
+    std::thread::sleep(Duration::from_millis(5));
+    device.completions(&mut out);
+    out
+}
+
+/// Parts that went well are not acknowledged, those behind the one that did not are not written, and the device
+/// goes on.
+#[test]
+fn a_gentle_write_that_fails_in_the_middle_is_one_error() {
+    let part = PART_BYTES as u64;
+    // Where the third part begins, and within it.
+    for there in [2 * part, 2 * part + (100 << 10)] {
+        for engine in [Engine::Auto, Engine::Blocking] {
+            let (mut device, memory) = cut_off(there, engine);
+            device.start(5, Op::Write { offset: 0, bufs: data(4 * PART_BYTES, 7), gently: true });
+            // Others at the same time have nothing to do with it.
+            device.start(6, Op::Write { offset: 0, bufs: data(4096, 8), gently: false });
+            device.start(7, Op::Read { offset: part, buf: buffer(4096, 1) });
+            device.submit().expect("submitted");
+            let mut ended = all_that_ends(&mut device);
+            ended.sort_by_key(|completion| completion.id);
+            assert_eq!(ended.iter().map(|c| c.id).collect::<Vec<_>>(), [5, 6, 7], "each once");
+            let error = ended[0].result.as_ref().expect_err("not all of it is there").to_string();
+            let place = format!("write of {PART_BYTES} bytes at byte {}", 2 * part);
+            assert!(error.starts_with(&place), "the part that failed: {error}");
+            assert!(error.contains("fewer than when it was opened"), "{error}");
+            assert!(ended[1].result.is_ok() && ended[2].result.is_ok());
+            let writes = device.stats().writes;
+            assert_eq!((writes.ended, writes.errors, writes.bytes), (2, 1, 4096));
+            assert_eq!(memory.metadata().expect("there").len(), there, "nothing behind its end");
+            // It takes the next one as if nothing had been.
+            device.start(8, Op::Write { offset: 0, bufs: data(2 * PART_BYTES, 9), gently: true });
+            device.submit().expect("submitted");
+            let ended = all_that_ends(&mut device);
+            assert!(ended.len() == 1 && ended[0].id == 8 && ended[0].result.is_ok());
+            let mut bytes = vec![0; 2 * PART_BYTES];
+            memory.read_exact_at(&mut bytes, 0).expect("read");
+            assert!(bytes.iter().all(|byte| *byte == 9));
+        }
+    }
+}
+
+/// What was written and not flushed is not acknowledged. (`/dev/null` takes every write and knows no flush.)
+#[test]
+fn a_gentle_write_whose_flush_fails_is_one_error() {
+    for engine in [Engine::Auto, Engine::Blocking] {
+        let null = File::options().read(true).write(true).open("/dev/null").expect("there");
+        let mut device = instead_of_a_file(null, engine);
+        device.start(5, Op::Write { offset: 0, bufs: data(3 * PART_BYTES, 7), gently: true });
+        device.submit().expect("submitted");
+        let ended = all_that_ends(&mut device);
+        assert_eq!((ended.len(), ended[0].id), (1, 5));
+        assert!(ended[0].result.is_err(), "{engine:?}: acknowledged without a flush");
+        assert_eq!((device.stats().writes.errors, device.in_flight()), (1, 0));
+    }
+}
+
+/// The device is closed while gentle writes have parts left: it waits for what is with the kernel, and that ends.
+#[test]
+fn a_device_is_closed_in_the_middle_of_a_gentle_write() {
+    for engine in [Engine::Auto, Engine::Blocking] {
+        let (mut device, _memory) = cut_off(4 << 20, engine);
+        for id in 0..4 {
+            device.start(id, Op::Write { offset: 0, bufs: data(4 << 20, 7), gently: true });
+        }
+        device.submit().expect("submitted");
+        let begun = Instant::now();
+        drop(device);
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
 }

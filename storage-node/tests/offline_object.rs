@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use trefoil_core::message::{Line, WriteOp};
 use trefoil_core::record::{Patch, Record};
 use trefoil_core::*;
-use trefoil_storage_node::offline::{Block, ExportError, OfflineError, ReadOnlyError};
+use trefoil_storage_node::offline::{Block, ExportError, OfflineError, ReadOnlyError, SparseFile};
 use trefoil_storage_node::store::{ReadMode, StoreEvent, SuperblockError};
 
 fn x() -> ObjectId {
@@ -162,6 +162,15 @@ fn an_export_has_holes_for_what_is_bad_and_names_it() {
     let slip = store.offline().export(x(), &other_store.path(), None, true);
     assert!(matches!(slip, Err(ExportError::Store(_))), "{slip:?}");
     assert!(!other_store.offline().info().is_damaged());
+    // Nor one that has lost its first signature: such a device is what is being looked at offline.
+    let whole = fingerprint(&other_store);
+    for at in [3, (1 << 20) + 3] {
+        other_store.flip(at);
+        let slip = store.offline().export(x(), &other_store.path(), None, true);
+        assert!(matches!(slip, Err(ExportError::Store(_))), "{slip:?}");
+    }
+    [3, (1 << 20) + 3].into_iter().for_each(|at| other_store.flip(at));
+    assert_eq!(fingerprint(&other_store), whole, "nothing was written");
     let other = object(group(1, 3), 99);
     let none = store.offline().export(other, &store.dir.path().join("none"), None, false);
     assert!(matches!(none, Err(ExportError::NoObject { .. })), "{none:?}");
@@ -195,4 +204,19 @@ fn a_damaged_page_loses_what_it_says_and_nothing_else() {
     let report = store.offline().export(x(), &out, None, false).expect("exported");
     assert_eq!(report.bad, 1 + 256 - 2);
     assert_eq!(marks(&out)[260], Some(99));
+}
+
+#[test]
+fn half_an_image_is_not_left_to_be_taken_for_one() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("image");
+    let half = |force| {
+        let mut file = SparseFile::create(&path, 1 << 20, force).expect("made");
+        file.put(0, &bytes(5)).expect("written");
+    };
+    half(false);
+    assert!(!path.exists(), "it was made here");
+    std::fs::write(&path, bytes(7)).expect("written");
+    half(true);
+    assert_eq!(path.metadata().expect("it was there before").len(), 0);
 }

@@ -5,10 +5,10 @@ mod store_common;
 
 use bytes::Bytes;
 use store_common::{
-    DATA, NoIndex, bytes, find, head, headers, medium, object, open, open_with, read, settle, sum, write,
+    DATA, NoIndex, Sim, bytes, find, head, headers, medium, object, open, open_with, read, settle, sum, write,
 };
 use trefoil_core::checksum::HOLE;
-use trefoil_core::record::Record;
+use trefoil_core::record::{Patch, Record};
 use trefoil_core::*;
 use trefoil_storage_node::device::sim::SimMedium;
 use trefoil_storage_node::store::{
@@ -54,6 +54,91 @@ fn a_flipped_bit_is_bad_and_is_healed() {
     let told = settle(&mut store);
     assert!(matches!(told[..], [StoreEvent::Durable { up_to_ticket: 4 }]));
     assert_eq!(store.stats().space.free, before);
+}
+
+fn told_bad(events: &[StoreEvent]) -> Vec<(u32, u64)> {
+    let bad = |event: &StoreEvent| match event {
+        StoreEvent::BadBlock { block, checksum, .. } => Some((*block, *checksum)),
+        _ => None,
+    };
+    events.iter().filter_map(bad).collect()
+}
+
+/// The node looks for so many at its peers at once, and not for ever: told once only, a block whose peers were
+/// away for a moment would stay bad until somebody writes it.
+#[test]
+fn a_bad_block_is_told_at_each_read_until_it_is_healed() {
+    let m = medium(16);
+    let (mut store, _) = open(&m);
+    let o = object(1);
+    store.append(1, write(o, 1, 10, &[1, 2, 3, 4]));
+    settle(&mut store);
+    m.flip(find(&m, 3, 8) + 100);
+    let look = |store: &mut Sim, blocks| {
+        store.read(1, o, blocks, ReadMode::All);
+        told_bad(&settle(store))
+    };
+    for _ in 0..3 {
+        assert_eq!(look(&mut store, BlockRange::new(9, 6)), [(12, sum(o, 12, 3))]);
+    }
+    let counts = |store: &Sim| (store.stats().bad_blocks, store.stats().bad_now);
+    assert_eq!(counts(&store), (1, 1), "it is one block all the same");
+    let heal = Record::Heal { object: o, block: 12, checksum: sum(o, 12, 3), data: Bytes::from(bytes(3)) };
+    store.append(2, heal);
+    settle(&mut store);
+    assert_eq!(look(&mut store, BlockRange::new(9, 6)), []);
+    assert_eq!(counts(&store), (1, 0));
+    // What was written while it was being read is not what was read.
+    m.flip(find(&m, 4, 8) + 100);
+    store.read(1, o, BlockRange::new(13, 1), ReadMode::All);
+    store.append(3, write(o, 2, 13, &[5]));
+    assert_eq!(told_bad(&settle(&mut store)), []);
+    assert_eq!(counts(&store), (1, 0));
+    // Nor is one bad for ever that the device could not give for a moment.
+    let at = find(&m, 2, 8);
+    m.flip(at);
+    assert_eq!(look(&mut store, BlockRange::new(9, 6)), [(11, sum(o, 11, 2))]);
+    m.flip(at);
+    assert_eq!(look(&mut store, BlockRange::new(9, 6)), []);
+    assert_eq!(counts(&store), (2, 0));
+}
+
+/// A repair that could not get a block has marked it bad: it is looked for when it is read, as one that has
+/// rotted is.
+#[test]
+fn a_block_that_a_repair_has_left_bad_is_told_and_healed() {
+    let m = medium(16);
+    let (mut store, _) = open(&m);
+    let o = object(3);
+    let patch = Patch {
+        blocks: vec![(0, sum(o, 0, 5))],
+        data: bytes(5).into(),
+        bad: vec![(2, sum(o, 2, 6)), (3, sum(o, 3, 7))],
+    };
+    let writes = Vec::new();
+    store.append(1, Record::Install { object: o, head: head(9), patches: vec![patch], writes });
+    settle(&mut store);
+    drop(store);
+    let (mut store, _) = open(&m);
+    let look = |store: &mut Sim, mode| {
+        store.read(1, o, BlockRange::new(0, 5), mode);
+        told_bad(&settle(store))
+    };
+    assert_eq!(look(&mut store, ReadMode::ChecksumsOnly), [], "nobody has asked for their bytes");
+    for _ in 0..2 {
+        assert_eq!(look(&mut store, ReadMode::All), [(2, sum(o, 2, 6)), (3, sum(o, 3, 7))]);
+    }
+    let have = [sum(o, 0, 5), 0, sum(o, 2, 6), 0, 0].into();
+    assert_eq!(look(&mut store, ReadMode::Differing(have)), [(3, sum(o, 3, 7))]);
+    assert_eq!((store.stats().bad_blocks, store.stats().bad_now), (0, 2));
+    for (block, fill) in [(2, 6), (3, 7)] {
+        let (checksum, data) = (sum(o, block, fill), Bytes::from(bytes(fill)));
+        store.append(u64::from(block), Record::Heal { object: o, block, checksum, data });
+    }
+    settle(&mut store);
+    assert_eq!(look(&mut store, ReadMode::All), []);
+    assert_eq!(read(&mut store, o, 2, 2).data, [bytes(6), bytes(7)].concat());
+    assert_eq!(store.stats().bad_now, 0);
 }
 
 #[test]

@@ -178,6 +178,28 @@ fn what_is_there_is_not_formatted_over() {
     assert!(matches!(format(&other, &odd), Err(FormatError::Segment(_))));
 }
 
+/// A slip in a device's name, or a disk that is away: a store there would be one in memory.
+#[test]
+fn a_device_that_is_not_there_is_not_made_as_a_file() {
+    let dir = tempfile::tempdir().expect("directory");
+    let node = Path::new("/dev").join(format!("trefoil-{}", std::process::id()));
+    let link = dir.path().join("by-name");
+    std::os::unix::fs::symlink(dir.path().join("away"), &link).expect("a link");
+    for path in [&node, &link] {
+        let refused = format(path, &format_options(Some(SIZE), false));
+        let made = path.exists();
+        let _ = std::fs::remove_file(path.canonicalize().unwrap_or_default());
+        assert!(!made && matches!(refused, Err(FormatError::NoDevice(_))), "{refused:?}");
+    }
+    // Memory may be meant, too.
+    let shm = Path::new("/dev/shm").join(format!("trefoil-{}", std::process::id()));
+    if Path::new("/dev/shm").is_dir() {
+        let made = format(&shm, &format_options(Some(SIZE), false));
+        let _ = std::fs::remove_file(&shm);
+        assert!(made.is_ok(), "{made:?}");
+    }
+}
+
 #[test]
 fn a_device_that_is_not_ours_is_refused_untouched() {
     let dir = formatted();

@@ -175,11 +175,11 @@ fn a_device_of_format_2_opens_and_holds_what_was_written() {
         let (o, range) = (object(1, index), BlockRange::new(0, 1024));
         store.read(1, o, range, ReadMode::All);
         let mut events = Vec::new();
-        while events.is_empty() {
+        while !matches!(events.last(), Some(StoreEvent::Read { .. })) {
             store.submit();
             store.poll(&mut events);
         }
-        let Some(StoreEvent::Read { checksums, data, bad, .. }) = events.first() else {
+        let Some(StoreEvent::Read { checksums, data, bad, .. }) = events.last() else {
             panic!("{events:?}");
         };
         let seen = model::decode(o, range, checksums, data, bad).expect("good");

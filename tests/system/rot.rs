@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::blocks::{BLOCK, Content, Ledger, Random, fill};
-use crate::cluster::{Cluster, Shape};
+use crate::cluster::{Cluster, Shape, run_trefoil};
 use crate::tools::wait_until;
 use crate::writer;
 
@@ -80,6 +80,47 @@ fn read_all(cluster: &Cluster, ledger: &mut Ledger, when: &str) {
 fn node(cluster: &Cluster, name: &str) -> crate::health::NodeHealth {
     let nodes = cluster.nodes();
     nodes.iter().find(|node| node.name == name).unwrap_or_else(|| panic!("no {name} among {nodes:?}")).clone()
+}
+
+/// What nobody could give when it was found bad is looked for again when it is read again, and not only when the
+/// node is started again.
+#[test]
+fn rot_that_was_found_while_the_others_were_away_is_repaired_when_they_are_back() {
+    const FLIPPED: usize = 300;
+    let mut cluster = Cluster::start(Shape { limit: Duration::from_secs(300), ..Shape::default() });
+    let mut ledger = Ledger::new(SALT, 0, BLOCKS);
+    writer::write_through(&cluster.connect("disk0"), &mut ledger).expect("it writes");
+    cluster.wait_until_whole(Duration::from_secs(30));
+    let names = cluster.names("storage-node");
+    let (victim, others) = names.split_first().expect("three nodes");
+    let device = cluster.device(victim);
+    let places = find_blocks(&device, &ledger);
+    others.iter().for_each(|other| cluster.kill(other));
+    flip(&device, &places, &mut Random::new(52), FLIPPED);
+    let found = wait_until(Duration::from_secs(60), || {
+        read_deep(&cluster);
+        wait_until(Duration::from_secs(5), || node(&cluster, victim).checksum_errors >= FLIPPED as u64 / 2)
+    });
+    assert!(found, "{:?}\n{}", node(&cluster, victim), cluster.logs());
+    // Until it has given up looking for their bytes.
+    std::thread::sleep(Duration::from_secs(5));
+    others.iter().for_each(|other| cluster.restart(other));
+    let mended = wait_until(Duration::from_secs(90), || {
+        read_deep(&cluster);
+        let good = || cluster.nodes().iter().all(|it| it.up) && node(&cluster, victim).bad_blocks == 0;
+        wait_until(Duration::from_secs(5), good)
+    });
+    assert!(mended, "{:?}\n{}", node(&cluster, victim), cluster.logs());
+    cluster.wait_until_whole(Duration::from_secs(60));
+    read_all(&cluster, &mut ledger, "repaired");
+    cluster.stop();
+}
+
+/// Has every node that is there read all that it has.
+fn read_deep(cluster: &Cluster) {
+    let monitors = cluster.monitors();
+    let order = ["pg", "scrub", "--all", "--deep", "--monitor", &monitors];
+    run_trefoil(&order, Duration::from_secs(30)).ok("a deep scrub");
 }
 
 #[test]

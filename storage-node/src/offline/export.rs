@@ -4,7 +4,7 @@
 //! Whether this copy of the object is the one that counts is not decided here (`volume.rs` does that).
 
 use super::{Block, Fault, OfflineStore, ReadMany};
-use crate::store::view::{MAGIC, byte_of};
+use crate::store::view::{COPIES, MAGIC, ROOT_MAGIC, SLOTS, byte_of};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -80,9 +80,7 @@ impl SparseFile {
         // A store's device is locked, by us or by its node: it must not become an image by a slip of the hand.
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, errno)| failed("it is in use: is it a storage node's device?")(errno.into()))?;
-        let mut start = [0; MAGIC.len()];
-        // What is shorter is no store.
-        if file.read_exact_at(&mut start, 0).is_ok() && start == MAGIC {
+        if is_store(&file) {
             return Err(ExportError::Store(path.display().to_string()));
         }
         file.set_len(0).map_err(failed("cannot empty it"))?;
@@ -105,8 +103,8 @@ impl SparseFile {
         })
     }
 
-    /// Makes it durable. Dropped without this, a file that was made here is removed: half an image must
-    /// not be taken for one.
+    /// Makes it durable. Dropped without this, a file that was made here is removed, and one that was there
+    /// before is emptied: half an image must not be taken for one.
     pub fn finish(mut self) -> Result<(), ExportError> {
         let path = self.path.display().to_string();
         self.file.sync_all().map_err(|source| ExportError::Io {
@@ -121,11 +119,26 @@ impl SparseFile {
 
 impl Drop for SparseFile {
     fn drop(&mut self) {
-        if self.made && !self.kept {
-            // The reason for it is on its way up already.
-            let _ = std::fs::remove_file(&self.path);
+        if self.kept {
+            return;
         }
+        // The reason for it is on its way up already.
+        let _ = match self.made {
+            true => std::fs::remove_file(&self.path),
+            false => self.file.set_len(0),
+        };
     }
+}
+
+/// True where any of the places says so that tell a store: the devices that are looked at offline are those of
+/// which a part is damaged.
+fn is_store(file: &File) -> bool {
+    let says = |at: u64, magic: [u8; 8]| {
+        let mut there = [0; 8];
+        // What is shorter is no store.
+        file.read_exact_at(&mut there, at).is_ok() && there == magic
+    };
+    COPIES.into_iter().any(|at| says(at, MAGIC)) || SLOTS.into_iter().any(|at| says(at, ROOT_MAGIC))
 }
 
 /// A block without good bytes.

@@ -280,6 +280,7 @@ impl<D: Device, I: Index> Store<D, I> {
             segments_free: self.free_count(),
             segments_kept: self.cleaner.kept_count(),
             pages_dead: self.state.dead.len(),
+            bad_now: self.bad.len(),
             live_blocks: self.state.segments.live(),
             ..self.stats
         }

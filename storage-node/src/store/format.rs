@@ -82,6 +82,12 @@ pub enum FormatError {
     /// The segment size.
     #[error("a segment of {0} bytes is not possible: choose a power of two of at least {min}", min = SEGMENT_BYTES_MIN)]
     Segment(u64),
+    /// A device that is not there.
+    #[error(
+        "{0} is not there, and a file is not made in its place: it would lie in memory, where the device nodes \
+         are, or where a link points that leads nowhere. Check the device's name; `lsblk` shows what there is"
+    )]
+    NoDevice(String),
     /// A device smaller than asked for.
     #[error("{device} has {have} bytes, fewer than the size asked for ({want})")]
     Smaller {
@@ -158,6 +164,9 @@ pub fn format_with(path: &Path, options: &FormatOptions, how: FormatHow) -> Resu
         plan(size)?;
     }
     let create = options.size.is_some() && !path.exists();
+    if create && means_a_device(path) {
+        return Err(FormatError::NoDevice(name));
+    }
     let mut raw = RawDevice::open(path, create)?;
     let sb = plan(options.size.unwrap_or(raw.size))?;
     let regular = !raw.is_block();
@@ -195,6 +204,15 @@ pub fn format_with(path: &Path, options: &FormatOptions, how: FormatHow) -> Resu
     let mut device = FileDevice::new(raw, Engine::Blocking).map_err(io("cannot start"))?;
     format_device(&mut device, &sb).map_err(io("cannot write the superblock"))?;
     Ok(Formatted { superblock: sb, device: info, replaced, discarded, discard_error })
+}
+
+/// True for a path of nothing that can only have meant a device: among the device nodes, or a link to nowhere,
+/// as those of udev are while their disk is away. A file made there would take what the device should have, and
+/// in `/dev` it is in memory.
+fn means_a_device(path: &Path) -> bool {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
+    path.is_symlink() || dir.starts_with("/dev") && !dir.starts_with("/dev/shm")
 }
 
 fn list(found: &[Found]) -> String {

@@ -158,7 +158,8 @@ pub enum StoreEvent {
         /// Why, and what to do.
         why: String,
     },
-    /// Damage: a block does not match its checksum or cannot be read. It can be healed.
+    /// Damage: a block does not match its checksum, cannot be read, or came without its bytes (`bad` of a
+    /// repair's [`trefoil_core::record::Patch`]). It can be healed. Told at each read that finds it, until it is.
     BadBlock {
         /// The object.
         object: ObjectId,
@@ -229,8 +230,10 @@ pub struct Stats {
     pub cache_hits: u64,
     /// Table pages that a read had to wait for.
     pub cache_misses: u64,
-    /// Blocks found bad.
+    /// Blocks found not to match their checksums, or unreadable.
     pub bad_blocks: u64,
+    /// Blocks that are known to have no good bytes here now (at most 65,536 are remembered).
+    pub bad_now: usize,
     /// Heal records taken.
     pub healed: u64,
     /// Table pages found damaged.

@@ -17,7 +17,7 @@ const RUN_BLOCKS_MAX: u32 = 256;
 const SPARE_MAX: usize = 64;
 /// Blocks of the largest read whose lists are kept.
 const SPARE_BLOCKS_MAX: usize = 256;
-/// Bad blocks remembered; beyond it their damage is reported at each read.
+/// Bad blocks remembered; beyond it their damage is counted and logged at each read.
 const BAD_MAX: usize = 64 << 10;
 
 /// A read under way.
@@ -53,7 +53,7 @@ pub struct Answer {
     pub data: Option<Buf>,
     /// Blocks without.
     pub bad: Vec<u32>,
-    /// Those of them whose damage the read has found: `(block, entry)`.
+    /// Those of them whose bytes can be looked for by their checksum: `(block, entry)`.
     pub damaged: Vec<(u32, BlockEntry)>,
 }
 
@@ -119,7 +119,12 @@ impl Read {
                 ReadMode::ChecksumsOnly => entry.checksum == UNKNOWN,
             };
             if asked && entry.checksum != HOLE && entry.location == 0 {
-                bad.push(self.blocks.first + n as u32);
+                let block = self.blocks.first + n as u32;
+                bad.push(block);
+                // Where the page is lost nobody can say by checksum what it held.
+                if entry.checksum != UNKNOWN {
+                    damaged.push((block, *entry));
+                }
             }
         }
         bad.sort_unstable();
@@ -216,6 +221,13 @@ impl<D: Device, I: Index> Store<D, I> {
         self.space.read_ended(read.epoch);
         let (token, object) = (read.token, read.object);
         let answer = read.finish();
+        if !self.bad.is_empty() && matches!(read.mode, ReadMode::All) {
+            // What a device could not give for a moment is bad no more.
+            let good =
+                (read.blocks.first..read.blocks.end()).filter(|b| answer.bad.binary_search(b).is_err());
+            let now = self.state.tables.current(object);
+            good.for_each(|block| _ = self.bad.remove(&(now, block)));
+        }
         if self.spare_reads.len() < SPARE_MAX && read.entries.capacity() <= SPARE_BLOCKS_MAX {
             self.spare_reads.push(read);
         }
@@ -230,20 +242,32 @@ impl<D: Device, I: Index> Store<D, I> {
         });
     }
 
-    /// A block's bytes are not what they should be.
+    /// A block's bytes are not what they should be, or its table says that they are not here. Counted and
+    /// logged once; told each time: the node looks for a limited number at once, and does not find what only
+    /// peers have that are away.
     pub(super) fn found_bad(&mut self, object: ObjectId, block: u32, entry: BlockEntry) {
         let object = self.state.tables.current(object);
-        if self.bad.contains(&(object, block)) {
+        if self.state.tables.peek(object, block).is_some_and(|now| now != entry) {
+            // Written, healed or moved while it was being read.
             return;
         }
-        self.stats.bad_blocks += 1;
-        tracing::error!(
-            device = self.dev.name(), %object, block,
-            byte = byte_of(entry.location),
-            "a block does not match its checksum; it will be fetched from another copy"
-        );
-        if self.bad.len() < BAD_MAX {
-            self.bad.insert((object, block));
+        if !self.bad.contains(&(object, block)) {
+            self.stats.bad_blocks += u64::from(entry.location != 0);
+            if entry.location == 0 {
+                tracing::warn!(
+                    device = self.dev.name(), %object, block,
+                    "a repair has not got the bytes of this block; they will be fetched from another copy"
+                );
+            } else {
+                tracing::error!(
+                    device = self.dev.name(), %object, block,
+                    byte = byte_of(entry.location),
+                    "a block does not match its checksum; it will be fetched from another copy"
+                );
+            }
+            if self.bad.len() < BAD_MAX {
+                self.bad.insert((object, block));
+            }
         }
         self.events.push(StoreEvent::BadBlock { object, block, checksum: entry.checksum });
     }

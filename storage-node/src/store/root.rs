@@ -12,7 +12,8 @@ use trefoil_crc::crc64;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-const MAGIC: [u8; 8] = *b"TRFLROOT";
+/// First eight bytes of both slots.
+pub const MAGIC: [u8; 8] = *b"TRFLROOT";
 const VERSION: u32 = 1;
 /// Where root `n` goes: slot `n % 2`.
 pub const SLOTS: [u64; 2] = [64 << 10, (1 << 20) + (64 << 10)];

@@ -9,7 +9,7 @@ pub use super::index::{Delta, Index, Meta, SledIndex, VERSION};
 pub use super::log::StreamEnd;
 pub use super::recovery::walk::{Step, scan, snapshot_state, walk};
 pub use super::recovery::{IndexUse, RecoverError, Recovery, recover};
-pub use super::root::{Roots, SLOTS};
+pub use super::root::{MAGIC as ROOT_MAGIC, Roots, SLOTS};
 pub use super::segments::Delta as CountDelta;
 pub use super::state::State;
 pub use super::superblock::{COPIES, MAGIC, Superblock, byte_of, place_of};

@@ -7,9 +7,9 @@
 use super::bench::Bench;
 use super::crash::{Point, Progress};
 use super::index::MemIndex;
-use super::make::Maker;
+use super::make::{Maker, bad_fill};
 use super::work::{Kind, Work, kind_of};
-use super::{BAD, Blocks, Model, audit, decode, difference, fills_of, object_of};
+use super::{BAD, Blocks, Model, audit, block, decode, difference, fills_of, object_of};
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use std::cell::RefCell;
@@ -334,9 +334,17 @@ impl<B: Bench> Run<B> {
                 assert!(self.failed.is_none(), "said once");
                 self.failed = Some(why);
             }
-            StoreEvent::BadBlock { object, block, .. } => {
-                assert!(self.tolerant, "bad {object} {block}");
-                self.bad.push((object, block));
+            StoreEvent::BadBlock { object, block: n, checksum } => {
+                let came_bad = checksum == block(object, n, bad_fill(n)).1;
+                let healed_since = self.now.blocks.get(&(object, n)) == Some(&bad_fill(n));
+                if came_bad && !(self.tolerant && healed_since) {
+                    return; // a repair has left it so
+                }
+                assert!(self.tolerant, "bad {object} {n}");
+                // Told at each read.
+                if !self.bad.contains(&(object, n)) {
+                    self.bad.push((object, n));
+                }
             }
             StoreEvent::LostTable { object, blocks } => {
                 assert!(self.tolerant, "lost table of {object} {blocks:?}");
