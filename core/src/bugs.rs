@@ -42,6 +42,8 @@ pub enum Bug {
     WrongGroup,
     /// A leader opens a group that split off with a ballot of its own, from round 0.
     SplitFromRoundZero,
+    /// A leader answers what a majority has in a pool whose answers wait for all copies in line (5.6).
+    AllInSyncForgotten,
 }
 
 thread_local! {
@@ -123,4 +125,8 @@ pub(crate) fn wrong_group() -> bool {
 
 pub(crate) fn split_from_round_zero() -> bool {
     BUG.get() == Some(Bug::SplitFromRoundZero)
+}
+
+pub(crate) fn all_in_sync_forgotten() -> bool {
+    BUG.get() == Some(Bug::AllInSyncForgotten)
 }

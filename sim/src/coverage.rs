@@ -126,6 +126,12 @@ cover! {
     LostState = "lost state",
     /// Leaders that noticed it.
     LostData = "lost data noticed",
+    /// Writes whose answers waited for more copies than a majority.
+    AnswersHeld = "answers held for all copies",
+    /// Copies that were left behind, or nodes cut loose, because answers waited for them for too long.
+    AnswersLate = "answers that waited for too long",
+    /// Pools set to acknowledge otherwise.
+    AckChanges = "pools set to acknowledge otherwise",
     /// Moves that were begun.
     MovesStarted = "moves started",
     /// Moves that became joint.

@@ -29,6 +29,8 @@ const MOVES_SALT: u64 = 0x006d_6f76_657d;
 const LIES_SALT: u64 = 0x006c_6965_7300;
 /// Which runs have splits in them. As [`MOVES_SALT`], with those from before there were splits.
 const SPLITS_SALT: u64 = 0x7370_6c69_7468;
+/// In which runs answers wait for all copies in line. Such that those of `tests/seeds.txt` from before are none.
+const ACK_SALT: u64 = 0x616c_6c5f_696e_0039;
 /// Most placement groups in a run.
 pub const PGS_MAX: usize = 12;
 /// The pool of every volume.
@@ -152,6 +154,8 @@ pub enum Bug {
     WrongGroup,
     /// A leader opens a group that split off as if it had none there before.
     SplitFromRoundZero,
+    /// A leader answers what a majority has, in a pool that wants all copies in line.
+    AllInSyncForgotten,
 }
 
 /// How placement groups move in a run. Times in µs.
@@ -205,6 +209,10 @@ pub struct Plan {
     pub moves: Option<MovesPlan>,
     /// Several monitors, in some runs; else one that answers at once.
     pub monitors: Option<MonitorsPlan>,
+    /// Answers wait for all copies in line, at first.
+    pub all_in_sync: bool,
+    /// The pool is set to the other kind so often.
+    pub ack_changes: Option<Span>,
     /// Object to placement group: `(volume, object, placement groups)`.
     pub pg_of: fn(VolumeId, ObjectIndex, u32) -> u32,
     /// Volumes.
@@ -309,6 +317,8 @@ impl Plan {
             moves: None,
             monitors: None,
             lies: None,
+            all_in_sync: false,
+            ack_changes: None,
             pg_of,
             volumes: r.between(1, VOLUMES_MAX as u64) as usize,
             objects: r.between(1, OBJECTS_MAX as u64) as usize,
@@ -393,6 +403,13 @@ impl Plan {
             plan.io_timeout = None;
         }
         plan.draw_monitors();
+        // And again: runs of pools whose answers wait for a majority are what they were.
+        let a = &mut Rng::new(seed ^ ACK_SALT);
+        if a.one_in(3) {
+            plan.all_in_sync = true;
+            let every = a.magnitude(20_000, 500_000);
+            plan.ack_changes = a.one_in(4).then_some((every / 4, every));
+        }
         plan
     }
 
@@ -492,6 +509,13 @@ impl Plan {
             monitors.lost_percent = 0;
         }
         self
+    }
+
+    /// How much longer than other operations a write may take in a pool whose answers wait for all copies in line: until a
+    /// copy is left behind. (Clocks drift, and a leader looks every 50 ms.)
+    pub fn held_max(&self) -> u64 {
+        let longest = self.node_timeout.max(self.lag_max);
+        longest + longest * self.drift_ppm / 1_000_000 + 60_000
     }
 
     /// Blocks in an object, as the leaders and nodes know it.

@@ -87,6 +87,7 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::SplitWithoutRecord) => Some(trefoil_core::bugs::Bug::SplitWithoutRecord),
         Some(Bug::WrongGroup) => Some(trefoil_core::bugs::Bug::WrongGroup),
         Some(Bug::SplitFromRoundZero) => Some(trefoil_core::bugs::Bug::SplitFromRoundZero),
+        Some(Bug::AllInSyncForgotten) => Some(trefoil_core::bugs::Bug::AllInSyncForgotten),
         Some(_) | None => None,
     });
     let _ = bug;
@@ -113,7 +114,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
     let plan = plan_of(seed, settings);
     let summary = format!(
         "{} monitors, {} nodes, {} PGs, {} volumes of {} objects of {} blocks (from {}), {} clients, lease {} µs, drift {} \
-         ppm; {}; faults: {}",
+         ppm; {}; answered by {}; faults: {}",
         plan.monitors.as_ref().map_or(0, |monitors| monitors.count),
         plan.nodes,
         plan.pgs.len(),
@@ -128,6 +129,11 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
             None => "nothing moves",
             Some(moves) if moves.split_every.is_some() => "PGs move and split",
             Some(_) => "PGs move",
+        },
+        match (plan.all_in_sync, plan.ack_changes) {
+            (false, _) => "a majority",
+            (true, None) => "all in line",
+            (true, Some(_)) => "all in line or a majority, in turns",
         },
         plan.fault_names()
     );
@@ -184,6 +190,7 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::SplitWithoutRecord) => Some("split-without-record"),
         Some(Bug::WrongGroup) => Some("wrong-group"),
         Some(Bug::SplitFromRoundZero) => Some("split-from-round-zero"),
+        Some(Bug::AllInSyncForgotten) => Some("all-in-sync-forgotten"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

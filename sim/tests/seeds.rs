@@ -165,6 +165,20 @@ fn one_slow_or_stopped_node_makes_no_operation_long() {
     assert_eq!(totals.failures.first().and_then(|f| f.violation.as_ref()).map(|v| v.invariant), Some("P2"));
 }
 
+/// 5.6: answers that wait for all copies in line, that do not, and how long.
+#[test]
+fn answers_that_wait_for_all_copies_do_so_and_not_for_ever() {
+    use trefoil_sim::coverage::Cover;
+    if runner::has_bug(Bug::AllInSyncForgotten) {
+        assert_eq!(caught(Bug::AllInSyncForgotten, 20, false), "all in sync");
+    }
+    let settings = Settings { brisk: true, ..Settings::default() };
+    let totals = run_many(1_000, Some(1_030), None, 2, &settings, 1);
+    assert_passes(&totals, &settings);
+    // That some are given up on is in `everything_that_can_happen_does`.
+    assert!(totals.coverage.get(Cover::AnswersHeld) > 1_000, "{}", totals.coverage);
+}
+
 #[test]
 fn a_hedge_that_overtakes_a_write_is_caught() {
     if runner::has_bug(Bug::HedgeOvertakesWrite) {

@@ -27,7 +27,7 @@ pub enum PoolCommand {
 Examples:
   trefoil pool create fast --rule fast --pg-num 128
   trefoil pool create trial --domain osd
-  trefoil pool create vital --copies 5 --json")]
+  trefoil pool create vital --copies 5 --ack all-in-sync --json")]
     Create(CreateArgs),
     Set(SetArgs),
     /// List pools: copies, placement groups, rule
@@ -85,19 +85,21 @@ impl TwoCopies {
     }
 }
 
-/// Change a setting of a pool: its CRUSH rule, its number of copies, or of placement groups
+/// Change a setting of a pool: its CRUSH rule, its number of copies or placement groups, when a write is done
 ///
 /// `rule NAME|ID`: its placement groups are then wanted where that rule says; what would move is shown first. `copies N`
 /// (or `size N`): 3, 5 or, with words, 2; only while the pool has no volume. `pg_num N`: more placement groups, never
 /// fewer. Each is split where it is: no data moves by that, and I/O goes on; where CRUSH wants the new ones elsewhere,
-/// which is shown first, they are moved there later.
+/// which is shown first, they are moved there later. `ack majority|all-in-sync`: a write is done when a majority of
+/// copies has it, or when every copy that is in line has; for writes from now on.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   trefoil pool set default rule ssd --dry-run
   trefoil pool set default rule ssd --yes
   trefoil pool set default pg_num 256 --dry-run
-  trefoil pool set vital copies 5 --yes")]
+  trefoil pool set vital copies 5 --yes
+  trefoil pool set vital ack all-in-sync")]
 pub struct SetArgs {
     /// The pool's name
     name: String,
@@ -118,6 +120,7 @@ enum Key {
     Copies,
     #[value(name = "pg_num", alias = "pg-num")]
     PgNum,
+    Ack,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -130,6 +133,15 @@ enum Domain {
 enum AckArg {
     Majority,
     AllInSync,
+}
+
+impl From<AckArg> for Ack {
+    fn from(arg: AckArg) -> Ack {
+        match arg {
+            AckArg::Majority => Ack::Majority,
+            AckArg::AllInSync => Ack::AllInSync,
+        }
+    }
 }
 
 /// Runs the command.
@@ -155,6 +167,12 @@ fn set(args: &SetArgs, global: &Global, out: &mut dyn Write) -> Outcome {
             PoolChange::Copies(copies)
         }
         Key::PgNum => return pg_num::set(args, global, out),
+        Key::Ack => {
+            let arg = AckArg::from_str(&args.value, false).map_err(|_| {
+                Failure::usage(anyhow!("ack {:?}: choose majority or all-in-sync", args.value))
+            })?;
+            PoolChange::Ack(arg.into())
+        }
     };
     let pool = args.name.clone();
     let perform = async |admin: &mut Admin, _: &_| {
@@ -164,6 +182,7 @@ fn set(args: &SetArgs, global: &Global, out: &mut dyn Write) -> Outcome {
     let done = match change {
         PoolChange::Rule(rule) => format!("pool {pool}: rule {rule}"),
         PoolChange::Copies(copies) => format!("pool {pool}: {copies} copies"),
+        PoolChange::Ack(ack) => format!("pool {pool}: writes are acknowledged by {ack}"),
     };
     let commands = |_: &_| vec![Command::SetPool { pool: pool.clone(), change }];
     wish::make(commands, perform, &done, &args.options, global, out)
@@ -171,10 +190,7 @@ fn set(args: &SetArgs, global: &Global, out: &mut dyn Write) -> Outcome {
 
 fn create(args: &CreateArgs, global: &Global, out: &mut dyn Write) -> Outcome {
     args.two.check(args.copies)?;
-    let ack = match args.ack {
-        AckArg::Majority => Ack::Majority,
-        AckArg::AllInSync => Ack::AllInSync,
-    };
+    let ack = args.ack.into();
     let snapshot = admin::block_on(async {
         let mut admin = Admin::connect(global)?;
         let domain = match (&args.rule, args.domain) {
@@ -208,17 +224,13 @@ pub fn rule_id(crush: &CrushMap, text: &str) -> anyhow::Result<u32> {
 
 fn list_pools(args: &ListArgs, global: &Global, out: &mut dyn Write) -> Outcome {
     let row = |pool: &PoolView| {
-        let ack = match pool.ack {
-            Ack::Majority => "majority",
-            Ack::AllInSync => "all-in-sync",
-        };
         vec![
             pool.id.to_string(),
             pool.name.clone(),
             pool.copies.to_string(),
             pool.pg_num.to_string(),
             format!("{} ({})", pool.rule_name, pool.rule),
-            ack.to_owned(),
+            pool.ack.to_string(),
             pool.volumes.to_string(),
             Size(pool.volume_bytes).to_string(),
             pool.degraded_pgs.to_string(),

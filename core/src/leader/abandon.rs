@@ -17,7 +17,8 @@ impl<P: Clone + Default> Group<P> {
         if take(&mut self.waiting) {
             return true;
         }
-        let acks = self.confirming.iter_mut().map(|c| &mut c.acks).chain([&mut self.acks_next]);
+        let acks = self.confirming.iter_mut().map(|c| &mut c.acks);
+        let acks = acks.chain([&mut self.acks_next, &mut self.owed.ids]);
         for acks in acks {
             if let Some(at) = acks.iter().position(|ack| *ack == id) {
                 acks.remove(at);
@@ -59,6 +60,7 @@ impl<P: Clone + Default> Group<P> {
     pub fn take_all_ops(&mut self, ids: &mut Vec<OpId>) {
         ids.extend(self.waiting.drain(..).map(|op| op.id));
         ids.append(&mut self.acks_next);
+        ids.append(&mut self.owed.ids);
         ids.extend(self.confirming.take().into_iter().flat_map(|confirming| confirming.acks));
         ids.extend(self.reads.drain().map(|(_, read)| read.op.id));
         for object in self.objects.values_mut() {

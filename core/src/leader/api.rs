@@ -2,6 +2,7 @@
 
 use crate::client::{ClientOp, OpDone};
 use crate::ids::*;
+use crate::map::Ack;
 use crate::message::{FromNode, ToNode};
 use crate::placement::{PgConfig, PgTable, SLOTS_MAX};
 
@@ -34,6 +35,8 @@ pub struct Options {
     pub healer: bool,
     /// A client's operation that takes longer than this (µs) fails; `None`: it waits.
     pub io_timeout: Option<u64>,
+    /// When a write is answered: as the pool has it. See [`Input::Ack`].
+    pub ack: Ack,
     /// A read is sent to a second node when the first is late: it has not answered for three times what 99
     /// of 100 reads took lately, but for no less and no more than this (µs).
     pub hedge_after: (u64, u64),
@@ -54,6 +57,7 @@ impl Default for Options {
         Options {
             healer: false,
             io_timeout: None,
+            ack: Ack::Majority,
             hedge_after: (4_000, 20_000),
             node_timeout: 5_000_000,
             lag_max: 10_000_000,
@@ -101,6 +105,11 @@ pub enum Input<P> {
         pg: u32,
         /// The configuration.
         config: PgConfig,
+    },
+    /// The pool's writes are answered so from now on; those under way too.
+    Ack {
+        /// When a write is answered.
+        ack: Ack,
     },
     /// The monitors (or a node) want this group looked at: open it in the background.
     Differs {

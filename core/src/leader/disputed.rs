@@ -9,9 +9,9 @@
 //! at a time, while a quorum of whole copies is there without them and one of these is to be trusted; until then they
 //! serve what is not in doubt of them. So no operation ever waits for such a repair.
 
-use super::Shared;
 use super::group::{Group, Link};
 use super::object::CopyState;
+use super::{Output, Shared};
 use crate::ids::*;
 
 /// Blocks that are disputed, by object and slot: what each node has said last. At most those of
@@ -93,7 +93,7 @@ impl<P: Clone + Default> Group<P> {
 
     /// Leaves copies behind whose blocks are outvoted, where they can be done without: their repair is ordered
     /// like any other.
-    pub fn replace_outvoted(&mut self, shared: &mut Shared, now: Time) {
+    pub fn replace_outvoted(&mut self, shared: &mut Shared, now: Time, out: &mut Vec<Output<P>>) {
         if self.outvoted.is_empty() {
             return;
         }
@@ -106,7 +106,7 @@ impl<P: Clone + Default> Group<P> {
                 (*at, *tries) = (now.after(pause), *tries + u32::from(may));
             }
             if may {
-                self.leave_behind(shared, now, i, index, now);
+                self.leave_behind(shared, now, i, index, now, out);
             }
         }
     }

@@ -171,7 +171,7 @@ impl<P: Clone + Default> Group<P> {
         }
         object.copies[i].no_room = true;
         let retry = if object.open { REPAIR_RETRY_FULL } else { OPEN_RETRY_FULL };
-        self.leave_behind(shared, now, i, index, now.after(retry));
+        self.leave_behind(shared, now, i, index, now.after(retry), out);
         self.refuse_hopeless(shared, now, index, out);
         self.round_if_stuck(shared, now, out);
         self.order_repairs(shared, now, out);

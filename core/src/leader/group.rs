@@ -2,6 +2,7 @@
 
 use super::choose::{self, Answer};
 use super::disputed::{Disputed, Outvoted};
+use super::in_sync::Owed;
 use super::object::{CopyState, Object, Spare};
 use super::read::{Confirming, Read};
 use super::{LeaderCounters, ObjectSet, Output, Shared};
@@ -106,6 +107,8 @@ pub(super) struct Group<P> {
     pub confirm_next: Vec<u64>,
     /// Writes that are durable on a quorum, and wait for a Confirm because no lease holds.
     pub acks_next: Vec<OpId>,
+    /// Writes that were durable on a quorum when a ballot ended, and not answered (`in_sync`).
+    pub owed: Owed,
     round_pause: u64,
     round_after: Time,
     pub counters: LeaderCounters,
@@ -138,6 +141,7 @@ impl<P: Clone + Default> Group<P> {
             confirming: None,
             confirm_next: Vec::new(),
             acks_next: Vec::new(),
+            owed: Owed::default(),
             round_pause: ROUND_PAUSE_MIN,
             round_after: Time(0),
             counters: LeaderCounters::default(),
@@ -178,6 +182,7 @@ impl<P: Clone + Default> Group<P> {
                 && self.closed.is_empty()
                 && self.behind.is_empty()
                 && self.acks_next.is_empty()
+                && self.owed.ids.is_empty()
                 && self.confirming.is_none()
                 && self.waiting.is_empty())
     }
@@ -237,7 +242,12 @@ impl<P: Clone + Default> Group<P> {
             for (slot, place) in self.slots.iter().enumerate() {
                 super::write::forget_pending(shared, now, place.node, slot, &mut object.entries);
             }
-            again.extend(object.entries.drain(..).filter_map(|entry| super::write::reissue(*index, entry)));
+            for entry in object.entries.drain(..) {
+                match entry.id {
+                    Some(id) if entry.acked => self.owed.push(now, id),
+                    _ => again.extend(super::write::reissue(*index, entry)),
+                }
+            }
             again.extend(object.waiting.drain(..));
         }
         let mut reads: Vec<(u64, Read<P>)> = self.reads.drain().collect();
@@ -300,6 +310,7 @@ impl<P: Clone + Default> Group<P> {
         let Some(i) = self.slot_of(node) else { return };
         self.slot_down(shared, now, i, out);
         self.slots[i].link = Link::Down;
+        self.pay_owed(shared, now, out);
         if self.phase == Phase::Opening {
             // Nothing was decided with its answer: it is asked again. A decision may not have to wait for
             // it any more.
@@ -330,6 +341,9 @@ impl<P: Clone + Default> Group<P> {
             }
         }
         self.slots[i].link = Link::Opening;
+        if shared.waits_for_all() {
+            self.answer_all_freed(shared, now, out);
+        }
         self.tidy_busy();
         self.reads_lose_slot(shared, now, i, out);
     }
@@ -585,6 +599,7 @@ impl<P: Clone + Default> Group<P> {
         let msg = ToNode::Settle { group: self.id, ballot: self.ballot, except };
         shared.ask(now, node, msg, out);
         self.send_missing(shared, now, i, out);
+        self.pay_owed(shared, now, out);
     }
 
     fn settled(&mut self, shared: &mut Shared, now: Time, i: usize, out: &mut Vec<Output<P>>) {

@@ -1,6 +1,7 @@
 //! Nodes that fall behind: cut loose, held out for a time, and brought back by repair.
 //!
-//! A write waits for two nodes of three, so that the third may lag; what it owes is kept for it, within
+//! A write waits for two nodes of three (in some pools for an answer from all that keep up, see [`super::in_sync`]), so
+//! that the third may lag; what it owes is kept for it, within
 //! limits: by bytes and operations ([`NODE_BACKLOG_BYTES_MAX`](crate::limits::NODE_BACKLOG_BYTES_MAX),
 //! [`NODE_BACKLOG_OPS_MAX`](crate::limits::NODE_BACKLOG_OPS_MAX)) and by time
 //! ([`super::Options::lag_max`]). Beyond them it is cut loose: its connection is given up with all that is
@@ -50,6 +51,13 @@ impl Shared {
             self.laggard(node, "it is too far behind with writes");
         }
         spared
+    }
+
+    /// As [`Shared::laggard`], of one that is not spared.
+    pub fn laggard_now(&mut self, now: Time, node: NodeId, why: &'static str) {
+        if now >= self.peer(node).spared_until {
+            self.laggard(node, why);
+        }
     }
 
     fn laggard(&mut self, node: NodeId, why: &'static str) {
@@ -132,6 +140,7 @@ impl<P: Clone + Default> Group<P> {
         index: ObjectIndex,
         too_far: u8,
         to: NodeList,
+        out: &mut Vec<Output<P>>,
     ) -> NodeList {
         let Some(object) = self.objects.get(&index) else { return to };
         let whole = |i: usize| object.copies[i].state == CopyState::InLine && too_far & 1 << i == 0;
@@ -143,7 +152,7 @@ impl<P: Clone + Default> Group<P> {
             self.slots.iter().enumerate().map(|(i, slot)| (i, slot.node)).collect();
         for (i, node) in nodes {
             if too_far & 1 << i != 0 {
-                self.leave_behind(shared, now, i, index, now.after(REPAIR_RETRY));
+                self.leave_behind(shared, now, i, index, now.after(REPAIR_RETRY), out);
             } else if to.as_slice().contains(&node) {
                 left.push(node);
             }

@@ -15,8 +15,9 @@
 //! says where reads go ([`steer`]), when a second node is asked ([`hedge`], [`due`]), and who is cut loose
 //! and for how long ([`laggard`]).
 //!
-//! A write is acknowledged when a quorum of whole copies has *reported* it durable. The machine decides
-//! nothing about durability by itself: it counts what nodes have said.
+//! A write is acknowledged when a quorum of whole copies has *reported* it durable; in pools that want it so, when
+//! every copy in line has ([`in_sync`]). The machine decides nothing about durability by itself: it counts what
+//! nodes have said.
 //!
 //! Weaknesses, known: the state of every object that any node has ever named is held in memory (about
 //! 300 bytes each, 75 MiB per TiB of written volume).
@@ -29,6 +30,7 @@ mod due;
 mod full;
 mod group;
 mod hedge;
+mod in_sync;
 mod laggard;
 mod latency;
 mod object;
@@ -150,6 +152,10 @@ pub struct LeaderCounters {
     pub left_behind: u64,
     /// Writes whose blocks were looked at first, because the nodes are full.
     pub probes: u64,
+    /// Writes whose answers had to wait for more copies than a majority.
+    pub answers_held: u64,
+    /// Of these, those that waited for so long that copies were given up for it.
+    pub answers_late: u64,
 }
 
 /// What a leader has under way; see [`Leader::under_way`].
@@ -261,6 +267,7 @@ impl<P: Clone + Default> Leader<P> {
             }
             Input::Config { pg, config } => self.configure(now, pg, config, out),
             Input::Pgs { pgs } => self.regroup(now, &pgs, out),
+            Input::Ack { ack } => self.set_ack(now, ack, out),
             Input::Differs { group } => self.differs(now, group, out),
             Input::Release => self.closing = self.closing.or(Some(now)),
             Input::Tick => self.tick(now, out),
@@ -331,7 +338,8 @@ impl<P: Clone + Default> Leader<P> {
             sum.repairs += peer.repairs;
         }
         for group in self.groups.iter().flatten() {
-            sum.held += group.waiting.len() + group.reads.len() + group.acks_next.len();
+            sum.held +=
+                group.waiting.len() + group.reads.len() + group.acks_next.len() + group.owed.ids.len();
             sum.held += group.confirm_next.len() + usize::from(group.confirming.is_some());
             let objects = group.busy.iter().filter_map(|index| group.objects.get(index));
             sum.held += objects.map(|object| object.entries.len() + object.waiting.len()).sum::<usize>();
@@ -385,6 +393,8 @@ impl<P: Clone + Default> Leader<P> {
             sum.latency_probes += c.latency_probes;
             sum.left_behind += c.left_behind;
             sum.probes += c.probes;
+            sum.answers_held += c.answers_held;
+            sum.answers_late += c.answers_late;
         }
         sum
     }
@@ -573,6 +583,7 @@ impl<P: Clone + Default> Leader<P> {
             self.shared.reset(node, "no answer within the node timeout");
         }
         self.find_laggards(now);
+        self.find_late_copies(now, out);
         self.release_held(now, out);
         self.stirred = false;
         for group in self.groups.iter_mut().flatten() {

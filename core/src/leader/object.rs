@@ -54,6 +54,7 @@ pub(super) struct Entry<P> {
     pub id: Option<OpId>,
     /// Nodes (by slot) that it was sent to and that have not answered.
     pub pending: u8,
+    /// On a majority.
     pub acked: bool,
     /// A node has refused this very write for want of room.
     pub refused: bool,
@@ -73,9 +74,12 @@ pub(super) struct Object<P> {
     pub decided: bool,
     /// A quorum holds it whole, or did in this ballot (5.5).
     pub open: bool,
+    /// The last so many writes up to `acked` are not answered: they wait for more than a majority
+    /// ([`super::in_sync`]). Each is an entry, so that they fit.
+    pub held: u32,
     /// The last number issued.
     pub issued: u64,
-    /// Everything up to this number is acknowledged.
+    /// Everything up to this number is on a majority: so it is true, and without more ado acknowledged.
     pub acked: u64,
     /// By slot.
     pub copies: [Copy; SLOTS_MAX],
@@ -92,6 +96,7 @@ impl<P> Object<P> {
             base,
             decided,
             open: false,
+            held: 0,
             issued: base.seq,
             acked: base.seq,
             copies: [Copy::default(); SLOTS_MAX],
@@ -110,6 +115,11 @@ impl<P> Object<P> {
     pub fn first_above(&self, seq: u64) -> usize {
         let front = self.entries.front().map_or(0, |entry| entry.seq);
         (seq.saturating_add(1).saturating_sub(front) as usize).min(self.entries.len())
+    }
+
+    /// Everything up to this number has been answered.
+    pub fn answered(&self) -> u64 {
+        self.acked - u64::from(self.held)
     }
 
     /// True if a write that overlaps these blocks is in flight.
@@ -134,6 +144,13 @@ impl<P> Object<P> {
         self.decided
             && ((head == self.base && self.acked <= self.base.seq)
                 || (head.ballot == ballot && head.seq >= self.acked))
+    }
+
+    /// Lets go of the first entries, as far as nothing is awaited for them, of nodes or for clients.
+    pub fn drop_finished(&mut self) {
+        while self.entries.front().is_some_and(|e| e.acked && e.pending == 0 && e.id.is_none()) {
+            self.entries.pop_front();
+        }
     }
 
     /// Gives up what an object at rest does not need. A volume may have millions of objects, of which

@@ -23,7 +23,7 @@ impl<P: Clone + Default> Group<P> {
         if self.phase != Phase::Decided {
             return;
         }
-        self.replace_outvoted(shared, now);
+        self.replace_outvoted(shared, now, out);
         if self.behind.is_empty() {
             return;
         }

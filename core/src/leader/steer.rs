@@ -177,8 +177,7 @@ impl<P: Clone + Default> Leader<P> {
 impl<P: Clone + Default> Group<P> {
     /// A block, of an object that was written, that the node in this slot can be asked for.
     fn held_by(&self, i: usize) -> Option<(ObjectIndex, u32)> {
-        let slot = self.slots.get(i).filter(|slot| slot.link == Link::Settled && slot.settled)?;
-        debug_assert!(slot.live());
+        self.slots.get(i).filter(|slot| slot.link == Link::Settled && slot.settled)?;
         let holds = |object: &super::object::Object<P>| {
             let copy = object.copies[i];
             object.open && copy.state == CopyState::InLine && copy.have >= object.acked && !object.untouched()

@@ -140,7 +140,7 @@ impl<P: Clone + Default> Group<P> {
         object.entries.push_back(entry);
         self.busy.insert(index);
         if too_far_behind != 0 {
-            to = self.leave_behind_if_spared(shared, now, index, too_far_behind, to);
+            to = self.leave_behind_if_spared(shared, now, index, too_far_behind, to, out);
         }
         if !to.is_empty() {
             let object = ObjectId { group, index };
@@ -255,22 +255,27 @@ impl<P: Clone + Default> Group<P> {
             self.closed.remove(&index);
         }
         let moved = acked > before || opens;
-        object.acked = acked;
-        let lease = shared.lease_holds(now);
-        let newly = object.first_above(before)..object.first_above(acked);
-        for entry in object.entries.range_mut(newly) {
-            entry.acked = true;
-            entry.op = None;
-            match entry.id.take() {
-                // Durable: a quorum has reported it, each after its own device had.
-                Some(id) if lease => shared.done(id, Ok(OpOutput::Written), out),
-                Some(id) => self.acks_next.push(id),
-                None => {}
+        let object = if shared.waits_for_all() {
+            self.acked_in_sync(shared, now, index, acked, out);
+            let Some(object) = self.objects.get_mut(&index) else { return };
+            object
+        } else {
+            object.acked = acked;
+            let lease = shared.lease_holds(now);
+            let newly = object.first_above(before)..object.first_above(acked);
+            for entry in object.entries.range_mut(newly) {
+                entry.acked = true;
+                entry.op = None;
+                match entry.id.take() {
+                    // Durable: a quorum has reported it, each after its own device had.
+                    Some(id) if lease => shared.done(id, Ok(OpOutput::Written), out),
+                    Some(id) => self.acks_next.push(id),
+                    None => {}
+                }
             }
-        }
-        while object.entries.front().is_some_and(|entry| entry.acked && entry.pending == 0) {
-            object.entries.pop_front();
-        }
+            object
+        };
+        object.drop_finished();
         if object.at_rest() {
             object.rest(&mut self.spare);
             self.busy.remove(&index);
@@ -348,10 +353,12 @@ impl<P: Clone + Default> Group<P> {
         let Some(object) = self.objects.get(&index) else { return };
         match object.copies[i].state {
             CopyState::Repairing { .. } if repair => {}
-            CopyState::InLine if !repair => {}
+            // Also the end of a repair: the Have of a write that was under way when it was ordered may have been taken
+            // for the repair's, and what was kept on top is gone.
+            CopyState::InLine => {}
             _ => return, // late: the copy is being repaired since
         }
-        self.leave_behind(shared, now, i, index, now.after(REPAIR_RETRY));
+        self.leave_behind(shared, now, i, index, now.after(REPAIR_RETRY), out);
         if repair {
             shared.peer(self.slots[i].node).repair_came_back(now);
         }
@@ -366,6 +373,7 @@ impl<P: Clone + Default> Group<P> {
         i: usize,
         index: ObjectIndex,
         retry: Time,
+        out: &mut Vec<Output<P>>,
     ) {
         let node = self.slots[i].node;
         let Some(object) = self.objects.get_mut(&index) else { return };
@@ -377,13 +385,7 @@ impl<P: Clone + Default> Group<P> {
         self.counters.left_behind += 1;
         self.behind.insert((index, i), retry);
         forget_pending(shared, now, node, i, &mut object.entries);
-        while object.entries.front().is_some_and(|entry| entry.acked && entry.pending == 0) {
-            object.entries.pop_front();
-        }
-        if object.at_rest() {
-            object.rest(&mut self.spare);
-            self.busy.remove(&index);
-        }
+        self.answer_freed(shared, now, index, out);
     }
 }
 

@@ -32,23 +32,20 @@ pub enum PoolChange {
     Rule(u32),
     /// Another number of copies; only while it has no volume.
     Copies(u8),
+    /// When a write is acknowledged. Front ends do so as soon as they have the map.
+    Ack(Ack),
 }
 
-/// Whether a pool may have that many copies, and acknowledge so.
+/// Whether a pool may have that many copies.
 ///
 /// Errors: what may be chosen. An even number needs as many answers as the next odd one and survives no more; two are
 /// possible, for those who know that two copies cannot outvote each other.
-pub(super) fn check_copies(size: u8, ack: Ack) -> Result<(), MapError> {
+pub(super) fn check_copies(size: u8) -> Result<(), MapError> {
     let odd = !size.is_multiple_of(2) && size >= 3 && usize::from(size) <= SLOTS_MAX;
     if !odd && size != 2 {
         return Err(MapError::Invalid(format!(
             "{size} copies: choose 3 or 5 (or 2, which cannot outvote each other)"
         )));
-    }
-    if ack == Ack::AllInSync {
-        // Front ends do not wait for all yet: a pool that promises it would break its word.
-        let text = "ack all-in-sync is not possible yet: front ends acknowledge what a majority has";
-        return Err(MapError::Invalid(text.to_owned()));
     }
     Ok(())
 }
@@ -149,6 +146,8 @@ impl ClusterMap {
         match change {
             PoolChange::Rule(rule) if pool.rule == rule => return done(Changed::Nothing),
             PoolChange::Copies(copies) if pool.size == copies => return done(Changed::Nothing),
+            PoolChange::Ack(ack) if pool.ack == ack => return done(Changed::Nothing),
+            PoolChange::Ack(ack) => pool.ack = ack,
             PoolChange::Rule(rule) => {
                 if !self.crush.has_rule(rule) {
                     return Err(missing("CRUSH rule", rule));
@@ -158,7 +157,7 @@ impl ClusterMap {
                 self.find_places(id, &pool)?;
             }
             PoolChange::Copies(copies) => {
-                check_copies(copies, pool.ack)?;
+                check_copies(copies)?;
                 let volumes = self.volumes.values().filter(|it| it.pool == id).count();
                 let moving = self.moves.active.keys().any(|pg| pg.pool == id);
                 if volumes > 0 || moving {
@@ -312,6 +311,12 @@ mod tests {
         let layout = map.layout;
         map.apply(&set(PoolChange::Rule(1))).unwrap();
         assert_eq!(map.layout, layout);
+
+        for ack in [Ack::AllInSync, Ack::AllInSync, Ack::Majority] {
+            let (changes, layout) = (map.pools[&PoolId(1)].ack != ack, map.layout);
+            map.apply(&set(PoolChange::Ack(ack))).unwrap();
+            assert_eq!((map.pools[&PoolId(1)].ack, map.layout > layout, &map.pgs), (ack, changes, &before));
+        }
 
         for (copies, possible) in
             [(0, false), (1, false), (2, true), (4, false), (5, true), (7, false), (3, true)]

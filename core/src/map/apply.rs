@@ -311,7 +311,7 @@ impl ClusterMap {
             return Err(full("pools", POOLS_MAX as u64));
         }
         // A node or leader takes no configuration of more than SLOTS_MAX: I/O would wait for ever.
-        super::admin::check_copies(size, ack)?;
+        super::admin::check_copies(size)?;
         // At most PGS_MAX: it was checked each time that the map grew.
         let used = self.pgs.len() as u32;
         let most = POOL_PGS_MAX.min(PGS_MAX - used);

@@ -219,6 +219,9 @@ impl fmt::Display for Happened {
             Happened::PoolChanged { name, change: PoolChange::Copies(copies) } => {
                 write!(f, "pool {name}: {copies} copies")
             }
+            Happened::PoolChanged { name, change: PoolChange::Ack(ack) } => {
+                write!(f, "pool {name}: writes are acknowledged by {ack}")
+            }
             Happened::PoolSplit { name, from, to } => {
                 write!(f, "pool {name} split: {to} placement groups of {from}")
             }

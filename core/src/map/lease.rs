@@ -84,13 +84,15 @@ struct Lease {
     renewed: Time,
     /// When a front end last asked for the volume. One that has given up does not drive the holder out.
     wanted: Option<Time>,
-    /// Between [`LeaseTable::ask`]'s yes and the end of the commit: no renewal may slip in between.
-    granting: bool,
+    /// Grants on top of this generation that are being committed, each between [`LeaseTable::ask`]'s yes and its
+    /// end, and those whose end nobody knows: while there is one, no renewal may slip in. Counted, since several may
+    /// ask before the first is through, and that one of them comes to nothing says nothing about the others.
+    granting: u32,
 }
 
 impl Lease {
     fn new(generation: Generation, renewed: Time) -> Lease {
-        Lease { generation, renewed, wanted: None, granting: false }
+        Lease { generation, renewed, wanted: None, granting: 0 }
     }
 }
 
@@ -130,7 +132,7 @@ impl LeaseTable {
     /// [`super::Grant::seen`]). If not, and it is a front end, the holder is asked to release.
     ///
     /// After a yes the caller proposes the grant and, whatever comes of it, then calls
-    /// [`LeaseTable::granted`] or [`LeaseTable::not_granted`]; until then an overdue holder cannot
+    /// [`LeaseTable::granted`] or [`LeaseTable::not_granted`], once for each yes; until then the holder cannot
     /// renew.
     pub fn ask(
         &mut self,
@@ -147,14 +149,11 @@ impl LeaseTable {
         // A healer of the holder's own process says nothing about the front end beside it, which may
         // still lead: it gets no more than anybody else's.
         let same = holder.is(asker) && holder.kind == asker.kind;
-        if same || preempts {
-            return Ok(it.generation);
-        }
         let ends = self.config.lease.saturating_add(self.config.margin);
         let lease = self.lease(volume, it.generation, now);
         let held = now.since(lease.renewed);
-        if held > ends {
-            lease.granting = true;
+        if same || preempts || held > ends {
+            lease.granting = lease.granting.saturating_add(1);
             return Ok(it.generation);
         }
         if asker.kind == HolderKind::FrontEnd {
@@ -174,7 +173,7 @@ impl LeaseTable {
         if let Some(lease) = self.leases.get_mut(&volume)
             && lease.generation == seen
         {
-            lease.granting = false;
+            lease.granting = lease.granting.saturating_sub(1);
         }
     }
 
@@ -194,7 +193,7 @@ impl LeaseTable {
         }
         let patience = 2 * self.config.lease;
         let lease = self.lease(volume, generation, now);
-        let undecided = lease.granting;
+        let undecided = lease.granting > 0;
         #[cfg(feature = "deliberate-bugs")]
         let undecided = undecided && !crate::bugs::renewal_slips_in();
         if undecided {
@@ -204,6 +203,13 @@ impl LeaseTable {
         lease.renewed = now;
         let release_please = lease.wanted.is_some_and(|at| now.since(at) < patience);
         Renewal::Renewed { release_please }
+    }
+
+    /// For so long nobody could renew, up to `now`: it does not count. Leases only become longer by it.
+    pub fn stood_still(&mut self, time: u64, now: Time) {
+        for lease in self.leases.values_mut() {
+            lease.renewed = lease.renewed.after(time).min(now).max(lease.renewed);
+        }
     }
 
     /// A volume was released or removed.

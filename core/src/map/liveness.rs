@@ -63,6 +63,15 @@ impl Liveness {
         it.last = now;
     }
 
+    /// For so long nobody could be heard of, up to `now` (no majority of monitors answered, or this one stood still):
+    /// it does not count as anybody's silence.
+    pub fn stood_still(&mut self, time: u64, now: Time) {
+        self.started = self.started.after(time).min(now).max(self.started);
+        for it in self.heard.values_mut() {
+            it.last = it.last.after(time).min(now).max(it.last);
+        }
+    }
+
     /// The node is one of the map no more.
     pub fn forget(&mut self, node: NodeId) {
         self.heard.remove(&node);
@@ -157,6 +166,20 @@ mod tests {
         assert_eq!(it.changes(&map, Time(300), none), vec![]);
         assert_eq!(it.changes(&map, Time(301), none), vec![(node, false)]);
         assert_eq!(it.changes(&map, Time(101), |id| id == node), vec![(node, false)]);
+    }
+
+    #[test]
+    fn time_in_which_nobody_could_be_heard_of_is_nobodys_silence() {
+        let map = cluster(3);
+        let mut it = Liveness::new(100, Time(0));
+        let ids: Vec<NodeId> = map.nodes.keys().copied().collect();
+        it.heard(ids[0], Time(50));
+        it.stood_still(10_000, Time(10_060));
+        assert_eq!(it.changes(&map, Time(10_100), all), vec![]);
+        it.heard(ids[0], Time(10_110));
+        assert_eq!(it.changes(&map, Time(10_120), all), vec![(ids[1], false), (ids[2], false)]);
+        it.stood_still(10_000, Time(10_115));
+        assert_eq!(it.silent(ids[0], Time(10_216)), Some(101), "not into the future");
     }
 
     #[test]

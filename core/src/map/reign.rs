@@ -24,6 +24,10 @@ use super::{ClusterMap, Command, Grant, Holder, MapError, Reply};
 use crate::ids::*;
 use serde::{Deserialize, Serialize};
 
+/// A pause of more than this (µs) between two moments at which a majority was known to answer is one in which nobody
+/// could renew ([`Reign::heard`]).
+pub const PAUSE_MIN: u64 = 1_000_000;
+
 /// Names a reign: no other one, of whichever monitor, has the same. Later ones are greater.
 ///
 /// It is in the log's entries: fields are not reordered.
@@ -117,6 +121,8 @@ pub enum Fate<'a> {
 pub struct Reign {
     id: ReignId,
     started: Time,
+    /// When a majority was last known to answer.
+    heard: Time,
     leases: LeaseTable,
 }
 
@@ -126,7 +132,7 @@ impl Reign {
         let renewed = now;
         #[cfg(feature = "deliberate-bugs")]
         let renewed = if crate::bugs::new_reign_waits_for_nobody() { Time(0) } else { renewed };
-        Reign { id: confirmed.reign, started: now, leases: LeaseTable::new(config, map, renewed) }
+        Reign { id: confirmed.reign, started: now, heard: now, leases: LeaseTable::new(config, map, renewed) }
     }
 
     /// Its name.
@@ -137,6 +143,25 @@ impl Reign {
     /// When it began, by this monitor's clock.
     pub fn started(&self) -> Time {
         self.started
+    }
+
+    /// A majority answers now, or did a moment ago. Wanted several times in each [`PAUSE_MIN`] while that is so, and
+    /// before a lease is judged.
+    ///
+    /// A monitor goes on leading when the others are away or this process stands still, and no renewal is answered
+    /// meanwhile. Were that time counted, all leases would have run out when it is over, and whoever asks first
+    /// (a healer, say) would be given volumes whose holders are well, before these could renew. For safety nothing
+    /// depends on it: leases only become longer.
+    ///
+    /// How long such a pause was that is over now; 0: there was none. Other things that are counted by what was heard
+    /// in this reign are to be told.
+    pub fn heard(&mut self, now: Time) -> u64 {
+        let pause = Some(now.since(self.heard)).filter(|pause| *pause > PAUSE_MIN).unwrap_or(0);
+        if pause > 0 {
+            self.leases.stood_still(pause, now);
+        }
+        self.heard = self.heard.max(now);
+        pause
     }
 
     /// Rule 2.
@@ -352,6 +377,68 @@ mod tests {
         assert_eq!(renew(&mut reign), Ok(Renewal::Undecided));
         reign.settle(&[grant], Fate::Never, &map, late);
         assert_eq!(renew(&mut reign), Ok(Renewal::Renewed { release_please: false }));
+    }
+
+    /// Two ask for a volume whose lease has run out, and both are told yes. The proposal of the first is on its way to
+    /// a majority; that of the second is given up before it is written (no majority has answered lately, say). The
+    /// first may still be committed: if the old holder could renew in between, two would hold leases.
+    #[test]
+    fn a_grant_that_comes_to_nothing_does_not_let_the_holder_renew_under_another_one() {
+        let config = LeaseConfig::default();
+        let (a, b) = (holder("a", 1), holder("b", 2));
+        let mut healer = holder("h", 9);
+        healer.kind = HolderKind::Healer;
+        // The second one: somebody else, a healer, or the holder's own process, attaching anew.
+        for (second, told) in [(holder("c", 3), true), (healer, false), (a.clone(), false)] {
+            let mut map = cluster(3);
+            let disk = volume(&mut map, "disk0");
+            let mut reign = Reign::begin(sure(FIRST), config, &map, Time(0));
+            let g1 = attach(&mut reign, &mut map, disk, &a, Time(0));
+            let late = Time(config.lease + config.margin + 1);
+            let ask = |reign: &mut Reign, map: &ClusterMap, who: &Holder| {
+                reign.ask(sure(FIRST), map, disk, who, Generation(0), late).unwrap()
+            };
+            let (first, other) = (ask(&mut reign, &map, &b), ask(&mut reign, &map, &second));
+            if told {
+                // As it is when the answer was waited for in vain.
+                reign.settle(std::slice::from_ref(&first), Fate::Unknown, &map, late);
+            }
+            reign.settle(&[other], Fate::Never, &map, late);
+            let renew =
+                |reign: &mut Reign, map: &ClusterMap| reign.renew(sure(FIRST), map, &a, disk, g1, late);
+            assert_eq!(renew(&mut reign, &map), Ok(Renewal::Undecided), "{}", second.name);
+            let command = Command::GrantGenerations { grants: vec![first.clone()], holder: b.clone() };
+            let generation = apply(&mut map, &reign.proposal(command, 0), FIRST).unwrap();
+            reign.settle(&[first], Fate::Applied(&[Ok(generation)]), &map, late);
+            assert_eq!(renew(&mut reign, &map), Ok(Renewal::Lost));
+        }
+    }
+
+    #[test]
+    fn time_in_which_no_majority_answers_does_not_count() {
+        let mut map = cluster(3);
+        let disk = volume(&mut map, "disk0");
+        let config = LeaseConfig::default();
+        let mut reign = Reign::begin(sure(FIRST), config, &map, Time(0));
+        let (a, b) = (holder("a", 1), holder("b", 2));
+        let g1 = attach(&mut reign, &mut map, disk, &a, Time(0));
+        let second = 1_000_000;
+        let beat = |reign: &mut Reign, from: u64, to: u64| {
+            (5 * from..=5 * to).for_each(|fifth| _ = reign.heard(Time(fifth * second / 5)));
+        };
+        beat(&mut reign, 0, 3);
+        // A minute without a majority; then all ask at once, the holder last.
+        beat(&mut reign, 63, 64);
+        let now = Time(64 * second);
+        assert!(!reign.expired(&map, disk, now));
+        assert!(reign.ask(sure(FIRST), &map, disk, &b, Generation(0), now).is_err());
+        let renewal = reign.renew(sure(FIRST), &map, &a, disk, g1, now);
+        assert_eq!(renewal, Ok(Renewal::Renewed { release_please: true }));
+        // One that is dead does not hold the volume for longer than before.
+        let ends = 64 + (config.lease + config.margin) / second;
+        beat(&mut reign, 64, ends);
+        assert!(!reign.expired(&map, disk, Time(ends * second)));
+        assert!(reign.expired(&map, disk, Time(ends * second + 1)));
     }
 
     #[test]

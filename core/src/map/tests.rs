@@ -245,9 +245,14 @@ fn any_command() -> impl Strategy<Value = Command> {
         (0u32..8, any::<bool>(), 0u64..20)
             .prop_map(|(n, drain, seen)| { Command::DrainNode { node: NodeId(n), drain, seen } }),
         (0u32..8).prop_map(|n| Command::RemoveNode { node: NodeId(n) }),
-        (0u8..7, 0u32..3, any::<bool>()).prop_map(|(copies, rule, other)| Command::SetPool {
+        (0u8..7, 0u32..3, 0u8..4).prop_map(|(copies, rule, which)| Command::SetPool {
             pool: "a".to_owned(),
-            change: if other { admin::PoolChange::Rule(rule) } else { admin::PoolChange::Copies(copies) },
+            change: match which {
+                0 => admin::PoolChange::Rule(rule),
+                1 => admin::PoolChange::Ack(Ack::AllInSync),
+                2 => admin::PoolChange::Ack(Ack::Majority),
+                _ => admin::PoolChange::Copies(copies),
+            },
         }),
         (0u64..3, 0u64..9).prop_map(|(life, now)| Command::Died { daemon: "node.1".to_owned(), life, now }),
         Just(Command::AcknowledgeDeaths { daemons: vec![] }),

@@ -76,15 +76,25 @@ pub enum Out {
 /// A node that was up for so long (ms) before it goes down does not flap.
 pub const STEADY_MS: u64 = 600_000;
 
-/// When a write is acknowledged.
+/// When a write is acknowledged. What is durable is what a majority has, in either case.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ack {
     /// Durable on a majority.
     #[default]
     Majority,
-    /// Durable on every copy that is in line, and on a majority.
+    /// Durable on a majority, and on every copy that the front end counts as in line. One that is away, behind or
+    /// left behind does not count: see [`crate::leader`].
     AllInSync,
+}
+
+impl std::fmt::Display for Ack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Ack::Majority => "majority",
+            Ack::AllInSync => "all-in-sync",
+        })
+    }
 }
 
 /// Volumes that share a rule and a set of placement groups.

@@ -1,6 +1,7 @@
 //! Rules of the protocol, one test each, on a small cluster under virtual time.
 
 mod full;
+mod in_sync;
 mod moves;
 mod scrub;
 mod slow;

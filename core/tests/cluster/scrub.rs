@@ -192,3 +192,32 @@ fn the_same_marks_are_found_by_another_scrub_and_told_once() {
     scrub(&mut w, true);
     assert_eq!(found(&w), 1);
 }
+
+/// A write is on its way to an outvoted copy while its repair is ordered: its Have, which says no more than that the
+/// write was taken, comes behind the order. Then the source dies, and the repair is given up with the writes that were
+/// kept on top. Taken for the end of the repair, that Have made the leader wait for these for ever.
+#[test]
+fn a_repair_that_fails_behind_a_late_have_is_ordered_again() {
+    let (mut w, f) = written();
+    w.lease(f, 1_000_000_000);
+    lie(&mut w, 2, 0, 2, 99);
+    w.answer_after(2, crate::world::STOPPED);
+    scrub(&mut w, false);
+    assert_eq!(marks(&w, 2, 0), [(2, Doubt::Outvoted)]);
+    let late = w.write(f, 0, 0, 50);
+    assert_eq!((w.result(f, late), w.at(2, 0, 0)), (Some(Ok(0)), 50));
+    // Node 1 is the source, and does not get on with the piece.
+    w.hosts.get_mut(&NodeId(1)).unwrap().disk.hold = true;
+    w.write(f, 1, 0, 7);
+    // The doubts, and the Have behind them.
+    w.answer_after(2, 0);
+    w.glide(1);
+    w.answers_after.clear();
+    let id = w.write(f, 0, 1, 60);
+    assert_eq!(w.result(f, id), None, "node 1 does not get on, and node 2 keeps it on top");
+    w.crash(NodeId(1));
+    w.pass(3_000_000);
+    assert_eq!(w.result(f, id), Some(Ok(0)), "two of three are there");
+    assert_eq!((w.at(2, 0, 1), w.at(2, 0, 2)), (60, 12));
+    assert_eq!(w.value(f, 0, 1), 60);
+}

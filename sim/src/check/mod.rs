@@ -10,6 +10,7 @@
 //! | [`i5_deletion`] | what a node deletes when it leaves, a majority of the others holds |
 //! | [`i6_calm`] | when faults stop, every copy becomes equal |
 //! | [`p1_majority`] | what is acknowledged, a majority has claimed durable |
+//! | [`all_in_sync`] | in pools that want it so, every member whose copy is in line has, too |
 //! | [`p4_one_writer`] | no write that began after a newer leader attached is acknowledged to an older one |
 //! | [`agreement`] | monitors agree on one log and one map, and grant each generation once |
 //! | [`one_lease`] | no two front ends believe in a lease of one volume at the same time |
@@ -20,6 +21,7 @@
 //! | [`quorum_choice`] | the choice of every quorum is a legal one |
 
 pub mod agreement;
+pub mod all_in_sync;
 pub mod durable_first;
 pub mod i1_acknowledged;
 pub mod i2_linearizable;

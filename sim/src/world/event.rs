@@ -151,6 +151,10 @@ pub enum Event {
         asker: super::requests::Asker,
         pgs: Rc<[PgConfig]>,
     },
+    AckChange,
+    LeaderAck {
+        li: usize,
+    },
     MoverStep,
     MoveWish,
     SplitWish,

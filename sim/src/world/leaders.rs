@@ -10,6 +10,7 @@ use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use trefoil_core::client::{ClientOp, OpDone, OpError, OpId, OpKind, OpOutput};
 use trefoil_core::leader::{Input, Leader, Options, Output, VolumeSpec};
+use trefoil_core::map::Ack;
 use trefoil_core::message::ToNode;
 use trefoil_core::node::ConnId;
 use trefoil_core::placement::PgConfig;
@@ -73,6 +74,12 @@ pub struct LeaderHost {
     pub quiet: bool,
     /// It is the last front end of a run.
     pub script: Option<Script>,
+    /// When it answers writes, as it was told last.
+    pub ack: Ack,
+    /// Since when, or since when it has had a lease without a break, by its clock.
+    pub ack_since: u64,
+    /// Its lease.
+    pub lease_until: u64,
 }
 
 impl Pending {
@@ -106,6 +113,7 @@ impl World {
         let options = Options {
             healer,
             io_timeout: self.plan.io_timeout.filter(|_| self.faulty && !healer),
+            ack: self.ack,
             hedge_after: self.plan.hedge_after,
             lag_max: self.plan.lag_max,
             hold: self.plan.hold,
@@ -149,6 +157,9 @@ impl World {
             attached: false,
             quiet: false,
             script,
+            ack: self.ack,
+            ack_since: 0,
+            lease_until: 0,
         });
         if !healer {
             let until = Time(clock.local(asked) + self.plan.lease);
@@ -183,6 +194,8 @@ impl World {
         if host.machine.take().is_none() {
             return;
         }
+        self.in_sync.gone(li);
+        let host = &mut self.leaders[li];
         host.paused = false;
         host.deferred.clear();
         let left = host.ops.values().filter(|op| op.kind == 1 || op.kind == 2).count();
@@ -207,12 +220,15 @@ impl World {
             (Cover::HedgeWins, counters.hedge_wins),
             (Cover::HedgesDenied, counters.hedges_denied),
             (Cover::LatencyProbes, counters.latency_probes),
+            (Cover::AnswersHeld, counters.answers_held),
+            (Cover::AnswersLate, counters.answers_late),
         ] {
             self.coverage.add(what, times);
         }
     }
 
     pub(super) fn leader_connected(&mut self, li: usize, ni: usize) {
+        self.in_sync.lost(li, NodeId(ni as u32));
         self.leader_input(li, Input::NodeUp { node: NodeId(ni as u32) });
     }
 
@@ -220,6 +236,12 @@ impl World {
         let host = &mut self.leaders[li];
         let Some(machine) = host.machine.as_mut() else { return };
         let now = Time(host.clock.local(self.now));
+        if let Input::Lease { until } = &input {
+            if now.0 >= host.lease_until {
+                host.ack_since = now.0;
+            }
+            host.lease_until = host.lease_until.max(until.0);
+        }
         let mut out = std::mem::take(&mut self.leader_out);
         machine.handle(now, input, &mut out);
         for output in out.drain(..) {
@@ -251,6 +273,7 @@ impl World {
                     self.say(about, format!("leader {li} → {:?}: {msg:?}", to.as_slice()));
                 }
                 for node in to.as_slice() {
+                    self.leader_tells(li, *node, &msg);
                     self.send_to_node(li, node.0 as usize, msg.clone());
                 }
             }
@@ -313,6 +336,7 @@ impl World {
                 if self.trace.wanted() {
                     self.say(None, format!("leader {li} resets its connection to {node}: {why}"));
                 }
+                self.in_sync.lost(li, node);
                 if id != 0 {
                     self.leaders[li].conns[node.0 as usize] = 0;
                     self.leader_end_gone(id);
@@ -457,7 +481,7 @@ impl World {
         self.in_time(&op, volume);
         let is_write = op.kind == 1 || op.kind == 2;
         match done.result {
-            Ok(OpOutput::Written) if is_write => self.written(slot, generation, &op, now),
+            Ok(OpOutput::Written) if is_write => self.written(li, slot, &op, now),
             Ok(OpOutput::Read { checksums, data }) if !is_write => {
                 self.was_read(slot, generation, &op, &checksums, &data, now);
             }
@@ -500,6 +524,10 @@ impl World {
             return;
         };
         let took = self.now - issued;
+        let held = self.plan.all_in_sync && matches!(op.kind, 1 | 2);
+        if held && took <= limit + self.plan.held_max() {
+            return;
+        }
         self.longest = self.longest.max(took);
         if took > limit {
             let what = format!("an operation took {took} µs with one node in trouble; {limit} are allowed");
@@ -519,7 +547,8 @@ impl World {
         }
     }
 
-    fn written(&mut self, slot: usize, generation: u64, op: &Pending, now: Moment) {
+    fn written(&mut self, li: usize, slot: usize, op: &Pending, now: Moment) {
+        let generation = self.leaders[li].generation;
         self.coverage.count(Cover::Writes);
         if self.writer.is_late(slot, generation) {
             self.coverage.count(Cover::LateAcks);
@@ -534,8 +563,10 @@ impl World {
         if let Some(issue) = self.content.issue(op.value).filter(|_| op.value != 0) {
             let (pg, newest) = self.plan.pg(volume, index);
             let opened = self.moves.as_ref().and_then(|m| m.config_of(GroupId { volume, pg }, issue.0));
-            let checked = self.majority.acknowledged(slot, opened.unwrap_or(newest), issue);
+            let config = opened.unwrap_or(newest).clone();
+            let checked = self.majority.acknowledged(slot, &config, issue);
             self.note(checked);
+            self.all_in_sync(li, slot, &config, issue);
             let checked =
                 self.writer.acknowledged(slot, generation, self.content.first_persisted(slot, issue));
             self.note(checked);

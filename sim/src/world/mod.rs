@@ -10,6 +10,7 @@
 //! | [`net`] | connections, breaks, partitions |
 //! | `nodes` | storage nodes and their stores |
 //! | `leaders` | front ends, healers, clients |
+//! | `acks` | pools whose answers wait for all copies in line |
 //! | `monitor` | generations and leases: one monitor that answers at once |
 //! | `replicas` | several monitors that have to agree |
 //! | `requests` | what is asked of them, and answered |
@@ -20,6 +21,7 @@
 //! | `lies` | copies that are wrong and look right |
 //! | `calm` | the second phase |
 
+mod acks;
 mod calm;
 mod event;
 mod faults;
@@ -40,6 +42,7 @@ pub use event::Event;
 pub use leaders::LeaderHost;
 pub use nodes::NodeHost;
 
+use crate::check::all_in_sync::AllInSync;
 use crate::check::i1_acknowledged::Acknowledged;
 use crate::check::i2_linearizable::Linearizable;
 use crate::check::i3_one_content::OneContent;
@@ -56,6 +59,7 @@ use crate::rng::Rng;
 use crate::store::Image;
 use crate::trace::{About, Trace};
 use net::{Network, TO_LEADER, TO_NODE};
+use trefoil_core::map::Ack;
 use trefoil_core::node::ConnId;
 use trefoil_core::record::Durable;
 use trefoil_core::{NodeId, leader, node};
@@ -143,6 +147,9 @@ pub struct World {
     content: OneContent,
     heads: EqualHeads,
     majority: Majority,
+    in_sync: AllInSync,
+    /// What the pool is set to.
+    ack: Ack,
     writer: OneWriter,
     leases: OneLease,
     // Buffers.
@@ -197,11 +204,14 @@ impl World {
             content: OneContent::default(),
             heads: EqualHeads::default(),
             majority: Majority::default(),
+            in_sync: AllInSync::default(),
+            ack: Ack::Majority,
             writer: OneWriter::default(),
             leases: OneLease::default(),
             node_out: Vec::new(),
             leader_out: Vec::new(),
         };
+        world.start_acks();
         world.start_moves(map.clone());
         world.start_monitors(map);
         for ni in 0..world.plan.nodes {
@@ -318,6 +328,7 @@ impl World {
             | Event::ReleaseLeader { li }
             | Event::Config { li, .. }
             | Event::LeaderMap { li, .. }
+            | Event::LeaderAck { li }
             | Event::Differs { li, .. }
             | Event::Connect { li, .. } => (None, Some(*li)),
             _ => (None, None),
@@ -365,6 +376,7 @@ impl World {
                     (c.leader, c.node)
                 };
                 if self.leaders[li].conns[ni] == conn {
+                    self.leader_hears(li, NodeId(ni as u32), &msg);
                     self.leader_input(li, leader::Input::Node { node: NodeId(ni as u32), msg });
                 }
             }
@@ -484,6 +496,8 @@ impl World {
                     self.is_process(asker.boot, asked);
                 }
             }
+            Event::AckChange => self.ack_changes(),
+            Event::LeaderAck { li } => self.tell_ack(li),
             Event::MoverStep => self.mover_step(),
             Event::MoveWish => self.move_wish(),
             Event::SplitWish => self.split_wish(),
@@ -515,6 +529,7 @@ impl World {
             return;
         }
         self.leaders[li].conns[ni] = 0;
+        self.in_sync.lost(li, NodeId(ni as u32));
         self.leader_input(li, leader::Input::NodeDown { node: NodeId(ni as u32) });
         let at = self.now + self.rng.magnitude(200, 20_000);
         self.queue.push(at, Event::Connect { li, ni });
