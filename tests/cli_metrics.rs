@@ -213,7 +213,7 @@ impl Nbd {
 fn every_daemon_tells_prometheus_what_goes_on() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("data");
-    let mut up = Up::start(&dir, &["--processes", "--volume", "a=64M"]);
+    let mut up = Up::start(&dir, &["--processes", "--shards", "2", "--volume", "a=64M"]);
     let uri = up.ready();
     let names = ["monitor", "nbd", "node-0", "node-1", "node-2"];
     let addresses: BTreeMap<&str, String> =
@@ -268,6 +268,12 @@ fn counters_grow(uri: &str, addresses: &BTreeMap<&str, String>) {
     }
     assert_eq!(after.value("trefoil_nbd_requests_in_flight{volume=\"a\"}"), 0.0);
     assert_eq!(after.value("trefoil_nbd_clients{volume=\"a\"}"), 1.0);
+    // Of both shards, one of which has the volume's one connection.
+    let shards =
+        |what: &str| ["0", "1"].map(|n| after.value(&format!("trefoil_nbd_shard_{what}{{shard=\"{n}\"}}")));
+    assert_eq!(shards("up"), [1.0, 1.0]);
+    assert_eq!(shards("connections").iter().sum::<f64>(), 1.0);
+    assert!(shards("cpu_seconds_total").iter().all(|used| *used > 0.0 && *used < 60.0));
     let lease = after.value("trefoil_nbd_lease_remaining_seconds{volume=\"a\"}");
     assert!(lease > 0.0 && lease <= 6.0, "{lease}");
     // Each node is one that somebody writes to; together they have served every read.

@@ -148,8 +148,19 @@ fn pools_are_set_and_two_copies_need_words() {
     assert!(told.contains("choose 3 or 5"), "{told}");
     let told = cluster.refused(&["pool", "set", "default", "copies", "5", "--yes"], 1);
     assert!(told.contains("has 1 volumes") && told.contains("another pool"), "{told}");
-    let told = cluster.refused(&["pool", "create", "all", "--ack", "all-in-sync", "--domain", "osd"], 1);
-    assert!(told.contains("not possible yet"), "a promise that nobody keeps: {told}");
+
+    // When writes are acknowledged, from the beginning and later.
+    cluster.good(&["pool", "create", "all", "--ack", "all-in-sync", "--domain", "osd", "--pg-num", "8"]);
+    assert_eq!(pool("all")["ack"], "all-in-sync");
+    assert!(cluster.good(&["pool", "list"]).contains("all-in-sync"));
+    let told = cluster.good(&["pool", "set", "default", "ack", "all-in-sync"]);
+    assert!(told.contains("acknowledged by all-in-sync"), "{told}");
+    assert_eq!(pool("default")["ack"], "all-in-sync", "no volume of it need be away");
+    assert!(cluster.good(&["pool", "set", "all", "ack", "all-in-sync"]).contains("it is so already"));
+    let told = cluster.refused(&["pool", "set", "all", "ack", "all"], 2);
+    assert!(told.contains("majority or all-in-sync"), "{told}");
+    cluster.good(&["pool", "set", "default", "ack", "majority"]);
+    assert_eq!(pool("default")["ack"], "majority");
 
     // A volume with two copies works as any other.
     cluster.good(&["volume", "create", "b", "64M", "--pool", "two"]);

@@ -82,6 +82,8 @@ fn impossible_sizes_are_refused_and_leave_no_trace() {
     for (option, value, told) in [
         ("--nodes", "2", "needs at least 3 storage nodes"),
         ("--nodes", "1000", "at most 64 nodes"),
+        ("--shards", "0", "choose 1 to 64"),
+        ("--shards", "65", "choose 1 to 64"),
         ("--node-size", "1M", "outside 512 MiB to 1 PiB"),
         ("--node-size", "8Gib5", "is no size"),
         ("--node-size", "1000000001", "not a multiple of 4096"),

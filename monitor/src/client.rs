@@ -92,6 +92,17 @@ pub struct Renewed {
     pub sent: std::time::Instant,
 }
 
+/// The answer to a heartbeat.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Alive {
+    /// The latest layout of the map.
+    pub layout: u64,
+    /// The greatest log position that the monitors have been told by this node (N8).
+    pub position_floor: u64,
+    /// A leader has found that the node has less than it had reported as durable (5.9): to be taken note of.
+    pub lost_order: Option<LostOrder>,
+}
+
 struct Inner {
     /// As they were given.
     given: Vec<SocketAddr>,
@@ -375,10 +386,12 @@ impl MonitorClient {
         }
     }
 
-    /// Says that a node lives: the latest layout, and the position floor (N8).
-    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(u64, u64), CallError> {
+    /// Says that a node lives.
+    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Alive, CallError> {
         match self.ask(Request::Heartbeat(heartbeat)).await? {
-            Response::Alive { layout, position_floor } => Ok((layout, position_floor)),
+            Response::Alive { layout, position_floor, lost_order } => {
+                Ok(Alive { layout, position_floor, lost_order })
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -435,6 +448,21 @@ impl MonitorClient {
     /// Lets volumes go: volume, generation, and whether every member holds every object whole.
     pub async fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> Result<(), CallError> {
         done(self.ask(Request::Release { volumes }).await?)
+    }
+
+    /// Tells that a node has less than it had reported as durable (5.9), as the leader of the volume with that
+    /// generation has found. True when the node has taken note; until then this is to be told again.
+    pub async fn lost_data(
+        &self,
+        holder: Holder,
+        (volume, generation): LostOrder,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> Result<bool, CallError> {
+        match self.ask(Request::LostData { holder, volume, generation, node, incarnation }).await? {
+            Response::LostData { noted } => Ok(noted),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Volumes to heal, at most `max`, each with its generation; and from when their leases run.

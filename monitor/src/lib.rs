@@ -13,6 +13,7 @@
 //! | `service` | what each request does |
 //! | `reign` | what only a leader knows, and for how long it is true |
 //! | `grants` | who may lead a volume |
+//! | `lost` | nodes that have lost writes, told by leaders (5.9) |
 //! | `mover` | placement groups on the move: what is asked of nodes and proposed |
 //! | `members`, `peers` | the other monitors: adding, removing, talking to them |
 //! | `history` | what askers of the map are sent: differences |
@@ -41,6 +42,7 @@ mod history;
 mod layout;
 pub mod life;
 mod link;
+mod lost;
 mod members;
 mod metrics;
 mod mover;
@@ -54,7 +56,7 @@ pub mod scrub;
 mod server;
 mod service;
 
-pub use client::{Attached, CallError, MonitorClient, RETRY_MAX, Renewed};
+pub use client::{Alive, Attached, CallError, MonitorClient, RETRY_MAX, Renewed};
 pub use config::{Bootstrap, MONITORS_MAX, MonitorConfig, PeerConfig};
 pub use grants::HEALS_MAX;
 pub use rates::{IoRates, Recovering};

@@ -11,6 +11,7 @@
 //! number, and applied only if it was written in the same reign ([`trefoil_core::map::reign::Proposal`]).
 
 use crate::layout::Layouts;
+use crate::lost::Losses;
 use crate::mover::Desk;
 use crate::raft::reign_of;
 use crate::rates::Rates;
@@ -59,6 +60,8 @@ pub(crate) struct Soft {
     pub heartbeats: BTreeMap<NodeId, Heartbeat>,
     /// What leaders of groups say of nodes.
     pub reports: Reports,
+    /// Nodes that leaders say have lost writes, and that have not taken note.
+    pub losses: Losses,
     /// How nodes' scrubs are.
     pub scrubs: Scrubs,
     /// When a volume was last given to a healer: those come first that have waited longest.
@@ -74,11 +77,21 @@ pub(crate) struct Soft {
 }
 
 impl Soft {
+    /// A majority answers this monitor: see [`reign::Reign::heard`].
+    pub fn majority_answers(&mut self, now: Time) {
+        let pause = self.leases.heard(now);
+        if pause > 0 {
+            // Nor were heartbeats taken.
+            self.liveness.stood_still(pause, now);
+        }
+    }
+
     /// A node is one of the cluster no more.
     pub fn forget_node(&mut self, node: NodeId) {
         self.heartbeats.remove(&node);
         self.liveness.forget(node);
         self.rates.forget(node);
+        self.losses.forget_node(node);
     }
 }
 
@@ -101,6 +114,7 @@ impl Reign {
                 liveness: Liveness::new(node_timeout, now),
                 heartbeats: BTreeMap::new(),
                 reports: Reports::new(renew),
+                losses: Losses::default(),
                 scrubs: Scrubs::default(),
                 healed: BTreeMap::new(),
                 desk: Desk::default(),

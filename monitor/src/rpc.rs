@@ -12,7 +12,7 @@
 mod heartbeat;
 mod told;
 
-pub use heartbeat::{Daemon, DeviceHealth, Heartbeat};
+pub use heartbeat::{Daemon, DeviceHealth, Heartbeat, LostOrder};
 pub use told::{Granted, MonitorStatus, MonitorsStatus, MoveStatus, MovesStatus, PgStatus};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -39,7 +39,7 @@ pub(crate) const KIND_PEER_REQUEST: u16 = KIND_USER_MIN + 2;
 /// The answer.
 pub(crate) const KIND_PEER_RESPONSE: u16 = KIND_USER_MIN + 3;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 6;
+pub const VERSION: u8 = 7;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;
@@ -367,6 +367,20 @@ pub enum Request {
         /// How many it is to have.
         pg_num: u32,
     },
+    /// A node has less than it had reported as durable (5.9). Answered with [`Response::LostData`], and told again
+    /// until that says that the node has taken note.
+    LostData {
+        /// Whose leader has found it: the volume's holder now.
+        holder: Holder,
+        /// The volume.
+        volume: VolumeId,
+        /// The leader's generation.
+        generation: Generation,
+        /// Which node.
+        node: NodeId,
+        /// Its store.
+        incarnation: Incarnation,
+    },
 }
 
 impl Request {
@@ -417,6 +431,9 @@ pub enum Response {
         /// ends before it at start has lost state (N8). After a monitor's restart it may be
         /// some seconds old.
         position_floor: u64,
+        /// A leader has found that the node has less than it had reported as durable (5.9): its state is lost
+        /// (N8). Said until the node names it in [`Heartbeat::lost_noted`].
+        lost_order: Option<LostOrder>,
     },
     /// Here it is.
     Granted(Box<Granted>),
@@ -486,6 +503,11 @@ pub enum Response {
     ScrubOrders(Vec<ScrubOrder>),
     /// What each node of a placement group says of its copies.
     Doubts(Vec<CopyDoubts>),
+    /// To [`Request::LostData`].
+    LostData {
+        /// The node has taken note, durably. False: not yet.
+        noted: bool,
+    },
 }
 
 /// Why a request failed. Nothing was changed, but for [`RpcError::Unsure`].

@@ -446,7 +446,9 @@ fn may_ask(role: Role, request: &Request) -> bool {
         Request::Attach { .. } | Request::Renew { .. } | Request::Release { .. } => {
             matches!(role, Role::FrontEnd | Role::StorageNode)
         }
-        Request::HealWork { .. } => matches!(role, Role::FrontEnd | Role::StorageNode),
+        Request::HealWork { .. } | Request::LostData { .. } => {
+            matches!(role, Role::FrontEnd | Role::StorageNode)
+        }
         Request::CreatePool { .. }
         | Request::CreateVolume { .. }
         | Request::RemoveVolume { .. }

@@ -264,6 +264,9 @@ impl Service {
                 return Ok(self.renew(holder, volumes, nodes).await?.into());
             }
             Request::Release { volumes } => self.release(volumes).await?,
+            Request::LostData { holder, volume, generation, node, incarnation } => {
+                return Ok(self.lost_data(holder, (volume, generation), node, incarnation).await?.into());
+            }
             Request::HealWork { holder, max } => {
                 return Ok(self.heal_work(holder, max).await?.into());
             }
@@ -373,24 +376,25 @@ impl Service {
         }
         let lost = heartbeat.lost;
         let position = heartbeat.position;
-        let position_floor = {
+        let (position_floor, lost_order) = {
             let mut soft = reign.soft.borrow_mut();
             let known = soft.heartbeats.get(&id).map_or(0, |it| it.position);
             let floor = known.max(map.position(id));
             let now = self.now();
             soft.liveness.heard(id, now);
             soft.rates.heard(&heartbeat, now);
+            let lost_order = soft.losses.heard(id, heartbeat.lost_noted);
             let kept = soft.heartbeats.entry(id).or_default();
             *kept = heartbeat;
             // A node that fell back must not take the memory of it along.
             kept.position = floor.max(position);
-            floor
+            (floor, lost_order)
         };
         if was_lost != lost {
             self.propose(&reign, Command::SetNodeLost { node: id, lost }).await?;
         }
         let layout = self.map().layout;
-        Ok(Response::Alive { layout, position_floor })
+        Ok(Response::Alive { layout, position_floor, lost_order })
     }
 
     /// How a node's scrub is, and what it is to do.
@@ -466,6 +470,7 @@ impl Service {
             loop {
                 match self.raft.ensure_linearizable().await {
                     Ok(Some(at)) if reign_of(&at.leader_id) == reign.leader => {
+                        reign.soft.borrow_mut().majority_answers(self.now());
                         return Ok(Confirmed::by_majority(reign.leader));
                     }
                     Ok(_) => return Err(self.not_leading("it has begun to lead anew: ask again")),
@@ -568,6 +573,7 @@ impl Service {
         if !self.leads_lately() {
             return Ok(());
         }
+        reign.soft.borrow_mut().majority_answers(self.now());
         let map = self.map();
         let nodes = {
             let (soft, now) = (&mut *reign.soft.borrow_mut(), self.now());

@@ -7,7 +7,6 @@ use common::*;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 use trefoil_core::leader::report::{NodeReport, NodeTrouble, REPORT_NODES_MAX};
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Ack, FailureDomain, Holder, HolderKind};
@@ -30,42 +29,6 @@ fn config(dir: &Path) -> MonitorConfig {
         node_timeout_ms: 700,
         bootstrap: Some(Bootstrap::default()),
         ..MonitorConfig::default()
-    }
-}
-
-struct Running {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    ended: tokio::task::JoinHandle<anyhow::Result<()>>,
-}
-
-impl Running {
-    async fn start(config: MonitorConfig) -> Running {
-        let monitor = Monitor::start(config).await.unwrap();
-        let address = monitor.address();
-        let (stop, stopped) = oneshot::channel();
-        let ended = tokio::task::spawn_local(monitor.run(async {
-            let _ = stopped.await;
-        }));
-        Running { address, stop, ended }
-    }
-    /// As [`Running::start`], and its map counts as large.
-    async fn start_with_parts(config: MonitorConfig, part_bytes: usize) -> Running {
-        let monitor = Monitor::start(config).await.unwrap();
-        monitor.set_map_part_bytes(part_bytes);
-        let address = monitor.address();
-        let (stop, stopped) = oneshot::channel();
-        let ended = tokio::task::spawn_local(monitor.run(async {
-            let _ = stopped.await;
-        }));
-        Running { address, stop, ended }
-    }
-    async fn stop(self) {
-        let _ = self.stop.send(());
-        self.ended.await.unwrap().unwrap();
-    }
-    fn client(&self, role: Role) -> MonitorClient {
-        MonitorClient::new(vec![self.address], Hello::new(role, [0; 16]))
     }
 }
 
@@ -314,10 +277,10 @@ fn a_node_is_told_how_far_its_log_once_went() {
         let running = Running::start(config(dir.path())).await;
         cluster(&running).await;
         let nodes = running.client(Role::StorageNode);
-        assert_eq!(nodes.heartbeat(at(500)).await.unwrap().1, 0);
-        assert_eq!(nodes.heartbeat(at(900)).await.unwrap().1, 500);
-        assert_eq!(nodes.heartbeat(at(10)).await.unwrap().1, 900);
-        assert_eq!(nodes.heartbeat(at(20)).await.unwrap().1, 900);
+        assert_eq!(nodes.heartbeat(at(500)).await.unwrap().position_floor, 0);
+        assert_eq!(nodes.heartbeat(at(900)).await.unwrap().position_floor, 500);
+        assert_eq!(nodes.heartbeat(at(10)).await.unwrap().position_floor, 900);
+        assert_eq!(nodes.heartbeat(at(20)).await.unwrap().position_floor, 900);
         let admin = running.client(Role::Client);
         while admin.get_map(0).await.unwrap().unwrap().position(NodeId(1)) == 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -327,12 +290,57 @@ fn a_node_is_told_how_far_its_log_once_went() {
     on_runtime(async {
         let running = Running::start(config(dir.path())).await;
         let nodes = running.client(Role::StorageNode);
-        assert_eq!(nodes.heartbeat(at(20)).await.unwrap().1, 900);
+        assert_eq!(nodes.heartbeat(at(20)).await.unwrap().position_floor, 900);
         // Another store under the same id.
         let mut other = at(20);
         other.incarnation = Incarnation(5);
         let error = nodes.heartbeat(other).await.unwrap_err().to_string();
         assert!(error.contains("new node"), "{error}");
+        running.stop().await;
+    });
+}
+
+/// A monitor that stood still (here the whole process) has answered no renewal: holders that are well keep their
+/// volumes, whoever asks first when it is over.
+#[test]
+fn a_pause_of_the_monitor_costs_no_holder_its_volume() {
+    let dir = tempfile::tempdir().unwrap();
+    on_runtime(async {
+        let running = Running::start(config(dir.path())).await;
+        let volume = cluster(&running).await;
+        let (front, node) = (running.client(Role::FrontEnd), running.client(Role::StorageNode));
+        let a = holder("a", 1);
+        let granted = attach(&front, &a).await;
+        let healer = Holder { kind: HolderKind::Healer, ..holder("node.0", 7) };
+        assert_eq!(node.heal_work(healer.clone(), 100).await.unwrap().0, vec![], "{volume} is attached");
+        // All of it runs on this thread. In pauses that are shorter than the others' patience with a connection.
+        for _ in 0..3 {
+            std::thread::sleep(LEASE + MARGIN + Duration::from_millis(600));
+            assert_eq!(node.heal_work(healer.clone(), 100).await.unwrap().0, vec![]);
+            assert!(matches!(try_attach(&front, &holder("b", 2)).await, Attached::Busy { .. }));
+            assert!(matches!(renew(&front, &a, &granted).await, Renewal::Renewed { .. }));
+        }
+        // Nor does a node count as down that could not be heard of meanwhile.
+        let admin = running.client(Role::Client);
+        for n in 0..3 {
+            let (node_id, incarnation) = (NodeId(n), Incarnation(100 + u64::from(n)));
+            let beat = Heartbeat { node: node_id, incarnation, ..Heartbeat::default() };
+            node.heartbeat(beat).await.unwrap();
+        }
+        let before = admin.get_map(0).await.unwrap().unwrap().events().last();
+        // More than three times the node timeout.
+        std::thread::sleep(Duration::from_millis(2_500));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let map = admin.get_map(0).await.unwrap().unwrap();
+        assert!(
+            map.nodes.values().all(|node| node.up) && map.events().last() == before,
+            "{:?}",
+            map.events()
+        );
+        assert!(matches!(renew(&front, &a, &granted).await, Renewal::Renewed { .. }));
+        // One that is dead does not keep it.
+        tokio::time::sleep(LEASE + MARGIN + Duration::from_millis(100)).await;
+        assert_eq!(node.heal_work(healer, 100).await.unwrap().0.len(), 1);
         running.stop().await;
     });
 }

@@ -1,5 +1,6 @@
 //! The configuration of a front end.
 
+use crate::shards::SHARDS_MAX;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,7 +21,10 @@ pub struct NbdConfig {
     pub volumes: Option<Vec<String>>,
     /// Heals volumes that nobody has attached, when the monitors ask for it.
     pub heal: bool,
-    /// NBD connections at once.
+    /// Threads that serve volumes, each volume by one of them: at most [`SHARDS_MAX`]. One core's worth of requests
+    /// needs one; each is a front end of its own to nodes and monitors.
+    pub shards: usize,
+    /// NBD connections at once, of all shards.
     pub connections_max: usize,
     /// Listens beyond loopback although there is no encryption yet.
     pub allow_plaintext: bool,
@@ -41,6 +45,7 @@ impl Default for NbdConfig {
             name: None,
             volumes: None,
             heal: true,
+            shards: 1,
             connections_max: 256,
             allow_plaintext: false,
             busy_poll_us: trefoil_transport::BUSY_POLL_US,
@@ -67,6 +72,12 @@ pub enum ConfigError {
     /// A limit that makes no sense.
     #[error("`connections_max` is 0: no client could connect")]
     NoConnections,
+    /// Nobody would serve, or far too many.
+    #[error(
+        "`shards` is {0}: choose 1 to {SHARDS_MAX}. One thread serves about one core's worth of requests; more \
+         shards than cores are of no use"
+    )]
+    Shards(usize),
     /// Nothing else would ever run.
     #[error("`busy_poll_us` is too large: at most {0}")]
     PollsTooLong(u64),
@@ -86,6 +97,9 @@ impl NbdConfig {
         }
         if self.connections_max == 0 {
             return Err(ConfigError::NoConnections);
+        }
+        if !(1..=SHARDS_MAX).contains(&self.shards) {
+            return Err(ConfigError::Shards(self.shards));
         }
         if self.busy_poll_us > trefoil_transport::BUSY_POLL_US_MAX {
             return Err(ConfigError::PollsTooLong(trefoil_transport::BUSY_POLL_US_MAX));
@@ -116,6 +130,12 @@ mod tests {
         assert_eq!(NbdConfig { listen: vec![], ..good() }.check(), Err(ConfigError::NoListener));
         assert_eq!(NbdConfig { monitors: vec![], ..good() }.check(), Err(ConfigError::NoMonitors));
         assert_eq!(NbdConfig { connections_max: 0, ..good() }.check(), Err(ConfigError::NoConnections));
+        for shards in [0, SHARDS_MAX + 1] {
+            let error = NbdConfig { shards, ..good() }.check().unwrap_err();
+            assert_eq!(error, ConfigError::Shards(shards));
+            assert!(error.to_string().contains(&format!("`shards` is {shards}: choose 1 to 64")), "{error}");
+        }
+        assert_eq!(NbdConfig { shards: SHARDS_MAX, ..good() }.check(), Ok(()));
         let max = trefoil_transport::BUSY_POLL_US_MAX;
         let long = NbdConfig { busy_poll_us: max + 1, ..good() };
         assert_eq!(long.check(), Err(ConfigError::PollsTooLong(max)));

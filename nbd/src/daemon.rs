@@ -1,27 +1,18 @@
 //! From a configuration to a serving front end, and to its end.
+//!
+//! The thread that this is called on is the first shard: it has the listeners and the metrics, and watches the others
+//! (`threads`). With one shard it is all there is.
 
 use crate::config::{ConfigError, NbdConfig};
 use crate::metrics;
-use crate::monitors::Monitors;
-use crate::server::{Config as ServerConfig, ListenError, Server};
-use crate::session::cluster::Cluster;
-use crate::session::exports::Volumes;
-use crate::session::front::FrontEnd;
-use std::hash::{BuildHasher, RandomState};
+use crate::server::{ListenError, doors};
+use crate::shard::{Shard, server_config};
+use crate::shards::{Place, holders};
+use crate::threads::{self, Life, ShardError, Threads};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
 use tokio::task::LocalSet;
-use tokio::time::sleep;
-use trefoil_core::map::{HOLDER_LEN_MAX, Holder, HolderKind};
-use trefoil_monitor::MonitorClient;
-use trefoil_transport::{Hello, Role};
-
-/// The pause between two tries to reach the monitors.
-const MONITORS_RETRY: Duration = Duration::from_millis(250);
-/// How long the volumes may take to be released at the end.
-const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where the front end serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +23,7 @@ pub struct Ready {
     pub socket: Option<PathBuf>,
 }
 
-/// Why a front end does not start.
+/// Why a front end does not start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The configuration.
@@ -44,108 +35,160 @@ pub enum RunError {
     /// It cannot serve metrics where it was told to.
     #[error(transparent)]
     Metrics(std::io::Error),
-}
-
-/// A number that no other start of any process has.
-fn boot_id() -> u64 {
-    // The hasher's keys are random in each process; the time and the process tell its starts apart.
-    let now = std::time::SystemTime::now();
-    RandomState::new().hash_one((now, std::process::id())) | 1
+    /// One of its threads does not serve.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
 }
 
 /// Runs a front end until `shutdown` resolves, then releases its volumes. `ready` is called when it
 /// listens. Waits for the monitors first: nothing can be served that nobody knows.
-/// Must run on a `current_thread` runtime; the thread is the front end's own.
+/// Must run on a `current_thread` runtime; the thread is the front end's own. Further shards have threads of their
+/// own, which end with it.
+///
+/// An error after `ready`: a shard has died or hangs. The others were stopped in order. The process should end, for
+/// what hangs holds its volumes' clients.
 pub async fn run(
     config: NbdConfig,
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     config.check()?;
-    LocalSet::new().run_until(serve(config, ready, shutdown)).await
+    LocalSet::new().run_until(serve(config, ready, shutdown, threads::run)).await
 }
 
 async fn serve(
     config: NbdConfig,
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()>,
+    life: Life,
 ) -> Result<(), RunError> {
     tokio::pin!(shutdown);
-    let boot = boot_id();
-    let mut hello = Hello::new(Role::FrontEnd, [0; 16]);
-    hello.incarnation = boot;
-    let client = MonitorClient::new(config.monitors.clone(), hello);
     let metrics_listener =
         config.metrics_listen.bind(config.listen.first().copied()).await.map_err(RunError::Metrics)?;
-    let map = tokio::select! {
-        map = first_map(&client) => map,
-        () = &mut shutdown => return Ok(()),
+    let place = Place { number: 0, of: config.shards };
+    let mut holders = holders(&config).into_iter();
+    // There is at least one: the configuration was checked.
+    let Some(me) = holders.next() else { return Err(ConfigError::Shards(config.shards).into()) };
+    let (door, others) = match config.shards {
+        1 => (None, Vec::new()),
+        shards => {
+            let mut doors = doors(shards, server_config(&config).bytes_max).into_iter();
+            (doors.next(), holders.zip(doors).collect())
+        }
     };
-    hello.cluster_id = map.cluster_id;
-    let me = Holder { name: holder_name(&config), boot, kind: HolderKind::FrontEnd };
-    let monitors = Monitors::new(client, me, map);
-    let front =
-        FrontEnd::new(monitors.clone() as Rc<dyn Cluster>, hello, Duration::from_micros(config.busy_poll_us));
-    let server = Server::new(
-        Rc::new(Volumes::new(front.clone(), config.volumes.clone())),
-        ServerConfig { connections_max: config.connections_max, ..ServerConfig::default() },
-    );
-    let mut serving = Ready { tcp: Vec::new(), socket: config.socket.clone() };
-    for address in &config.listen {
-        serving.tcp.push(server.listen_tcp(*address)?);
-    }
-    if let Some(socket) = &config.socket {
-        server.listen_unix(socket)?;
-    }
-    tokio::task::spawn_local(monitors.follow());
-    tokio::task::spawn_local(front.clone().follow_map());
-    tokio::task::spawn_local(front.clone().ticks());
-    tokio::task::spawn_local(front.clone().poll());
-    tokio::task::spawn_local(front.clone().renewals());
-    if config.heal {
-        tokio::task::spawn_local(front.clone().heal());
-    }
-    if let Some(listener) = metrics_listener {
-        let front = front.clone();
+    // Dropped by a panic or an error here, they stop as well.
+    let mut threads = Threads::start(&config, others, life)?;
+    let shard = tokio::select! {
+        shard = async {
+            let shard = Shard::start(&config, me, place, door).await;
+            threads.ready().await.map(|()| shard)
+        } => shard,
+        () = &mut shutdown => {
+            threads.stopped().await?;
+            return Ok(());
+        }
+    };
+    let (shard, serving) = match shard.map_err(RunError::from).and_then(|shard| {
+        let serving = listen(&shard, &config)?;
+        Ok((shard, serving))
+    }) {
+        Ok(serves) => serves,
+        Err(error) => {
+            let _ = threads.stopped().await;
+            return Err(error);
+        }
+    };
+    let shard = Rc::new(shard);
+    let scrapes = metrics_listener.map(|listener| {
+        let (shard, others) = (Rc::downgrade(&shard), threads.snapshots());
         tokio::task::spawn_local(trefoil_metrics::serve(
             listener,
-            async move || metrics::Snapshot::take(&front),
+            async move || {
+                let mut snapshot = shard.upgrade().map(|shard| shard.snapshot()).unwrap_or_default();
+                others(&mut snapshot).await;
+                snapshot
+            },
             metrics::render,
-        ));
-    }
-    tracing::info!(?serving, "the front end serves");
+        ))
+    });
+    tracing::info!(?serving, shards = config.shards, "the front end serves");
     ready(serving);
-    shutdown.await;
-    tracing::info!("stopping");
-    server.stop().await;
-    front.stop(RELEASE_WITHIN).await;
-    Ok(())
-}
-
-async fn first_map(client: &MonitorClient) -> std::sync::Arc<trefoil_core::map::ClusterMap> {
-    let mut told = false;
-    loop {
-        match client.get_map(0).await {
-            Ok(Some(map)) => return map,
-            Ok(None) => {}
-            Err(error) if !std::mem::replace(&mut told, true) => {
-                tracing::warn!(%error, "waiting for the monitors");
-            }
-            Err(_) => {}
-        }
-        sleep(MONITORS_RETRY).await;
-    }
-}
-
-/// Names this front end to people: what the configuration says, else host and process.
-fn holder_name(config: &NbdConfig) -> String {
-    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let mut name = match &config.name {
-        Some(name) => name.clone(),
-        None => format!("nbd@{}:{}", host().trim(), std::process::id()),
+    let failed = tokio::select! {
+        () = &mut shutdown => None,
+        () = shard.front.broken() => Some(ShardError::Panicked(0)),
+        error = threads.failed() => Some(error),
     };
-    while name.len() > HOLDER_LEN_MAX {
-        name.pop();
+    match &failed {
+        None => tracing::info!("stopping"),
+        Some(error) => tracing::error!("{error}; stopping what is left"),
     }
-    name
+    threads.tell();
+    if let Some(scrapes) = scrapes {
+        scrapes.abort();
+        let _ = scrapes.await;
+    }
+    // What has panicked itself is not to be trusted with an orderly end.
+    if let Some(shard) = Rc::into_inner(shard).filter(|_| !matches!(failed, Some(ShardError::Panicked(0)))) {
+        shard.stop().await;
+    }
+    let stopped = threads.stopped().await;
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(stopped?),
+    }
+}
+
+fn listen(shard: &Shard, config: &NbdConfig) -> Result<Ready, ListenError> {
+    let mut serving = Ready { tcp: Vec::new(), socket: config.socket.clone() };
+    for address in &config.listen {
+        serving.tcp.push(shard.server.listen_tcp(*address)?);
+    }
+    if let Some(socket) = &config.socket {
+        shard.server.listen_unix(socket)?;
+    }
+    Ok(serving)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::time::Duration;
+    use trefoil_monitor::{Monitor, MonitorConfig};
+
+    #[test]
+    fn a_shard_that_dies_is_the_end_of_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(LocalSet::new().run_until(async {
+            let (listen, data_dir) = ("127.0.0.1:0".parse().unwrap(), dir.path().join("monitor"));
+            let config = MonitorConfig { listen, data_dir, ..MonitorConfig::default() };
+            let monitor = Monitor::start(config).await.unwrap();
+            let monitors = vec![monitor.address()];
+            tokio::task::spawn_local(monitor.run(std::future::pending()));
+            let socket = dir.path().join("nbd.sock");
+            let config = NbdConfig {
+                monitors,
+                socket: Some(socket.clone()),
+                shards: 3,
+                metrics_listen: trefoil_metrics::Listen::Off,
+                ..NbdConfig::default()
+            };
+            let life: Life = |job| match job.place.number {
+                2 => {
+                    let _ = job.ready.send(());
+                    panic!("on purpose")
+                }
+                _ => threads::run(job),
+            };
+            let served = Cell::new(false);
+            let run = serve(config, |_| served.set(true), std::future::pending(), life);
+            let ended = tokio::time::timeout(Duration::from_secs(20), run).await.expect("it ends");
+            assert!(served.get());
+            let error = ended.unwrap_err();
+            assert!(matches!(error, RunError::Shard(ShardError::Panicked(2))), "{error}");
+            assert!(error.to_string().contains("shard 2 has panicked"), "{error}");
+            assert!(!socket.exists(), "nobody listens");
+        }));
+    }
 }

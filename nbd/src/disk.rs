@@ -65,6 +65,24 @@ pub trait Exports {
     fn describe(&self, name: &str) -> LocalFuture<Result<ExportInfo, OpenError>>;
     /// Opens an export for I/O. May take long; the future is dropped when the client goes away.
     fn open(&self, name: &str) -> LocalFuture<Result<Rc<dyn Disk>, OpenError>>;
+    /// Where the export is opened, if not here: with another thread's exports. The connection is handed over there.
+    fn elsewhere(&self, _name: &str) -> Option<Elsewhere> {
+        None
+    }
+    /// Before a connection that was handed over here is gone on with: waits, within a limit, until these exports know
+    /// as much as those which handed it over ([`Elsewhere::known`]).
+    fn catch_up(&self, _known: u64) -> LocalFuture<()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Where an export is opened.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The shard, from 0.
+    pub shard: usize,
+    /// What was known when that was found out: the layout of the map.
+    pub known: u64,
 }
 
 /// Exports that are sent in one list; further ones are left out.

@@ -9,6 +9,10 @@ mod monitors;
 pub mod proto;
 pub mod server;
 pub mod session;
+mod shard;
+pub mod shards;
+mod threads;
 
 pub use config::NbdConfig;
 pub use daemon::{Ready, RunError, run};
+pub use threads::ShardError;

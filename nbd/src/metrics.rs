@@ -1,37 +1,81 @@
 //! What a front end tells Prometheus: per volume what clients see, and per node what the volume's leader sees.
 //!
 //! A snapshot is a copy of counters that exist anyway ([`SessionStatus`]); it is made on the front end's thread and
-//! written elsewhere. Series of a volume end when it is detached here, and begin at 0 when it is attached again.
+//! written elsewhere. Those of several shards are put together before. Series of a volume end when it is detached here, and begin at 0 when it is attached again.
 
+use crate::server::Counters;
 use crate::session::core::SessionStatus;
 use crate::session::front::FrontEnd;
+use nix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use trefoil_core::leader::{LeaderCounters, NodeView};
 use trefoil_metrics::text::seconds;
 use trefoil_metrics::{Kind, Text};
 
+/// One shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Shard {
+    number: usize,
+    /// It has answered.
+    up: bool,
+    /// Connections that it serves.
+    connections: usize,
+    /// Of all time (counters).
+    refused: u64,
+    handed_over: u64,
+    /// Processor time of its thread.
+    cpu_us: u64,
+}
+
 /// See the module.
+#[derive(Default)]
 pub struct Snapshot {
     /// By name.
     volumes: BTreeMap<String, SessionStatus>,
+    /// Of those that have answered, in order.
+    shards: Vec<Shard>,
     map_version: u64,
 }
 
 impl Snapshot {
-    /// How the front end is now.
-    pub fn take(front: &FrontEnd) -> Snapshot {
+    /// How a shard is now. To be called on its thread.
+    pub fn take(number: usize, front: &FrontEnd, server: Counters) -> Snapshot {
         let map = front.cluster().map();
-        let mut volumes: BTreeMap<String, SessionStatus> = BTreeMap::new();
+        let cpu_us = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+            .map_or(0, |used| u64::try_from(Duration::from(used).as_micros()).unwrap_or(u64::MAX));
+        let Counters { connections, refused, handed_over, .. } = server;
+        let shard = Shard { number, up: true, connections, refused, handed_over, cpu_us };
+        let mut snapshot = Snapshot { shards: vec![shard], map_version: map.version, ..Snapshot::default() };
         for status in front.look(|core| core.status()) {
             let known = map.volumes.get(&status.volume);
             let name = known.map_or_else(|| status.volume.to_string(), |volume| volume.name.clone());
-            // One that ends while its successor begins: of the two, the one that leads, or the later one.
-            let kept = volumes.entry(name).or_default();
-            if kept.generation.is_none() || status.generation > kept.generation {
-                *kept = status;
-            }
+            snapshot.keep(name, status);
         }
-        Snapshot { volumes, map_version: map.version }
+        snapshot
+    }
+
+    /// One that ends while its successor begins, or a healer's and another shard's: of the two, the one that leads, or
+    /// the later one.
+    fn keep(&mut self, name: String, status: SessionStatus) {
+        let kept = self.volumes.entry(name).or_default();
+        if kept.generation.is_none() || status.generation > kept.generation {
+            *kept = status;
+        }
+    }
+
+    /// Adds another shard's; none: it does not answer.
+    pub fn add(&mut self, number: usize, other: Option<Snapshot>) {
+        let Some(other) = other else {
+            self.shards.push(Shard { number, ..Shard::default() });
+            return;
+        };
+        // All of them act on this one at least.
+        self.map_version = self.map_version.min(other.map_version);
+        self.shards.extend(other.shards);
+        for (name, status) in other.volumes {
+            self.keep(name, status);
+        }
     }
 }
 
@@ -67,6 +111,16 @@ const COUNTERS: &[(&str, &str, Of<LeaderCounters, u64>)] = &[
     ("trefoil_nbd_copies_left_behind_total", "Copies left behind: a gap, or no room on the node.", |c| {
         c.left_behind
     }),
+    (
+        "trefoil_nbd_answers_held_total",
+        "Writes whose answers waited for more copies than a majority (pools with ack = all-in-sync).",
+        |c| c.answers_held,
+    ),
+    (
+        "trefoil_nbd_answers_late_total",
+        "Of these, those that waited for so long that the late copy was given up.",
+        |c| c.answers_late,
+    ),
     (
         "trefoil_nbd_full_probes_total",
         "Writes whose blocks were looked at first, since nodes are full.",
@@ -127,6 +181,7 @@ pub fn render(snapshot: &Snapshot, text: &mut Text) {
         "Version of the cluster map that this daemon acts on.",
         snapshot.map_version,
     );
+    shards(snapshot, text);
     requests(snapshot, text);
     for (name, help, of) in GAUGES {
         let mut family = text.family(name, Kind::Gauge, help);
@@ -156,6 +211,50 @@ pub fn render(snapshot: &Snapshot, text: &mut Text) {
         family.sample(&[("volume", volume), ("node", &node.node.0.to_string())], node.cuts);
     }
     node_latency(snapshot, text);
+}
+
+type OfShard = (&'static str, Kind, &'static str, fn(&Shard) -> f64);
+
+const OF_SHARDS: &[OfShard] = &[
+    (
+        "trefoil_nbd_shard_up",
+        Kind::Gauge,
+        "1: the thread has answered this scrape; 0: its volumes are missing here.",
+        |it| f64::from(u8::from(it.up)),
+    ),
+    ("trefoil_nbd_shard_connections", Kind::Gauge, "Connections of clients that the thread serves.", |it| {
+        it.connections as f64
+    }),
+    (
+        "trefoil_nbd_shard_cpu_seconds_total",
+        Kind::Counter,
+        "Processor time of the thread: near 1 for each second, it is a bottleneck.",
+        |it| seconds(it.cpu_us),
+    ),
+    (
+        "trefoil_nbd_shard_connections_refused_total",
+        Kind::Counter,
+        "Connections that were refused because of the limit.",
+        |it| it.refused as f64,
+    ),
+    (
+        "trefoil_nbd_shard_connections_handed_over_total",
+        Kind::Counter,
+        "Connections that were handed over to the thread which serves their volume.",
+        |it| it.handed_over as f64,
+    ),
+];
+
+fn shards(snapshot: &Snapshot, text: &mut Text) {
+    for (name, kind, help, of) in OF_SHARDS {
+        let mut family = text.family(name, *kind, help);
+        for shard in snapshot.shards.iter() {
+            // What is not known is not shown, lest a counter seem to begin anew.
+            if shard.up || *name == "trefoil_nbd_shard_up" {
+                family.sample(&[("shard", &shard.number.to_string())], of(shard));
+            }
+        }
+    }
 }
 
 /// What clients see.
@@ -246,10 +345,30 @@ mod tests {
         let waits = SessionStatus { volume: VolumeId(2), requests: 5, ..SessionStatus::default() };
         let volumes = [("a".to_owned(), led), ("b".to_owned(), waits)].into();
         let mut text = Text::default();
-        render(&Snapshot { volumes, map_version: 9 }, &mut text);
+        let first = Shard { up: true, connections: 3, cpu_us: 1_250_000, ..Shard::default() };
+        let mut snapshot = Snapshot { volumes, shards: vec![first], map_version: 9 };
+        // A healer beside the volume's own leader, which is another shard's; and a volume of its own.
+        let stale = SessionStatus { generation: Some(Generation(6)), ..SessionStatus::default() };
+        let own = SessionStatus {
+            volume: VolumeId(3),
+            generation: Some(Generation(2)),
+            ..SessionStatus::default()
+        };
+        let second = Shard { number: 1, up: true, connections: 1, ..Shard::default() };
+        let volumes = [("a".to_owned(), stale), ("c".to_owned(), own)].into();
+        snapshot.add(1, Some(Snapshot { volumes, shards: vec![second], map_version: 8 }));
+        snapshot.add(2, None);
+        render(&snapshot, &mut text);
         let text = text.finish();
         for line in [
-            "trefoil_map_version 9",
+            "trefoil_map_version 8",
+            "trefoil_nbd_generation{volume=\"a\"} 7",
+            "trefoil_nbd_generation{volume=\"c\"} 2",
+            "trefoil_nbd_shard_up{shard=\"0\"} 1",
+            "trefoil_nbd_shard_up{shard=\"2\"} 0",
+            "trefoil_nbd_shard_connections{shard=\"0\"} 3",
+            "trefoil_nbd_shard_connections{shard=\"1\"} 1",
+            "trefoil_nbd_shard_cpu_seconds_total{shard=\"0\"} 1.25",
             "trefoil_nbd_attached{volume=\"a\"} 1",
             "trefoil_nbd_attached{volume=\"b\"} 0",
             "trefoil_nbd_lease_remaining_seconds{volume=\"a\"} 1.5",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind, MapError};
-use trefoil_core::{Generation, VolumeId};
+use trefoil_core::{Generation, Incarnation, NodeId, VolumeId};
 use trefoil_monitor::rpc::{Granted as RpcGranted, RpcError, VOLUMES_PER_REQUEST_MAX, VolumeKey};
 use trefoil_monitor::{Attached, CallError, MonitorClient};
 
@@ -178,6 +178,24 @@ impl Cluster for Monitors {
                 }
             }
             Ok(())
+        })
+    }
+
+    fn lost_data(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> LocalFuture<Result<bool, LostDataError>> {
+        let (client, me) = (self.client.clone(), self.me.clone());
+        Box::pin(async move {
+            client.lost_data(me, (volume, generation), node, incarnation).await.map_err(|error| match error {
+                CallError::Answered(error @ (RpcError::Refused(_) | RpcError::NotAllowed(_))) => {
+                    LostDataError::Refused(error.to_string())
+                }
+                error => unreachable(error).into(),
+            })
         })
     }
 

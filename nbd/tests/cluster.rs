@@ -10,7 +10,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-use trefoil_core::map::FailureDomain;
+use trefoil_core::VolumeId;
+use trefoil_core::map::{FailureDomain, Holder};
 use trefoil_monitor::{Bootstrap, Monitor, MonitorClient, MonitorConfig};
 use trefoil_nbd::NbdConfig;
 use trefoil_storage_node::NodeConfig;
@@ -86,8 +87,13 @@ fn node(dir: &Path, number: u32, monitor: SocketAddr, listen: SocketAddr) -> (Da
 }
 
 fn front(socket: &Path, monitor: SocketAddr) -> Daemon {
-    let config =
-        NbdConfig { socket: Some(socket.to_owned()), monitors: vec![monitor], ..NbdConfig::default() };
+    front_of(socket, monitor, 1)
+}
+
+fn front_of(socket: &Path, monitor: SocketAddr, shards: usize) -> Daemon {
+    let (socket, monitors) = (Some(socket.to_owned()), vec![monitor]);
+    let name = Some("front".to_owned());
+    let config = NbdConfig { socket, monitors, shards, name, ..NbdConfig::default() };
     let (daemon, ()) = Daemon::start("nbd", async move |ready, stop| {
         let serving = |_| ready.send(()).unwrap();
         trefoil_nbd::run(config, serving, async { drop(stop.await) }).await.unwrap();
@@ -385,4 +391,60 @@ fn a_foreign_request_to_a_node_is_refused_and_harms_nothing() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("Trefoil storage node"), "{answer:?}");
+}
+
+/// Who holds each volume, by its name.
+fn holders(cluster: &Cluster) -> std::collections::BTreeMap<String, (u64, Option<Holder>)> {
+    let (sender, receiver) = mpsc::channel();
+    ask_monitor(cluster.monitor_address, async move |client| {
+        let Ok(Some(map)) = client.get_map(0).await else { return false };
+        let all = map.volumes.iter().map(|(id, it)| (it.name.clone(), (id.0, it.holder.clone())));
+        sender.send(all.collect()).is_ok()
+    });
+    receiver.recv().unwrap()
+}
+
+#[test]
+fn shards_hold_their_volumes_as_front_ends_of_their_own() {
+    let names = ["disk0", "a", "b", "c", "d", "e"];
+    let cluster = Cluster::start();
+    names[1..].iter().for_each(|name| create_volume(cluster.monitor_address, name));
+    let socket = cluster.socket("nbd.sock");
+    let mut front_end = front_of(&socket, cluster.monitor_address, 3);
+    let mut clients: Vec<Nbd> = names.iter().map(|name| Nbd::connect(&socket, name)).collect();
+    for (n, client) in (0..).zip(&mut clients) {
+        client.write(0, &pattern(n, 65536));
+    }
+    let held = holders(&cluster);
+    let mut seen = std::collections::BTreeMap::new();
+    for (name, (id, holder)) in &held {
+        let holder = holder.clone().unwrap_or_else(|| panic!("{name} is held by nobody"));
+        let shard = trefoil_nbd::shards::home(VolumeId(*id), 3);
+        assert_eq!(holder.name, format!("front/{shard}"), "{name}");
+        let boot = seen.entry(holder.name).or_insert(holder.boot);
+        assert_eq!(*boot, holder.boot, "{name}: one shard is one holder");
+    }
+    let boots: std::collections::BTreeSet<u64> = seen.values().copied().collect();
+    assert!(
+        seen.len() >= 2 && boots.len() == seen.len(),
+        "several shards, none taken for another one: {held:?}"
+    );
+    // Beyond the first renewals, each holder's own.
+    std::thread::sleep(Duration::from_secs(5));
+    for (n, client) in (0..).zip(&mut clients) {
+        assert!(client.read(0, 65536) == pattern(n, 65536));
+    }
+    // A second connection meets the first one's session.
+    let mut again = Nbd::connect(&socket, "c");
+    again.write(4096, &pattern(99, 4096));
+    assert!(clients[3].read(4096, 4096) == pattern(99, 4096));
+    // All shards give back what they hold; another number of them finds it as it was.
+    drop((clients, again));
+    front_end.stop();
+    assert!(holders(&cluster).values().all(|(_, holder)| holder.is_none()));
+    let _front = front_of(&socket, cluster.monitor_address, 2);
+    for (n, name) in (0..).zip(names) {
+        let mut client = Nbd::connect(&socket, name);
+        assert!(client.read(8192, 57344) == pattern(n, 65536)[8192..], "{name}");
+    }
 }

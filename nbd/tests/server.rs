@@ -180,27 +180,65 @@ fn a_blocked_client_that_goes_away_is_noticed_and_its_backlog_dropped() {
     });
 }
 
+/// Writes as much as the kernel takes: the end of the stream does not get through behind it.
+async fn fill(socket: &TcpStream) {
+    let writes: Vec<u8> = (0..1000).flat_map(|n| request(WRITE, n, 4096)).collect();
+    let (mut sent, mut idle) = (0, 0);
+    while idle < 50 {
+        match socket.try_write(&writes[sent % writes.len()..]) {
+            Ok(n) => (sent, idle) = (sent + n, 0),
+            Err(_) => idle += 1,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[test]
 fn an_end_that_is_hidden_behind_data_is_found_before_more_is_served() {
     let limits = Limits { requests_max: 4, ..Limits::default() };
     run(Config { limits, ..Config::default() }, |server, address, stub| async move {
         let _running = server;
         let socket = connected(address).await;
-        // As much as the kernel takes: the end of the stream does not get through behind it.
-        let writes: Vec<u8> = (0..1000).flat_map(|n| request(WRITE, n, 4096)).collect();
-        let (mut sent, mut idle) = (0, 0);
-        while idle < 50 {
-            match socket.try_write(&writes[sent % writes.len()..]) {
-                Ok(n) => (sent, idle) = (sent + n, 0),
-                Err(_) => idle += 1,
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        fill(&socket).await;
         assert_eq!(stub.count(), 4);
         tokio::time::sleep(Duration::from_millis(1200)).await;
         let socket = socket.into_std().unwrap();
         socket.shutdown(std::net::Shutdown::Both).unwrap();
         tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(stub.gone.borrow().is_empty(), "this test wants an end that is not seen");
+        stub.answer_all(Ok(DiskReply::Done));
+        until("the disk is told", || !stub.gone.borrow().is_empty()).await;
+        assert_eq!(stub.count(), 0, "a late copy");
+    });
+}
+
+/// A client gives up when one of its requests takes too long, not when all of them do: what it has in the sockets then
+/// must not be carried out behind what it writes on its next connection, however short a while ago the server took
+/// something from the old one.
+#[test]
+fn one_request_that_takes_long_is_enough_for_a_client_to_give_up() {
+    let limits = Limits { requests_max: 4, ..Limits::default() };
+    run(Config { limits, ..Config::default() }, |server, address, stub| async move {
+        let _running = server;
+        let socket = connected(address).await;
+        fill(&socket).await;
+        // The first one is not answered; others are, and make room for more.
+        for _ in 0..5 {
+            until("the limit", || stub.count() == 4).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let (token, reply_to, _) = stub.requests.borrow_mut().pop().expect("four");
+            reply_to.push(token, Ok(DiskReply::Done));
+        }
+        until("the limit", || stub.count() == 4).await;
+        // It gives up, and writes on another connection.
+        let socket = socket.into_std().unwrap();
+        socket.shutdown(std::net::Shutdown::Both).unwrap();
+        let mut next = connected(address).await;
+        next.write_all(&request(WRITE, 9, 4)).await.unwrap();
+        until("its write arrives", || stub.count() == 5).await;
+        let (token, reply_to, _) = stub.requests.borrow_mut().pop().expect("five");
+        reply_to.push(token, Ok(DiskReply::Done));
+        next.read_exact(&mut [0; 16]).await.unwrap();
         assert!(stub.gone.borrow().is_empty(), "this test wants an end that is not seen");
         stub.answer_all(Ok(DiskReply::Done));
         until("the disk is told", || !stub.gone.borrow().is_empty()).await;

@@ -165,6 +165,9 @@ pub struct NbdArgs {
     /// A unix socket to listen on
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Threads that serve volumes, each volume by one of them [default: 1]
+    #[arg(long, value_name = "N")]
+    shards: Option<usize>,
 }
 
 fn loaded<T: Default + serde::de::DeserializeOwned>(common: &Common) -> Outcome<T> {
@@ -256,6 +259,7 @@ pub fn nbd(args: &NbdArgs, global: &Global) -> Outcome {
     if args.socket.is_some() {
         config.socket.clone_from(&args.socket);
     }
+    set(&mut config.shards, &args.shards);
     set_monitors(&mut config.monitors, global)?;
     config.allow_plaintext |= args.common.allow_plaintext;
     config.check().map_err(|error| Failure::usage(error.into()))?;

@@ -26,6 +26,9 @@ const NODES_CONNECTED: u64 = 1024;
 const OWN_DESCRIPTORS: u64 = 256;
 /// Bytes of memory that a monitor or a front end is counted with; they have no setting for it.
 const MEMORY_OF_OTHERS: u64 = 256 << 20;
+/// What each further shard of a front end adds: a map of its own and buffers; and its runtime's descriptors.
+const MEMORY_PER_SHARD: u64 = 32 << 20;
+const DESCRIPTORS_PER_SHARD: u64 = 16;
 
 /// A configured daemon.
 #[derive(Debug)]
@@ -59,14 +62,21 @@ pub struct Need {
 impl Need {
     /// Of a daemon with this configuration.
     pub fn of(daemon: &Daemon) -> Need {
-        let (own, nodes, memory) = match daemon {
-            Daemon::Monitor(config) => (config.connections_max, 0, MEMORY_OF_OTHERS),
-            Daemon::StorageNode(config) => (config.connections_max, NODES_CONNECTED, config.memory_bytes),
-            Daemon::Nbd(config) => (config.connections_max, NODES_CONNECTED, MEMORY_OF_OTHERS),
-        };
         // What a file says may be anything.
+        let (own, nodes, memory, shards) = match daemon {
+            Daemon::Monitor(config) => (config.connections_max, 0, MEMORY_OF_OTHERS, 1),
+            Daemon::StorageNode(config) => (config.connections_max, NODES_CONNECTED, config.memory_bytes, 1),
+            Daemon::Nbd(config) => {
+                let shards = config.shards as u64;
+                let more = shards.saturating_sub(1).saturating_mul(MEMORY_PER_SHARD);
+                let nodes = shards.saturating_mul(NODES_CONNECTED);
+                (config.connections_max, nodes, MEMORY_OF_OTHERS.saturating_add(more), shards)
+            }
+        };
         let connections = (own as u64).saturating_add(nodes);
-        Need { connections, descriptors: connections.saturating_add(OWN_DESCRIPTORS), memory }
+        let others =
+            OWN_DESCRIPTORS.saturating_add(shards.saturating_sub(1).saturating_mul(DESCRIPTORS_PER_SHARD));
+        Need { connections, descriptors: connections.saturating_add(others), memory }
     }
 }
 
@@ -321,6 +331,11 @@ mod tests {
         let config = NbdConfig { connections_max: 5000, ..NbdConfig::default() };
         let need = Need::of(&Daemon::Nbd(config));
         assert_eq!(need.descriptors, 5000 + NODES_CONNECTED + OWN_DESCRIPTORS);
+        let config = NbdConfig { connections_max: 5000, shards: 4, ..NbdConfig::default() };
+        let need = Need::of(&Daemon::Nbd(config));
+        assert_eq!(need.connections, 5000 + 4 * NODES_CONNECTED);
+        assert_eq!(need.descriptors, need.connections + OWN_DESCRIPTORS + 3 * DESCRIPTORS_PER_SHARD);
+        assert_eq!(need.memory, MEMORY_OF_OTHERS + 3 * MEMORY_PER_SHARD);
         let config = NbdConfig { connections_max: usize::MAX, ..NbdConfig::default() };
         assert_eq!(Need::of(&Daemon::Nbd(config)).descriptors, u64::MAX);
         let node = Daemon::StorageNode(NodeConfig::default());

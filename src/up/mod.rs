@@ -47,6 +47,8 @@ use trefoil_core::limits::OBJECT_SIZE_DEFAULT;
 use trefoil_core::map::{FailureDomain, is_name};
 use trefoil_monitor::{Bootstrap, MonitorConfig, PeerConfig};
 use trefoil_nbd::NbdConfig;
+use trefoil_nbd::config::ConfigError;
+use trefoil_nbd::shards::SHARDS_MAX;
 use trefoil_storage_node::NodeConfig;
 
 /// The directory where `--dir` does not say; also where other commands look for a running `up`.
@@ -102,6 +104,9 @@ pub struct UpArgs {
     /// The unix socket to serve NBD on [default: DIR/nbd.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Threads of the NBD front end, each volume served by one of them
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    shards: usize,
     /// Run each daemon as a process of its own
     #[arg(long)]
     processes: bool,
@@ -122,6 +127,10 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
              --allow-plaintext if everybody on that network may read and write every volume",
             args.listen
         )));
+    }
+    let shards = args.shards;
+    if !(1..=SHARDS_MAX).contains(&shards) {
+        return Err(Failure::usage(ConfigError::Shards(shards).into()));
     }
     let request = Request {
         nodes: args.nodes,
@@ -162,7 +171,7 @@ pub fn run(args: &UpArgs, global: &Global) -> Outcome {
         }
         let mut state = settle(&dir, &plan, old, monitors, args.listen, socket, &tell)?;
         let mut up = Supervisor::new(&dir, mode, shutdown, tell);
-        let outcome = match start(&mut up, &mut state, &plan, args.allow_plaintext).await {
+        let outcome = match start(&mut up, &mut state, &plan, args.allow_plaintext, shards).await {
             Ok(()) => up.serve().await,
             Err(Interrupt::Stop) => Ok(()),
             Err(Interrupt::Failed(failure)) => Err(failure),
@@ -324,6 +333,7 @@ async fn start(
     state: &mut State,
     plan: &Plan,
     allow_plaintext: bool,
+    shards: usize,
 ) -> Result<(), Interrupt> {
     let mut monitors = Vec::new();
     for n in 0..state.monitors().len() {
@@ -344,7 +354,7 @@ async fn start(
     let snapshot = up.during("the cluster map", admin.snapshot()).await?;
     let volumes = volumes(up, &mut admin, state, &snapshot).await?;
 
-    let nbd = up.start(nbd_member(state, allow_plaintext))?;
+    let nbd = up.start(nbd_member(state, allow_plaintext, shards))?;
     must_serve(up, &[nbd]).await?;
     announce(up, state, &volumes);
     Ok(())
@@ -440,11 +450,12 @@ fn host_name() -> String {
     if is_name(name) { name.to_owned() } else { "localhost".to_owned() }
 }
 
-fn nbd_member(state: &State, allow_plaintext: bool) -> Member {
+fn nbd_member(state: &State, allow_plaintext: bool, shards: usize) -> Member {
     let config = NbdConfig {
         listen: vec![state.nbd_listen],
         socket: Some(state.nbd_socket.clone()),
         monitors: state.monitors(),
+        shards,
         allow_plaintext,
         metrics_listen: state.metrics_listen("nbd"),
         ..NbdConfig::default()

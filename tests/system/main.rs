@@ -14,7 +14,9 @@
 //! | [`partition`] | five monitors: two killed, a minority cut off from the others, all restarted |
 //! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
 //! | [`power`] | everything killed at once in mid-write |
+//! | [`in_sync`] | writes that wait for all copies: a node stopped, each device alone |
 //! | [`takeover`] | two front ends for one volume |
+//! | [`shards`] | a front end of several threads |
 //! | [`rot`] | bytes of a device flipped |
 //! | [`scrub`] | rot that nobody reads, and copies that lie |
 //! | [`catch_up`] | a node that was away while data changed |
@@ -41,6 +43,7 @@ mod cluster;
 mod deploy;
 mod full;
 mod health;
+mod in_sync;
 mod kills;
 mod monitors;
 mod moving;
@@ -54,6 +57,7 @@ mod recovery;
 mod rollback;
 mod rot;
 mod scrub;
+mod shards;
 mod slow;
 mod split;
 mod stand_in;

@@ -39,6 +39,6 @@ pub use listener::{CONNECTIONS_MAX, ServeOptions, listen, serve};
 pub use local::{LocalName, tune as tune_unix};
 pub use poll::{BUSY_POLL_US, BUSY_POLL_US_MAX, POLL_DEPTH_MAX, Poller};
 pub use rate::RateLimit;
-pub use stream::Stream;
+pub use stream::{LooseStream, Stream};
 pub use trefoil_core::wire::frame::{Frame, KIND_USER_MIN};
 pub use unix::UnixSocket;

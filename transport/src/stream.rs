@@ -22,7 +22,38 @@ pub enum Stream {
     Unix(UnixSocket),
 }
 
+/// A connected socket that no runtime knows: on its way from one thread's to another's. What has arrived at it and
+/// was not read stays in it.
+#[derive(Debug)]
+pub enum LooseStream {
+    /// See [`Stream::Tcp`].
+    Tcp(std::net::TcpStream),
+    /// See [`Stream::Unix`].
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl LooseStream {
+    /// Gives it to the runtime that this is called in, which is told of what has arrived before. Errors: it cannot be
+    /// registered; then it is closed.
+    pub fn bind(self) -> io::Result<Stream> {
+        Ok(match self {
+            LooseStream::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+            LooseStream::Unix(stream) => {
+                Stream::Unix(UnixSocket::new(tokio::net::UnixStream::from_std(stream)?)?)
+            }
+        })
+    }
+}
+
 impl Stream {
+    /// Takes it off its runtime. Errors: that fails; then it is closed.
+    pub fn loosen(self) -> io::Result<LooseStream> {
+        Ok(match self {
+            Stream::Tcp(stream) => LooseStream::Tcp(stream.into_std()?),
+            Stream::Unix(stream) => LooseStream::Unix(stream.into_std()),
+        })
+    }
+
     /// Waits until a read would not block.
     pub async fn readable(&self) -> io::Result<()> {
         match self {

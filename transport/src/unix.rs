@@ -41,6 +41,11 @@ impl UnixSocket {
         Ok(UnixSocket { socket, room: None })
     }
 
+    /// Takes it off its runtime; it stays non-blocking.
+    pub fn into_std(self) -> std::os::unix::net::UnixStream {
+        self.socket.into_inner().into()
+    }
+
     /// A second descriptor to wait for room with: what epoll knows at its registration counts, too.
     fn ask_room(&self) -> io::Result<AsyncFd<OwnedFd>> {
         register(self.socket.get_ref().try_clone()?, Interest::WRITABLE)

@@ -1,7 +1,10 @@
 //! What daemons say of themselves.
 
 use serde::{Deserialize, Serialize};
-use trefoil_core::{GroupId, Incarnation, NodeId};
+use trefoil_core::{Generation, GroupId, Incarnation, NodeId, VolumeId};
+
+/// Names what a node is told of writes that it has lost: whose leader found it.
+pub type LostOrder = (VolumeId, Generation);
 
 /// How a node's device does. All zeros: nothing was measured.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +67,9 @@ pub struct Heartbeat {
     /// Groups of which the node has seen that its copy differs from a peer's (section 8): all of them at
     /// present, at most [`DIFFERING_MAX`](super::DIFFERING_MAX).
     pub differing: Vec<GroupId>,
+    /// The last [`Response::Alive`](super::Response::Alive) order in this life of the node which is durable: its state
+    /// is marked as lost since.
+    pub lost_noted: Option<LostOrder>,
 }
 
 /// A daemon that has a directory of its own.

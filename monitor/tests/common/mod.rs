@@ -3,12 +3,15 @@
 // Each test file is a crate of its own and uses a part.
 #![allow(dead_code)]
 
+use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Holder, HolderKind};
 use trefoil_core::*;
-use trefoil_monitor::MonitorClient;
 use trefoil_monitor::rpc::Granted;
+use trefoil_monitor::{Monitor, MonitorClient, MonitorConfig};
+use trefoil_transport::{Hello, Role};
 
 /// Runs a test on a runtime of its own. What is not stopped in order when the test ends is dropped in
 /// mid-air, as by SIGKILL.
@@ -46,4 +49,38 @@ pub async fn renew(client: &MonitorClient, who: &Holder, granted: &Granted) -> R
     let volumes = vec![(granted.volume, granted.generation)];
     let renewed = client.renew(who.clone(), volumes, Vec::new(), Duration::from_secs(8));
     renewed.await.unwrap().volumes[0].1
+}
+
+/// A monitor that runs on loopback.
+pub struct Running {
+    pub address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    ended: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    pub async fn start(config: MonitorConfig) -> Running {
+        Running::go(Monitor::start(config).await.unwrap())
+    }
+    /// As [`Running::start`], and its map counts as large.
+    pub async fn start_with_parts(config: MonitorConfig, part_bytes: usize) -> Running {
+        let monitor = Monitor::start(config).await.unwrap();
+        monitor.set_map_part_bytes(part_bytes);
+        Running::go(monitor)
+    }
+    fn go(monitor: Monitor) -> Running {
+        let address = monitor.address();
+        let (stop, stopped) = oneshot::channel();
+        let ended = tokio::task::spawn_local(monitor.run(async {
+            let _ = stopped.await;
+        }));
+        Running { address, stop, ended }
+    }
+    pub async fn stop(self) {
+        let _ = self.stop.send(());
+        self.ended.await.unwrap().unwrap();
+    }
+    pub fn client(&self, role: Role) -> MonitorClient {
+        MonitorClient::new(vec![self.address], Hello::new(role, [0; 16]))
+    }
 }

@@ -166,6 +166,14 @@ impl Session {
     pub fn requests_pending(&self) -> usize {
         self.pending.len()
     }
+    /// The number of the last request that came. They are counted from 1.
+    pub fn last_request(&self) -> u64 {
+        self.seq
+    }
+    /// The number of the oldest request under way. Looks at all of them.
+    pub fn oldest_pending(&self) -> Option<u64> {
+        self.pending.iter().map(|(_, pending)| pending.seq).min()
+    }
     /// Bytes of requests under way and of replies that wait to be sent.
     pub fn bytes_held(&self) -> u64 {
         self.pending_bytes + self.out.len()

@@ -19,11 +19,18 @@
 //!   read from for [`BLOCKED_LONG`], which is less than any client's timeout, a connection is therefore
 //!   tried first: the replies are sent, and only a [`BLOCKED_TICK`] later the next request is looked
 //!   at. A peer that is gone has answered the replies with a reset by then. (A reset that takes longer
-//!   is the case that is left.)
+//!   is the case that is left.) So is one that is not read from for however short a time while a request
+//!   of it is under way for that long: a client gives up when one of them takes too long.
 //! - whatever ends the task, the disk is told by a guard.
+//!
+//! # Another shard's export
+//!
+//! The task then ends, and another one goes on with the connection there (see `handover`).
 
 use super::Shared;
-use crate::disk::{Completion, Completions, Disk, DiskRequest, ExportInfo, OpenError};
+use super::handover::{HOPS_MAX, Moving, Place};
+use super::share::Slot;
+use crate::disk::{Completion, Completions, Disk, DiskRequest, Elsewhere, ExportInfo, OpenError};
 use crate::proto::{Close, Event, Lookup, Session};
 use bytes::BytesMut;
 use std::future::{Future, pending, poll_fn};
@@ -53,6 +60,8 @@ const WRITE_SEGMENTS: usize = 64;
 const BLOCKED_TICK: Duration = Duration::from_millis(100);
 /// After this long the peer may have given up.
 const BLOCKED_LONG: Duration = Duration::from_secs(1);
+/// A request counts as one that takes long after this time or up to twice that.
+const WAITS_LONG: Duration = Duration::from_millis(450);
 
 /// Why the task ended.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +76,22 @@ enum End {
     Stopped,
     #[error("{0}")]
     Io(io::Error),
+    #[error("its export is another shard's")]
+    Elsewhere(Box<Away>),
+}
+
+/// Where a connection goes on.
+#[derive(Debug)]
+struct Away {
+    lookup: (Lookup, String),
+    known: u64,
+    place: Place,
+}
+
+/// What came of a look-up.
+enum Looked {
+    Here(Result<(ExportInfo, Option<Rc<dyn Disk>>), OpenError>),
+    Elsewhere { known: u64, place: Place },
 }
 
 /// Tells the disk and the counters that the connection is gone, whatever ended it.
@@ -75,6 +100,8 @@ struct Guard {
     completions: Rc<Completions>,
     disk: Option<Rc<dyn Disk>>,
     held: u64,
+    /// None once it was handed over.
+    slot: Option<Slot>,
 }
 
 impl Drop for Guard {
@@ -83,11 +110,8 @@ impl Drop for Guard {
         if let Some(disk) = self.disk.take() {
             disk.client_gone(self.completions.conn());
         }
-        let held = self.held;
-        self.shared.count(|c| {
-            c.connections -= 1;
-            c.bytes_held -= held;
-        });
+        self.shared.hold(self.held, 0);
+        self.shared.count(|c| c.connections -= 1);
         self.shared.ended.notify_waiters();
     }
 }
@@ -121,38 +145,50 @@ struct Connection {
     resume_at: Option<Instant>,
     /// It is not that time yet.
     on_trial: bool,
+    /// The number of the last request that had come at some time: [`WAITS_LONG`] ago or less, or longer ago while
+    /// one up to it is under way.
+    mark: (Instant, u64),
     /// When it is looked at again while it is not read from.
     tick: Option<Instant>,
+    /// How often the look-up that is under way was passed on.
+    hops: u32,
 }
 
-/// Serves one client until it is gone.
-pub(super) async fn serve(shared: Rc<Shared>, stream: Stream, peer: String) {
-    let conn = shared.next_conn();
-    let started = Instant::now();
-    let completions = Completions::new(conn);
-    let mut stop = shared.stop.clone();
-    let mut connection = Connection {
-        guard: Guard { shared: shared.clone(), completions, disk: None, held: 0 },
-        stream,
-        session: Session::new(shared.config.limits.clone()),
-        buf: BytesMut::with_capacity(HANDSHAKE_BUFFER_BYTES),
-        batch: Vec::new(),
-        done: Vec::new(),
-        hung_up: false,
-        mute: false,
-        closing: None,
-        stop: Box::pin(async move {
-            let _ = stop.wait_for(|stop| *stop).await;
-        }),
-        deadline: Some((started + shared.config.handshake_timeout, Deadline::Handshake)),
-        timer: Box::pin(tokio::time::sleep_until(started)),
-        blocked_since: None,
-        resume_at: None,
-        on_trial: false,
-        tick: None,
-    };
+/// Serves one client until it is gone, or goes on elsewhere.
+pub(super) async fn serve(shared: Rc<Shared>, stream: Stream, peer: String, slot: Slot) {
+    let mut connection = Connection::new(&shared, stream, slot);
     let end = connection.run().await;
+    finish(&shared, connection, end, peer);
+}
+
+/// Goes on with a client that another shard has begun to serve.
+pub(super) async fn take_over(shared: Rc<Shared>, moving: Moving) {
+    let guard = Guard::new(&shared, moving.slot);
+    let stream = match moving.stream.bind() {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, peer = moving.peer, "an NBD connection cannot be taken over from another shard");
+            return;
+        }
+    };
+    let mut connection = Connection::with(guard, stream, moving.session, moving.unparsed);
+    connection.hung_up = moving.hung_up;
+    connection.hops = moving.hops;
+    connection.blocked_since = moving.blocked_since;
+    connection.deadline = moving.deadline.map(|at| (at + moving.left.elapsed(), Deadline::Handshake));
+    let (kind, name) = moving.lookup;
+    let end = match connection.go_on(kind, name, moving.known).await {
+        Ok(()) => connection.run().await,
+        Err(end) => end,
+    };
+    finish(&shared, connection, end, moving.peer);
+}
+
+/// The last of a task.
+fn finish(shared: &Rc<Shared>, connection: Connection, end: End, peer: String) {
+    let conn = connection.guard.completions.conn();
     match end {
+        End::Elsewhere(away) => connection.hand_over(*away, peer),
         End::Closed(Close::Protocol(_) | Close::NoExport) | End::HandshakeTimeout => {
             shared.count(|c| c.protocol_errors += 1);
             if let Some(more) = shared.log.pass() {
@@ -164,7 +200,102 @@ pub(super) async fn serve(shared: Rc<Shared>, stream: Stream, peer: String) {
     }
 }
 
+/// A place in another shard's queue, for a look-up that was passed on `hops` times.
+async fn place_at(shared: &Shared, to: Elsewhere, hops: u32) -> Looked {
+    if hops >= HOPS_MAX {
+        let why = "the volume changes while it is looked up: try again";
+        return Looked::Here(Err(OpenError::Refused(why.into())));
+    }
+    let place = match shared.doors.get(to.shard) {
+        Some(door) => door.clone().reserve_owned().await.ok(),
+        None => None,
+    };
+    match place {
+        Some(place) => Looked::Elsewhere { known: to.known, place },
+        // That shard is being stopped, and so is this one.
+        None => Looked::Here(Err(OpenError::ShuttingDown)),
+    }
+}
+
+impl Guard {
+    /// The connection is counted already.
+    fn new(shared: &Rc<Shared>, slot: Slot) -> Guard {
+        let completions = Completions::new(shared.next_conn());
+        Guard { shared: shared.clone(), completions, disk: None, held: 0, slot: Some(slot) }
+    }
+}
+
 impl Connection {
+    fn new(shared: &Rc<Shared>, stream: Stream, slot: Slot) -> Connection {
+        let session = Session::new(shared.config.limits.clone());
+        let buf = BytesMut::with_capacity(HANDSHAKE_BUFFER_BYTES);
+        let mut connection = Connection::with(Guard::new(shared, slot), stream, session, buf);
+        connection.deadline = Some((Instant::now() + shared.config.handshake_timeout, Deadline::Handshake));
+        connection
+    }
+
+    fn with(guard: Guard, stream: Stream, session: Session, buf: BytesMut) -> Connection {
+        let mut stop = guard.shared.stop.clone();
+        Connection {
+            guard,
+            stream,
+            session,
+            buf,
+            batch: Vec::new(),
+            done: Vec::new(),
+            hung_up: false,
+            mute: false,
+            closing: None,
+            stop: Box::pin(async move {
+                let _ = stop.wait_for(|stop| *stop).await;
+            }),
+            deadline: None,
+            timer: Box::pin(tokio::time::sleep_until(Instant::now())),
+            blocked_since: None,
+            resume_at: None,
+            on_trial: false,
+            mark: (Instant::now(), 0),
+            tick: None,
+            hops: 0,
+        }
+    }
+
+    /// To the shard that has a place for it. Nothing of it stays here.
+    fn hand_over(mut self, away: Away, peer: String) {
+        debug_assert!(self.session.requests_pending() == 0 && self.batch.is_empty());
+        let Some(slot) = self.guard.slot.take() else { return };
+        let stream = match self.stream.loosen() {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, peer, "an NBD connection cannot be handed over to another shard");
+                return;
+            }
+        };
+        self.guard.shared.count(|c| c.handed_over += 1);
+        away.place.send(Moving {
+            stream,
+            session: self.session,
+            unparsed: self.buf,
+            hung_up: self.hung_up,
+            lookup: away.lookup,
+            known: away.known,
+            hops: self.hops + 1,
+            deadline: self.deadline.map(|(at, _)| at),
+            left: Instant::now(),
+            blocked_since: self.blocked_since,
+            peer,
+            slot,
+        });
+    }
+
+    /// The look-up that another shard has passed on.
+    async fn go_on(&mut self, kind: Lookup, name: String, known: u64) -> Result<(), End> {
+        self.account();
+        let result = self.look_up(kind, name, known).await?;
+        self.closing = self.session.answer_lookup(result);
+        Ok(())
+    }
+
     async fn run(&mut self) -> End {
         loop {
             match poll_fn(|cx| Poll::Ready(self.may_resume(cx))).await {
@@ -195,7 +326,9 @@ impl Connection {
             return Err(End::HungUp);
         }
         let now = Instant::now();
-        if now - since < BLOCKED_LONG {
+        let long = now - since >= BLOCKED_LONG || self.waits_long(now);
+        // What has begun is brought to its end: the replies that made room are not on their way yet.
+        if !long && self.resume_at.is_none() {
             return Ok(true);
         }
         match self.resume_at {
@@ -207,6 +340,20 @@ impl Connection {
             }
         }
         Ok(true)
+    }
+
+    /// True where a request is under way for [`WAITS_LONG`] or longer, and always where one is for [`BLOCKED_LONG`]. To
+    /// be asked now and then while requests come.
+    fn waits_long(&mut self, now: Instant) -> bool {
+        let (at, last) = self.mark;
+        if now - at < WAITS_LONG {
+            return false;
+        }
+        let waits = self.session.oldest_pending().is_some_and(|oldest| oldest <= last);
+        if !waits {
+            self.mark = (now, self.session.last_request());
+        }
+        waits
     }
 
     /// Parses all that is there. Requests go to the batch.
@@ -224,7 +371,7 @@ impl Connection {
                     self.session.answer_list(&names);
                 }
                 Event::Lookup(kind, name) => {
-                    let result = self.look_up(kind, &name).await?;
+                    let result = self.look_up(kind, name, 0).await?;
                     self.closing = self.session.answer_lookup(result);
                 }
                 Event::Close(why) => self.closing = Some(why),
@@ -236,11 +383,16 @@ impl Connection {
         Ok(())
     }
 
-    /// Asks the exports; gives up when the client does or the server is stopped. The time that it takes
-    /// is not the client's.
-    async fn look_up(&mut self, kind: Lookup, name: &str) -> Result<Result<ExportInfo, OpenError>, End> {
-        let exports = self.guard.shared.exports.clone();
-        let (stream, buf) = (&mut self.stream, &mut self.buf);
+    /// Asks the exports, when they know at least as much as `known` says; gives up when the client does or the server
+    /// is stopped. The time that it takes is not the client's. [`End::Elsewhere`]: they are another shard's.
+    async fn look_up(
+        &mut self,
+        kind: Lookup,
+        name: String,
+        known: u64,
+    ) -> Result<Result<ExportInfo, OpenError>, End> {
+        let shared = self.guard.shared.clone();
+        let (stream, buf, hops) = (&mut self.stream, &mut self.buf, self.hops);
         let hung_up = async {
             while buf.len() < LOOKUP_READ_AHEAD_BYTES {
                 if !matches!(stream.read_buf(buf).await, Ok(1..)) {
@@ -250,11 +402,17 @@ impl Connection {
             pending().await
         };
         let answer = async {
-            match kind {
-                Lookup::Describe => exports.describe(name).await.map(|info| (info, None)),
-                Lookup::Open => {
-                    let disk = exports.open(name).await?;
-                    Ok((disk.info(), Some(disk)))
+            if known > 0 {
+                shared.exports.catch_up(known).await;
+            }
+            if kind == Lookup::Describe {
+                return Looked::Here(shared.exports.describe(&name).await.map(|info| (info, None)));
+            }
+            match shared.exports.elsewhere(&name) {
+                Some(elsewhere) => place_at(&shared, elsewhere, hops).await,
+                None => {
+                    let disk = shared.exports.open(&name).await;
+                    Looked::Here(disk.map(|disk| (disk.info(), Some(disk))))
                 }
             }
         };
@@ -268,6 +426,13 @@ impl Connection {
         if let Some((at, _)) = &mut self.deadline {
             *at += started.elapsed();
         }
+        let answer = match answer {
+            Looked::Here(answer) => answer,
+            Looked::Elsewhere { known, place } => {
+                return Err(End::Elsewhere(Box::new(Away { lookup: (kind, name), known, place })));
+            }
+        };
+        self.hops = 0;
         Ok(answer.map(|(info, disk)| {
             if disk.is_some() {
                 self.guard.disk = disk;
@@ -286,6 +451,8 @@ impl Connection {
         {
             self.blocked_since = None;
             disk.submit(&mut self.batch);
+            // Only for the mark to be up to date when it is wanted.
+            self.waits_long(Instant::now());
         }
         debug_assert!(self.batch.is_empty());
     }
@@ -327,7 +494,7 @@ impl Connection {
     fn account(&mut self) {
         let held = self.session.bytes_held() + self.buf.len() as u64;
         let before = std::mem::replace(&mut self.guard.held, held);
-        self.guard.shared.count(|c| c.bytes_held = c.bytes_held - before + held);
+        self.guard.shared.hold(before, held);
     }
 
     fn ended(&mut self) -> Option<End> {
@@ -348,9 +515,7 @@ impl Connection {
         // A request that has half arrived is let in whole when it is all that its connection has: else
         // connections that each hold half a request could wait for one another for ever.
         let alone = self.session.requests_pending() == 0 && self.session.bytes_held() == 0;
-        let room = alone
-            || self.guard.held <= shared.config.connection_share_bytes
-            || shared.counters.get().bytes_held <= shared.config.bytes_max;
+        let room = alone || self.guard.held <= shared.config.connection_share_bytes || shared.has_room();
         self.session.wants_bytes() && room && !self.is_draining() && !self.hung_up && !self.on_trial
     }
 

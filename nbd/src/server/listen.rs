@@ -2,6 +2,8 @@
 
 use super::Shared;
 use super::connection;
+use super::handover::Moving;
+use super::share::Slot;
 use socket2::{SockRef, TcpKeepalive};
 use std::fs;
 use std::io;
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
 use trefoil_transport::{Stream, UnixSocket};
 
 /// Mode of a unix socket: the owner and the group (say, of QEMU's user) may connect.
@@ -164,6 +167,29 @@ fn spawn(shared: &Rc<Shared>, listener: Listener) {
     });
 }
 
+/// Serves what other shards hand over.
+pub(super) fn inbox(shared: &Rc<Shared>, mut inbox: mpsc::Receiver<Moving>) {
+    shared.listeners.set(shared.listeners.get() + 1);
+    let shared = shared.clone();
+    tokio::task::spawn_local(async move {
+        let mut stop = shared.stop.clone();
+        loop {
+            let moving = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                moving = inbox.recv() => moving,
+            };
+            let Some(moving) = moving else { break };
+            shared.count(|c| c.connections += 1);
+            tokio::task::spawn_local(connection::take_over(shared.clone(), moving));
+        }
+        // Whoever is still in it is disconnected, like all others.
+        drop(inbox);
+        shared.listeners.set(shared.listeners.get() - 1);
+        shared.ended.notify_waiters();
+    });
+}
+
 async fn accept(shared: &Rc<Shared>, listener: &Listener) {
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -177,17 +203,17 @@ async fn accept(shared: &Rc<Shared>, listener: &Listener) {
             }
         };
         let limit = shared.config.connections_max;
-        if shared.counters.get().connections >= limit {
+        let Some(slot) = Slot::take(&shared.process, limit) else {
             shared.count(|c| c.refused += 1);
             if let Some(more) = shared.log.pass() {
                 tracing::warn!(peer, limit, held_back = more, "too many NBD connections: refused");
             }
             continue;
-        }
+        };
         shared.count(|c| {
             c.connections += 1;
             c.accepted += 1;
         });
-        tokio::task::spawn_local(connection::serve(shared.clone(), stream, peer));
+        tokio::task::spawn_local(connection::serve(shared.clone(), stream, peer, slot));
     }
 }

@@ -7,34 +7,43 @@
 //! | file | what |
 //! |---|---|
 //! | `listen` | TCP and unix listeners; the limit on connections |
-//! | `stream` | one type for both kinds of socket |
 //! | `connection` | the task of one connection |
+//! | `handover` | connections that go on at another shard's server |
+//! | `share` | the limits that all shards of a process share |
+//!
+//! A process may have several, each on a thread of its own, with a [`Door`] to the others.
 //!
 //! It knows no volume and no replication. It never guesses that a client is alive: a connection whose
 //! peer is gone loses the requests that have not started (see `connection`).
 
 mod connection;
+mod handover;
 mod listen;
+mod share;
 
+pub use handover::{Door, doors};
 pub use listen::ListenError;
 
 use crate::disk::{ConnId, Exports};
 use crate::proto::Limits;
+use handover::Moving;
+use share::{Process, Ration};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// What a server may use, and how long it waits.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Bounds of each connection.
     pub limits: Limits,
-    /// Connections at once. Further ones are accepted and closed at once, with a line in the log.
+    /// Connections at once, at all shards. Further ones are accepted and closed at once, with a line in the log.
     pub connections_max: usize,
-    /// Bytes that all connections together may hold in requests, replies and receive buffers. Over it,
+    /// Bytes that all connections of all shards together may hold in requests, replies and receive buffers. Over it,
     /// a connection that holds more than [`Config::connection_share_bytes`] is not read from, unless the
     /// one request that is arriving is all it has. The worst case is therefore this and one largest
     /// payload for each connection.
@@ -64,10 +73,12 @@ impl Default for Config {
 /// Counters of a server, for metrics.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Connections that are open now.
+    /// Connections that are open now, and this server's: without those that it has handed over.
     pub connections: usize,
     /// Connections accepted since the start, without the refused ones.
     pub accepted: u64,
+    /// Connections that were handed over to another shard's server.
+    pub handed_over: u64,
     /// Connections refused because of [`Config::connections_max`].
     pub refused: u64,
     /// Connections closed because the client broke the protocol or ran out of time.
@@ -81,6 +92,10 @@ struct Shared {
     exports: Rc<dyn Exports>,
     config: Config,
     counters: Cell<Counters>,
+    process: Arc<Process>,
+    ration: Ration,
+    /// To each shard's server, this one included; none where there is only this one.
+    doors: Vec<mpsc::Sender<Moving>>,
     next_conn: Cell<u64>,
     /// Told when a connection or listener has ended.
     ended: Notify,
@@ -94,6 +109,15 @@ impl Shared {
         let mut counters = self.counters.get();
         change(&mut counters);
         self.counters.set(counters);
+    }
+    /// What a connection holds has changed by so much. Gets room for it, or gives room back.
+    fn hold(&self, before: u64, now: u64) {
+        self.count(|c| c.bytes_held = c.bytes_held - before + now);
+        self.ration.covers(self.counters.get().bytes_held);
+    }
+    /// True while more may be read.
+    fn has_room(&self) -> bool {
+        self.ration.covers(self.counters.get().bytes_held)
     }
     fn next_conn(&self) -> ConnId {
         let id = self.next_conn.get() + 1;
@@ -132,13 +156,36 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server without listeners.
+    /// The only server of its process, without listeners.
     pub fn new(exports: Rc<dyn Exports>, config: Config) -> Server {
+        let process = Process::new(1, config.bytes_max);
+        let ration = Ration::whole(&process);
+        Server::with(exports, config, process, ration, Vec::new())
+    }
+
+    /// One server of several, without listeners. It also serves what the others hand over to it.
+    pub fn behind(door: Door, exports: Rc<dyn Exports>, config: Config) -> Server {
+        let ration = Ration::shared(&door.process);
+        let server = Server::with(exports, config, door.process, ration, door.to);
+        listen::inbox(&server.shared, door.inbox);
+        server
+    }
+
+    fn with(
+        exports: Rc<dyn Exports>,
+        config: Config,
+        process: Arc<Process>,
+        ration: Ration,
+        doors: Vec<mpsc::Sender<Moving>>,
+    ) -> Server {
         let (stop, stopped) = watch::channel(false);
         let shared = Rc::new(Shared {
             exports,
             config,
             counters: Cell::default(),
+            process,
+            ration,
+            doors,
             next_conn: Cell::new(0),
             ended: Notify::new(),
             listeners: Cell::new(0),

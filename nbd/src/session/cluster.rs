@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use trefoil_core::leader::report::NodeReport;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{ClusterMap, Holder, HolderKind};
-use trefoil_core::{Generation, GroupId, VolumeId};
+use trefoil_core::{Generation, GroupId, Incarnation, NodeId, VolumeId};
 
 /// The monitors do not answer. What is attached goes on without them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +39,18 @@ pub enum AttachError {
     #[error("there is no such volume")]
     Missing,
     /// The monitors refuse for another reason.
+    #[error("refused by the monitors: {0}")]
+    Refused(String),
+    /// See [`Unreachable`].
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+}
+
+/// Why the monitors do not say whether a node has taken note of what it lost.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LostDataError {
+    /// They do not take it: this process does not hold the volume with that generation any more, or the node is not
+    /// one of the cluster. Telling it again changes nothing.
     #[error("refused by the monitors: {0}")]
     Refused(String),
     /// See [`Unreachable`].
@@ -82,6 +94,15 @@ pub trait Cluster {
     ) -> LocalFuture<Result<Renewals, Unreachable>>;
     /// Gives generations back; the last says whether every copy is whole.
     fn release(&self, volumes: Vec<(VolumeId, Generation, bool)>) -> LocalFuture<Result<(), Unreachable>>;
+    /// Tells that a node has lost what it had reported as durable (5.9), as the leader of that generation has found;
+    /// true when the node has taken note. Until then it is to be told again.
+    fn lost_data(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> LocalFuture<Result<bool, LostDataError>>;
     /// Volumes that need a healer, each granted to this process as one; at most `max`.
     fn heal(&self, max: usize) -> LocalFuture<Result<Vec<(VolumeId, Granted)>, Unreachable>>;
     /// The name of this process and its boot, as the monitors know it.

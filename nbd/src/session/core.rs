@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use trefoil_core::client::ClientOp;
 use trefoil_core::leader::report::{NodeReport, report};
 use trefoil_core::leader::{Input, Leader, LeaderCounters, NodeView, Options, Output, VolumeSpec};
+use trefoil_core::map::Ack;
 use trefoil_core::message::FromNode;
 use trefoil_core::placement::{PgConfig, PgTable};
 use trefoil_core::wire::messages::Message;
@@ -43,7 +44,14 @@ pub enum Notice {
     /// A healer has nothing left to do.
     AllWhole(SessionKey),
     /// A node has lost what it had reported as durable (5.9).
-    LostData(NodeId),
+    LostData {
+        /// Which node.
+        node: NodeId,
+        /// Whose leader has found it.
+        volume: VolumeId,
+        /// That leader's.
+        generation: Generation,
+    },
     /// A node knows a newer map.
     MapStale,
 }
@@ -451,6 +459,15 @@ impl Core {
         }
     }
 
+    /// A pool's writes are answered so from now on.
+    pub fn set_ack(&mut self, pool: PoolId, ack: Ack) {
+        let keys: Vec<SessionKey> =
+            self.sessions.iter().filter(|(_, s)| s.pool == pool).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.input(key, Input::Ack { ack });
+        }
+    }
+
     /// The map has changed: a node that it had dropped may be back.
     pub fn want_nodes(&mut self) {
         for node in self.sessions.values().flat_map(|session| &session.nodes) {
@@ -540,7 +557,12 @@ impl Core {
         if let Some(session) = sessions.get_mut(&key) {
             session.touched = false;
             let Session {
-                phase: Phase::Leading { leader, generation, .. }, layer, out, live: before, ..
+                phase: Phase::Leading { leader, generation, .. },
+                volume,
+                layer,
+                out,
+                live: before,
+                ..
             } = session
             else {
                 self.ops = ops;
@@ -584,7 +606,10 @@ impl Core {
                             tracing::warn!(%node, why, "giving up the connection to a node");
                             links.reset(node, why);
                         }
-                        Output::LostData { node } => notices.push(Notice::LostData(node)),
+                        Output::LostData { node } => {
+                            let (volume, generation) = (*volume, *generation);
+                            notices.push(Notice::LostData { node, volume, generation });
+                        }
                         Output::MapStale => notices.push(Notice::MapStale),
                         // Ends like a detach; the client connects again and gets another generation.
                         Output::NeedGeneration => {

@@ -1,9 +1,12 @@
 //! Volumes as NBD exports: names from the map, disks from sessions.
+//!
+//! Each shard of a process lists and describes all volumes, and opens its own ([`crate::shards::home`]).
 
 use super::core::SessionKey;
 use super::front::FrontEnd;
 use crate::blocks::BlockLayer;
-use crate::disk::{ConnId, Disk, DiskRequest, ExportInfo, Exports, LocalFuture, OpenError};
+use crate::disk::{ConnId, Disk, DiskRequest, Elsewhere, ExportInfo, Exports, LocalFuture, OpenError};
+use crate::shards::{self, Place};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,12 +16,17 @@ use trefoil_core::{PoolId, VolumeId};
 /// How long a client waits for the last session of its volume to end, and how often it looks.
 const CLOSING_WAIT_MAX: Duration = Duration::from_secs(5);
 const CLOSING_PAUSE: Duration = Duration::from_millis(20);
+/// How long a client that another shard has handed over waits for the map that this one saw, and how often it is
+/// asked for.
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(50);
 
 /// The exports of a front end.
 pub struct Volumes {
     front: Rc<FrontEnd>,
     /// Names that may be exported; none: all.
     allowed: Option<Vec<String>>,
+    place: Place,
 }
 
 /// What is needed of a volume to open it.
@@ -33,7 +41,12 @@ struct Found {
 impl Volumes {
     /// All volumes, or those that are named.
     pub fn new(front: Rc<FrontEnd>, allowed: Option<Vec<String>>) -> Volumes {
-        Volumes { front, allowed }
+        Volumes::of_shard(front, allowed, Place::ALONE)
+    }
+
+    /// The same, of which only those are opened here that belong to this shard.
+    pub fn of_shard(front: Rc<FrontEnd>, allowed: Option<Vec<String>>, place: Place) -> Volumes {
+        Volumes { front, allowed, place }
     }
 
     fn may(&self, name: &str) -> bool {
@@ -92,6 +105,36 @@ impl Exports for Volumes {
             open_now(&front, found)
         })
     }
+
+    fn elsewhere(&self, name: &str) -> Option<Elsewhere> {
+        if self.place.of == 1 {
+            return None;
+        }
+        let known = self.front.cluster().map().layout;
+        // One that is not there is refused here.
+        let shard = shards::home(self.find(name).ok()?.id, self.place.of);
+        (shard != self.place.number).then_some(Elsewhere { shard, known })
+    }
+
+    fn catch_up(&self, known: u64) -> LocalFuture<()> {
+        let cluster = self.front.cluster().clone();
+        Box::pin(async move {
+            let caught_up = async {
+                loop {
+                    let seen = cluster.map().layout;
+                    if seen >= known {
+                        return;
+                    }
+                    // The monitor that is asked here may lag behind the one that the other shard asked.
+                    cluster.refresh();
+                    let _ = tokio::time::timeout(CATCH_UP_PAUSE, cluster.map_changed(seen)).await;
+                }
+            };
+            if tokio::time::timeout(CATCH_UP_MAX, caught_up).await.is_err() {
+                tracing::warn!(known, "this shard does not get the map that another one has");
+            }
+        })
+    }
 }
 
 fn open_now(front: &Rc<FrontEnd>, found: Found) -> Result<Rc<dyn Disk>, OpenError> {
@@ -110,7 +153,7 @@ fn open_now(front: &Rc<FrontEnd>, found: Found) -> Result<Rc<dyn Disk>, OpenErro
             let layer = BlockLayer::new(found.id, found.size, found.object_size)
                 .map_err(|error| OpenError::Refused(error.to_string()))?;
             let key = front.batch(|core| core.open(found.id, found.pool, Some(layer)));
-            tokio::task::spawn_local(front.clone().attach_if_free(key));
+            front.task(front.clone().attach_if_free(key));
             key
         }
     };

@@ -8,13 +8,18 @@
 //! | ticks | what the leaders ask for |
 //! | flusher | batches that have queued something for nodes |
 //! | map | a newer map |
+//! | one per loss of a node ([`super::lost`]) | the monitors, and through them the node |
 //! | healer | work from the monitors, every [`HEAL_INTERVAL`] |
 //!
 //! A task borrows the core for one batch and never over an await.
+//!
+//! A panic in one of them, or in a batch, whoever's, leaves a front end that is not whole: it is told
+//! ([`FrontEnd::broken`]) and must not go on.
 
 use super::cluster::{AttachError, Cluster, Granted};
 use super::core::{Core, End, Notice, SessionKey};
 use super::links::{Backoff, NodeAddress, RESET_PAUSE};
+use super::lost::Loss;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -66,6 +71,30 @@ struct Healer {
     busy: Instant,
 }
 
+/// Tells the front end if it is dropped by a panic.
+struct Whole(Rc<FrontEnd>);
+
+/// The same for as long as a batch takes. One that is made on the way out of somebody else's panic, to tell that a
+/// client is gone, has none of its own.
+struct WholeBatch<'a> {
+    front: &'a FrontEnd,
+    others: bool,
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        self.0.look_at_panic();
+    }
+}
+
+impl Drop for WholeBatch<'_> {
+    fn drop(&mut self) {
+        if !self.others {
+            self.front.look_at_panic();
+        }
+    }
+}
+
 /// See the module.
 pub struct FrontEnd {
     core: RefCell<Core>,
@@ -79,6 +108,8 @@ pub struct FrontEnd {
     idle: RefCell<FxHashMap<SessionKey, Instant>>,
     /// Sessions of healers.
     healers: RefCell<FxHashMap<SessionKey, Healer>>,
+    /// Losses that the monitors are being told of.
+    pub(super) telling: RefCell<BTreeSet<Loss>>,
     /// Releases that are on their way to the monitors, and who waits for them.
     releasing: Cell<usize>,
     released: Notify,
@@ -92,6 +123,9 @@ pub struct FrontEnd {
     flusher: Cell<bool>,
     /// Of the thread that all of them share.
     poller: Poller,
+    /// A task has panicked.
+    broken: Cell<bool>,
+    breaks: Notify,
     /// Held by a node's task while it receives, and, where that was much, until its clients have had their
     /// turn to send it on. Never while a node is waited for: a node that stops in the middle of an answer must
     /// not hold up the others.
@@ -109,6 +143,7 @@ impl FrontEnd {
             above: RefCell::default(),
             idle: RefCell::default(),
             healers: RefCell::default(),
+            telling: RefCell::default(),
             releasing: Cell::new(0),
             released: Notify::new(),
             busy: Notify::new(),
@@ -117,10 +152,19 @@ impl FrontEnd {
             flush: Notify::new(),
             flusher: Cell::new(false),
             poller: Poller::new(busy_poll),
+            broken: Cell::new(false),
+            breaks: Notify::new(),
             reading: Semaphore::new(1),
         });
         front.set_addresses(&front.cluster.map());
         front
+    }
+
+    fn look_at_panic(&self) {
+        if std::thread::panicking() {
+            self.broken.set(true);
+            self.breaks.notify_waiters();
+        }
     }
 
     /// The monitors.
@@ -133,9 +177,30 @@ impl FrontEnd {
         at(&self.core.borrow())
     }
 
+    /// Runs a task that the front end cannot do without.
+    pub fn task(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let whole = Whole(self.clone());
+        tokio::task::spawn_local(async move {
+            let _whole = whole;
+            task.await;
+        });
+    }
+
+    /// Resolves when a task or a batch has panicked: the process has to be started again.
+    pub async fn broken(&self) {
+        loop {
+            let breaks = self.breaks.notified();
+            if self.broken.get() {
+                return;
+            }
+            breaks.await;
+        }
+    }
+
     /// One batch: `inputs` gives the core something, then everything runs that can. Must not be called
     /// from within itself.
     pub fn batch<R>(self: &Rc<Self>, inputs: impl FnOnce(&mut Core) -> R) -> R {
+        let _whole = WholeBatch { front: self, others: std::thread::panicking() };
         self.poller.begin();
         let mut notices = Vec::new();
         let (result, wanted, under_way, dirty) = {
@@ -149,7 +214,7 @@ impl FrontEnd {
             self.flush_soon();
         }
         for node in wanted {
-            tokio::task::spawn_local(self.clone().link(node));
+            self.task(self.clone().link(node));
         }
         for notice in notices {
             self.act(notice);
@@ -173,7 +238,7 @@ impl FrontEnd {
     fn flush_soon(self: &Rc<Self>) {
         if !self.flusher.replace(true) {
             let front = self.clone();
-            tokio::task::spawn_local(async move {
+            self.task(async move {
                 loop {
                     front.flush.notified().await;
                     front.core.borrow_mut().links().flush();
@@ -186,7 +251,7 @@ impl FrontEnd {
     fn act(self: &Rc<Self>, notice: Notice) {
         match notice {
             Notice::Wanted(key) => {
-                tokio::task::spawn_local(self.clone().attach(key));
+                self.task(self.clone().attach(key));
             }
             Notice::Attached(key) => tracing::info!(?key, "a volume is attached"),
             Notice::Ended(key, end) => self.ended(key, end),
@@ -197,9 +262,7 @@ impl FrontEnd {
                     async move { front.batch(|core| core.release(key)) }
                 });
             }
-            Notice::LostData(node) => {
-                tracing::error!(%node, "the node has lost writes that it had reported as durable; it is not counted any more");
-            }
+            Notice::LostData { node, volume, generation } => self.tell_lost((volume, generation, node)),
             Notice::MapStale => self.cluster.refresh(),
         }
     }
@@ -237,7 +300,7 @@ impl FrontEnd {
     fn give_back(self: &Rc<Self>, volume: VolumeId, generation: Generation, clean: bool) {
         let front = self.clone();
         self.releasing.set(self.releasing.get() + 1);
-        tokio::task::spawn_local(async move {
+        self.task(async move {
             for _ in 0..RELEASE_TRIES {
                 match front.cluster.release(vec![(volume, generation, clean)]).await {
                     Ok(()) => break,
@@ -325,7 +388,8 @@ impl FrontEnd {
         };
         let io_timeout = map.volumes.get(&volume).and_then(|it| it.io_timeout);
         let io_timeout = io_timeout.map(|ms| ms.saturating_mul(1000));
-        let options = Options { healer, io_timeout, ..Options::default() };
+        let ack = map.volumes.get(&volume).and_then(|it| map.pools.get(&it.pool)).map(|pool| pool.ack);
+        let options = Options { healer, io_timeout, ack: ack.unwrap_or_default(), ..Options::default() };
         let led = self.batch(|core| core.lead(key, spec, options, granted.sent, granted.lease));
         if led {
             tracing::info!(%volume, %generation, healer, "leading a volume");
@@ -570,6 +634,11 @@ impl FrontEnd {
                 let changed = map.pgs.changed(Some(&seen.pgs));
                 for (id, pg) in changed.filter(|(id, _)| !grown.contains(&id.pool)) {
                     core.configure(id.pool, id.pg, &pg.config());
+                }
+                for (id, pool) in &map.pools {
+                    if seen.pools.get(id).is_some_and(|before| before.ack != pool.ack) {
+                        core.set_ack(*id, pool.ack);
+                    }
                 }
                 for key in gone {
                     core.depose(key, Generation(0));

@@ -5,6 +5,7 @@
 //! | [`core`] | sessions, leaders and block layers in batches, without tasks |
 //! | [`links`] | connections to nodes: book-keeping |
 //! | [`front`] | the tasks: nodes, monitors, time |
+//! | [`lost`] | telling of nodes that have lost writes (5.9) |
 //! | [`exports`] | volumes as NBD exports |
 //! | [`cluster`] | what is asked of the monitors |
 
@@ -14,6 +15,7 @@ pub mod core;
 pub mod exports;
 pub mod front;
 pub mod links;
+pub mod lost;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -27,7 +27,7 @@ use trefoil_transport::{Connected, Hello, Policy, Role, Sender, ServeOptions, li
 pub const CLUSTER: [u8; 16] = [7; 16];
 
 /// What a node has on its disk. Durable at once.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Disk {
     state: Durable,
     blocks: FxHashMap<(ObjectId, u32), (u64, Bytes)>,
@@ -181,6 +181,16 @@ impl TestNode {
         self.task = Some(tokio::task::spawn_local(served));
     }
 
+    /// A copy of its disk.
+    pub fn copy_disk(&self) -> Disk {
+        self.disk.borrow().clone()
+    }
+
+    /// Another disk is in its place, or an older copy of the same. While it is killed.
+    pub fn put_disk(&self, disk: Disk) {
+        *self.disk.borrow_mut() = disk;
+    }
+
     pub async fn kill(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();
@@ -197,6 +207,10 @@ pub struct Monitors {
     pub away: Cell<bool>,
     pub releases: RefCell<Vec<(VolumeId, Generation, bool)>>,
     pub heal: RefCell<Vec<VolumeId>>,
+    /// What they were told of losses.
+    pub lost: RefCell<Vec<(VolumeId, Generation, NodeId, Incarnation)>>,
+    /// What they answer; `None`: they refuse.
+    pub noted: Cell<Option<bool>>,
 }
 
 impl Monitors {
@@ -310,6 +324,19 @@ impl Cluster for Door {
         }
         soon(done)
     }
+    fn lost_data(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> LocalFuture<Result<bool, LostDataError>> {
+        let answer = self.away().map_err(LostDataError::from).and_then(|()| {
+            self.monitors.lost.borrow_mut().push((volume, generation, node, incarnation));
+            self.monitors.noted.get().ok_or_else(|| LostDataError::Refused("in a test".into()))
+        });
+        soon(answer)
+    }
     fn heal(&self, max: usize) -> LocalFuture<Result<Vec<(VolumeId, Granted)>, Unreachable>> {
         let holder = Holder { kind: HolderKind::Healer, ..self.me.clone() };
         let volumes: Vec<VolumeId> = self.monitors.heal.borrow_mut().drain(..).take(max).collect();
@@ -371,6 +398,8 @@ pub async fn cluster_with(size: u64, object_size: u64) -> (Rc<Monitors>, Vec<Tes
         away: Cell::new(false),
         releases: RefCell::default(),
         heal: RefCell::default(),
+        lost: RefCell::default(),
+        noted: Cell::new(Some(false)),
     };
     (Rc::new(monitors), started, volume)
 }

@@ -2,14 +2,17 @@
 
 use super::exports::Volumes;
 use super::front::FrontEnd;
-use super::testing::{CLUSTER, Door, Monitors, cluster, cluster_with};
+use super::lost::{LOST_TELL_INTERVAL, LOST_TELLERS_MAX};
+use super::testing::{CLUSTER, Door, Monitors, TestNode, cluster, cluster_with};
 use crate::disk::*;
+use crate::shards::{Place, home};
 use bytes::Bytes;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
-use trefoil_core::map::{Holder, HolderKind};
+use trefoil_core::map::{ClusterMap, Command, Holder, HolderKind};
+use trefoil_core::{Generation, Incarnation, NodeId};
 use trefoil_transport::{Hello, Role};
 
 fn local<F: Future<Output = ()>>(test: F) {
@@ -245,5 +248,177 @@ fn a_healer_that_can_do_nothing_more_gives_its_place_away() {
         let released = monitors.releases.borrow().clone();
         assert_eq!((released[0].0, released[0].2), (volume, false), "a node is away: not all is whole");
         assert_eq!(front.look(|core| core.session_of(volume)), None);
+    });
+}
+
+#[test]
+fn a_panic_in_a_batch_or_a_task_is_told_of() {
+    local(async {
+        let (monitors, _nodes, _) = cluster().await;
+        for in_batch in [true, false] {
+            let front = front(&monitors, 1);
+            assert!(timeout(Duration::from_millis(20), front.broken()).await.is_err(), "it is whole");
+            let panics = front.clone();
+            match in_batch {
+                // A connection's task, say.
+                true => _ = tokio::task::spawn_local(async move { panics.batch(|_| panic!("on purpose")) }),
+                false => panics.task(async { panic!("on purpose") }),
+            }
+            front.broken().await;
+        }
+        let front = front(&monitors, 1);
+        // Somebody else's panic is none of the front end's, not even when it is told of it.
+        struct Tells(Rc<FrontEnd>);
+        impl Drop for Tells {
+            fn drop(&mut self) {
+                self.0.batch(|core| core.tick());
+            }
+        }
+        let tells = Tells(front.clone());
+        let ended = tokio::task::spawn_local(async move {
+            let _tells = tells;
+            panic!("on purpose")
+        });
+        let ended: Result<(), _> = ended.await;
+        assert!(ended.is_err());
+        assert!(timeout(Duration::from_millis(20), front.broken()).await.is_err());
+    });
+}
+
+#[test]
+fn a_shard_names_the_one_that_a_volume_belongs_to_and_waits_for_its_map() {
+    local(async {
+        let (monitors, _nodes, volume) = cluster().await;
+        let front = front(&monitors, 1);
+        let shard = |number| Volumes::of_shard(front.clone(), None, Place { number, of: 3 });
+        let at = home(volume, 3);
+        let known = monitors.map.borrow().layout;
+        for name in ["disk0", ""] {
+            assert_eq!(shard(at).elsewhere(name), None);
+            let other = (at + 1) % 3;
+            assert_eq!(shard(other).elsewhere(name), Some(Elsewhere { shard: at, known }));
+            assert_eq!(shard(other).describe(name).await.unwrap().name, "disk0", "any shard describes it");
+        }
+        assert_eq!(shard(0).elsewhere("none"), None, "what is not there is refused here");
+        assert_eq!(shard(0).list(), ["disk0"]);
+        // A volume that another shard knows already.
+        let (exports, made) = (shard(at), monitors.clone());
+        let begun = Instant::now();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(Duration::from_millis(120)).await;
+            let (name, pool) = ("disk1".to_owned(), "rbd".to_owned());
+            made.apply(Command::CreateVolume {
+                name,
+                pool,
+                size: 1 << 20,
+                object_size: 1 << 16,
+                io_timeout: None,
+            });
+        });
+        exports.catch_up(known + 1).await;
+        assert_eq!(exports.list().len(), 2);
+        assert!(begun.elapsed() < Duration::from_secs(4));
+        exports.catch_up(known).await;
+        // Not for ever.
+        timeout(Duration::from_secs(15), exports.catch_up(u64::MAX)).await.expect("it gives up");
+    });
+}
+
+#[test]
+fn a_healer_makes_way_for_a_client_of_another_shard() {
+    local(async {
+        let (monitors, mut nodes, volume) = cluster().await;
+        nodes[2].kill().await;
+        let heals = front(&monitors, 1);
+        monitors.heal.borrow_mut().push(volume);
+        while heals.look(|core| core.session_of(volume)).is_none() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let serves = front(&monitors, 2);
+        let begun = Instant::now();
+        let mut client = Client::open(&serves, 1).await;
+        client.write(0, 1, 4096).await;
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}: no lease is waited for", begun.elapsed());
+        while heals.look(|core| core.session_of(volume)).is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(client.read(0, 4096).await, vec![1; 4096]);
+    });
+}
+
+/// Puts an older copy of its disk into a node that has acknowledged writes since.
+async fn lose_writes(client: &mut Client, node: &mut TestNode) {
+    client.write(0, 1, 1 << 20).await;
+    let older = node.copy_disk();
+    client.write(0, 2, 1 << 20).await;
+    node.kill().await;
+    node.put_disk(older);
+    node.start().await;
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..1500 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never: {what}");
+}
+
+#[test]
+fn a_node_that_lost_writes_is_told_of_until_it_has_taken_note() {
+    local(async {
+        let (monitors, mut nodes, volume) = cluster().await;
+        let front = front(&monitors, 1);
+        let mut client = Client::open(&front, 1).await;
+        client.write(0, 1, 4096).await;
+        monitors.away.set(true);
+        lose_writes(&mut client, &mut nodes[1]).await;
+        // It is not counted, whether the monitors hear of it or not.
+        assert_eq!(client.read(0, 1 << 20).await, vec![2; 1 << 20]);
+        until("the task", || !front.telling.borrow().is_empty()).await;
+        assert!(monitors.lost.borrow().is_empty());
+        monitors.away.set(false);
+        until("told again", || monitors.lost.borrow().len() >= 3).await;
+        let expected = (volume, Generation(1), NodeId(1), Incarnation(101));
+        assert!(monitors.lost.borrow().iter().all(|told| *told == expected), "{:?}", monitors.lost.borrow());
+        assert_eq!(front.telling.borrow().len(), 1, "however many groups found it");
+        monitors.noted.set(Some(true));
+        until("its end", || front.telling.borrow().is_empty()).await;
+        let told = monitors.lost.borrow().len();
+        tokio::time::sleep(2 * LOST_TELL_INTERVAL).await;
+        assert_eq!(monitors.lost.borrow().len(), told, "told on although the node has taken note");
+    });
+}
+
+#[test]
+fn what_the_monitors_refuse_is_not_told_again_and_tellers_are_bounded() {
+    local(async {
+        let (monitors, _nodes, volume) = cluster().await;
+        let front = front(&monitors, 1);
+        let loss = |n: u64| (volume, Generation(n), NodeId(1));
+        for n in 0..LOST_TELLERS_MAX as u64 + 10 {
+            front.tell_lost(loss(n));
+            front.tell_lost(loss(n));
+        }
+        assert_eq!(front.telling.borrow().len(), LOST_TELLERS_MAX);
+        front.tell_lost((volume, Generation(1), NodeId(77)));
+        assert_eq!(front.telling.borrow().len(), LOST_TELLERS_MAX, "a node that nobody knows");
+        until("all tell", || monitors.lost.borrow().len() >= LOST_TELLERS_MAX).await;
+        monitors.noted.set(None);
+        until("their end", || front.telling.borrow().is_empty()).await;
+        let told = monitors.lost.borrow().len();
+        tokio::time::sleep(2 * LOST_TELL_INTERVAL).await;
+        assert_eq!(monitors.lost.borrow().len(), told);
+
+        // Nor when the node is one of the cluster no more.
+        monitors.noted.set(Some(false));
+        front.tell_lost(loss(5));
+        until("told", || monitors.lost.borrow().len() > told).await;
+        let mut map = ClusterMap::clone(&monitors.map.borrow());
+        map.nodes.remove(&NodeId(1));
+        *monitors.map.borrow_mut() = map.into();
+        until("its end", || front.telling.borrow().is_empty()).await;
     });
 }

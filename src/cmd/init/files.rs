@@ -116,7 +116,7 @@ size = 3
 pg_num = {pgs}
 # No two copies on the same \"host\"; \"osd\": on the same storage node (with fewer than three hosts).
 failure_domain = \"{domain}\"
-# A write is answered when a \"majority\" of copies has it.
+# A write is answered when a \"majority\" of copies has it; \"all-in-sync\": every copy that is in line.
 ack = \"majority\"
 ",
         name = quoted(cluster_name),
@@ -267,7 +267,10 @@ monitors = {monitors}
 # volumes = [\"disk0\"]
 # Brings copies of volumes into line that nobody has attached.
 # heal = true
-# NBD connections at once. Each takes a file descriptor: `trefoil doctor` compares.
+# Threads that serve volumes, 1 to {shards_max}; each volume is one thread's. More than one where a single processor is
+# not enough for all guests of this host. Each has its own connection to every storage node.
+# shards = {shards}
+# NBD connections at once, of all shards. Each takes a file descriptor: `trefoil doctor` compares.
 # connections_max = {connections}
 # Where metrics are served: \"ADDR:PORT\", \"off\", or \"default\": on 127.0.0.1, 1000 above the port of `listen`.
 # metrics_listen = \"default\"
@@ -276,6 +279,8 @@ monitors = {monitors}
 # busy_poll_us = {poll}
 ",
         monitors = listed(monitors),
+        shards_max = trefoil_nbd::shards::SHARDS_MAX,
+        shards = default.shards,
         connections = default.connections_max,
         poll = default.busy_poll_us,
     );

@@ -21,9 +21,11 @@ use trefoil_core::crush::pg_ancestors;
 use trefoil_core::map::{ClusterMap, LayoutReport, MapError};
 use trefoil_core::node::{Input, Node, Ticket};
 use trefoil_core::placement::{PgConfig, PoolPgs};
-use trefoil_core::{Epoch, Incarnation, NodeId, PgId, VolumeId};
+use trefoil_core::{Epoch, GroupId, Incarnation, NodeId, PgId, VolumeId};
 use trefoil_monitor::life::Life;
-use trefoil_monitor::rpc::{DIFFERING_MAX, Daemon as DaemonName, DeviceHealth, Heartbeat, RpcError};
+use trefoil_monitor::rpc::{
+    DIFFERING_MAX, Daemon as DaemonName, DeviceHealth, Heartbeat, LostOrder, RpcError,
+};
 use trefoil_monitor::{CallError, MonitorClient};
 
 /// Time between heartbeats.
@@ -110,6 +112,11 @@ pub struct Membership {
     pub start_position: Cell<Option<u64>>,
     /// The record that says that state is lost, while it is not known to be durable.
     pub lost_ticket: Cell<Option<Ticket>>,
+    /// What `lost_ticket` is for, where the monitors have said that state is lost (5.9), not the start.
+    pub lost_order: Cell<Option<LostOrder>>,
+    /// The last such order whose record is durable. Of this process: one that was started again is told anew where
+    /// the monitors have not heard, and marks its state once more, which does no harm.
+    pub lost_noted: Cell<Option<LostOrder>>,
     /// The mark that this process runs.
     pub life: RefCell<Option<Life>>,
     /// Seconds since the light and the deep scrub that were longest ago.
@@ -205,12 +212,20 @@ impl Membership {
         }
     }
 
+    /// Some group here has lost its votes, and may get them back: one that no leader can ever settle would keep the
+    /// node lost for ever. Looks at all groups while there is one that has.
+    pub fn has_lost(&self, node: &Node<Bytes>) -> bool {
+        let map = self.map.borrow();
+        let may_be_led = |id: &GroupId| map.as_ref().is_none_or(|map| map.may_be_led(id.volume, id.pg));
+        node.has_lost() && node.state().groups.iter().any(|(id, group)| group.lost && may_be_led(id))
+    }
+
     /// What the node says of itself.
     pub fn heartbeat(&self, daemon: &Rc<Daemon<Store>>) -> Heartbeat {
         daemon.change(|engine| {
             let differing = engine.differing(DIFFERING_MAX);
             let (counters, machine) = (engine.counters(), engine.node().counters());
-            let (lost, behind) = (engine.node().has_lost(), engine.node().behind());
+            let behind = engine.node().behind();
             let stats = engine.store().stats();
             let device = device_health(&engine.store().device());
             Heartbeat {
@@ -218,17 +233,12 @@ impl Membership {
                 incarnation: self.incarnation,
                 // Before the check, what was found: the answer must not rest on what this start has written.
                 position: self.start_position.get().unwrap_or(engine.store().log_position()),
-                // A group that no leader can ever settle would keep the node lost for ever.
-                lost: lost
-                    && engine.node().state().groups.iter().any(|(id, group)| {
-                        let map = self.map.borrow();
-                        group.lost && map.as_ref().is_none_or(|map| map.may_be_led(id.volume, id.pg))
-                    }),
+                lost: self.has_lost(engine.node()),
                 bytes_total: stats.space.total.saturating_sub(stats.space.reserve),
                 bytes_used: stats.space.used,
                 // What leaders are told: from here on clients get "no space".
                 full: engine.store().nearly_full(),
-                bad_blocks: stats.bad_blocks.saturating_sub(machine.healed_blocks) + counters.lost_blocks,
+                bad_blocks: stats.bad_now as u64 + counters.lost_blocks,
                 checksum_errors: stats.bad_blocks,
                 behind,
                 reads: counters.reads,
@@ -239,6 +249,7 @@ impl Membership {
                 repairs: machine.repairs_done,
                 device,
                 differing,
+                lost_noted: self.lost_noted.get(),
             }
         })
     }
@@ -260,11 +271,34 @@ impl Membership {
         }
     }
 
+    /// True if the monitors order what this process has not taken note of, nor is about to.
+    pub fn is_new_order(&self, order: Option<LostOrder>) -> bool {
+        // One at a time: an order stays until it has been noted.
+        order.is_some() && order != self.lost_noted.get() && self.lost_ticket.get().is_none()
+    }
+
+    /// 5.9: a leader has found that this node has less than it had acknowledged to it. The start did not find that
+    /// out: this node must not vote as before from now on.
+    pub fn lose_by_order(&self, daemon: &Rc<Daemon<Store>>, order: LostOrder, map: &ClusterMap) {
+        let (volume, generation) = order;
+        tracing::error!(
+            %volume, %generation,
+            "a leader has found that this node lost writes which it had reported as durable: state is lost; its \
+             copies have no vote until they are repaired. Was the device replaced by an older copy of itself, or \
+             does it have a volatile cache?"
+        );
+        self.state_lost(daemon, map);
+        self.lost_order.set(Some(order));
+    }
+
     /// What the monitors remember has been taken into account, for good. The log is durable up to
     /// `position`.
     fn checked(&self, position: u64) {
         self.start_position.set(None);
         self.lost_ticket.set(None);
+        if let Some(order) = self.lost_order.take() {
+            self.lost_noted.set(Some(order));
+        }
         let (incarnation, node) = (self.incarnation, self.node);
         let position = Some(position);
         self.state.keep_identity(Identity { incarnation, node, unchecked: None, position });
@@ -379,16 +413,22 @@ impl Membership {
             }
             let beat = self.heartbeat(&daemon);
             match timeout(HEARTBEAT_TIMEOUT, self.client.heartbeat(beat)).await {
-                Ok(Ok((_, floor))) => {
+                Ok(Ok(alive)) => {
                     if std::mem::take(&mut told) {
                         tracing::info!("the monitors answer again");
                     }
-                    if self.start_position.get().is_some() {
-                        // This node has started without monitors; now they can be asked.
+                    let order = alive.lost_order.filter(|_| self.is_new_order(alive.lost_order));
+                    // Or this node has started without monitors; now they can be asked.
+                    if order.is_some() || self.start_position.get().is_some() {
+                        // Where there is no answer, the next heartbeat brings the same again.
                         if let Ok(Some(map)) = self.client.get_map(0).await {
                             // First: with lost state goes what the node knew of epochs.
                             self.adopt(&daemon, None, &map);
-                            self.check_position(&daemon, floor, &map);
+                            match order {
+                                // Whatever the log's end says.
+                                Some(order) => self.lose_by_order(&daemon, order, &map),
+                                None => self.check_position(&daemon, alive.position_floor, &map),
+                            }
                         }
                     }
                 }

@@ -212,10 +212,15 @@ impl<S: Storage> Engine<S> {
         self.node.set_scrub_rate(bytes_per_tick);
     }
     /// Closes the connections of all front ends: they open their groups again, and hear anew what this
-    /// node has.
+    /// node has. What has been read of them already and waits counts no more: a Settle that rests on what this node
+    /// said before would give the group the votes back that it has just lost.
     pub fn close_leaders(&mut self, why: &'static str) {
-        for leader in self.leaders.values() {
-            leader.sender.close(why);
+        let conns: Vec<ConnId> = self.leaders.keys().copied().collect();
+        for conn in conns {
+            if let Some(leader) = self.leaders.get(&conn) {
+                leader.sender.close(why);
+            }
+            self.feed(Input::LeaderGone { conn });
         }
     }
 
@@ -298,7 +303,8 @@ impl<S: Storage> Engine<S> {
                     self.feed(Input::Read { token, found });
                 }
                 StorageEvent::BadBlock { object, block, checksum } => {
-                    tracing::warn!(%object, block, "a block's bytes are not good; looking for them at the peers");
+                    // At each read until it is healed; the store has said so aloud, once.
+                    tracing::debug!(%object, block, "a block's bytes are not good; looking for them at the peers");
                     self.feed(Input::BadBlock { object, block, checksum });
                 }
                 StorageEvent::LostTable { object, blocks } => {

@@ -57,7 +57,7 @@ impl Snapshot {
                 held: engine.node().held(),
                 accepts: engine.can_accept(),
                 full: store.nearly_full(),
-                lost: engine.node().has_lost(),
+                lost: membership.has_lost(engine.node()),
                 behind: engine.node().behind(),
                 groups: state.groups.len(),
                 repairs_open: engine.node().repairs_open(),
@@ -213,8 +213,8 @@ const GAUGES: &[Row] = &[
         "Number of the last durable batch of the log, as heartbeats say it.",
         |it| it.log_position,
     ),
-    ("trefoil_storage_bad_blocks", "Blocks without good bytes here, for which no peer had any yet.", |it| {
-        (it.store.bad_blocks.saturating_sub(it.machine.healed_blocks)).saturating_add(it.shell.lost_blocks)
+    ("trefoil_storage_bad_blocks", "Blocks that are known to have no good bytes here now.", |it| {
+        (it.store.bad_now as u64).saturating_add(it.shell.lost_blocks)
     }),
     ("trefoil_storage_lost_state", "1: acknowledged state was lost and is not all healed.", |it| {
         it.lost.into()
@@ -329,7 +329,7 @@ mod tests {
             node: 4,
             shell: EngineCounters { writes: 3, lost_blocks: 2, ..EngineCounters::default() },
             machine: NodeCounters { healed_blocks: 1, ..NodeCounters::default() },
-            store: Stats { bad_blocks: 5, client_blocks: 10, ..Stats::default() },
+            store: Stats { bad_blocks: 5, bad_now: 4, client_blocks: 10, ..Stats::default() },
             device,
             log_position: 77,
             under_way: 0,

@@ -257,6 +257,8 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         registration: Registration { address, host: config.host.clone(), class: config.class.clone(), size },
         start_position,
         lost_ticket: Cell::new(None),
+        lost_order: Cell::new(None),
+        lost_noted: Cell::new(None),
         life: RefCell::new(None),
         scrub_ages: Cell::new((None, None)),
         map: RefCell::new(None),
@@ -267,8 +269,12 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
     } else if !alone {
         // The floor that the monitors remember, before anybody is answered.
         let beat = membership.heartbeat(&daemon);
-        if let Ok(Ok((_, floor))) = timeout(MONITORS_WAIT, membership.client.heartbeat(beat)).await {
-            membership.check_position(&daemon, floor, &map);
+        if let Ok(Ok(alive)) = timeout(MONITORS_WAIT, membership.client.heartbeat(beat)).await {
+            match alive.lost_order {
+                // It ended before it had taken note.
+                Some(order) => membership.lose_by_order(&daemon, order, &map),
+                None => membership.check_position(&daemon, alive.position_floor, &map),
+            }
         }
     }
     // What it had heard before the monitors were restored is what they are to be told.

@@ -367,3 +367,36 @@ fn the_monitors_are_told_what_is_durable_and_not_before() {
         assert!(!setup.daemon.look(Engine::has_listed), "late");
     });
 }
+
+#[test]
+fn a_settle_from_before_state_was_lost_gives_no_votes_back() {
+    local(async {
+        let mut setup = Setup::new().await;
+        setup.lead().await;
+        let lost =
+            |setup: &Setup| setup.daemon.look(|engine| engine.node().state().groups[&object().group].lost);
+        // It has been read, and waits for the store.
+        setup.script.behind.set(true);
+        setup.send(&ToNode::Settle { group: object().group, ballot: ballot(), except: vec![] });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        setup.daemon.batch(|engine| {
+            engine.feed(Input::StateLost { fences: vec![] });
+            engine.close_leaders("in a test");
+        });
+        assert!(lost(&setup));
+        setup.script.behind.set(false);
+        setup.daemon.batch(|_| ());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(lost(&setup), "a leader that had not heard of it has given the group its votes back");
+        assert!(matches!(setup.answers().await, Some(Err(_))));
+
+        // Who opens the group anew hears it, and may.
+        let mut again = setup.another().await;
+        let ballot = Ballot::new(Generation(1), 1).unwrap();
+        again.send(&ToNode::Open { group: object().group, ballot, epoch: Epoch(1) });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        again.all_durable();
+        let answers = again.answers().await.unwrap().unwrap();
+        assert!(matches!(answers[..], [FromNode::Opened { lost: true, .. }]), "{answers:?}");
+    });
+}
