@@ -17,6 +17,7 @@ use crate::service::{Answer, Service, Settings};
 use anyhow::Context;
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,9 @@ const PEER_CONNECTIONS: usize = 2 * MONITORS_MAX;
 const PEER_REQUESTS_MAX: usize = 256;
 /// Answers that wait for a client. The largest map must fit.
 const ANSWERS_BYTES_MAX: usize = 2 * trefoil_core::limits::FRAME_MAX;
+
+/// A future for this thread.
+type LocalBoxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// A monitor that listens, and serves when it is [`Monitor::run`].
 pub struct Monitor {
@@ -88,7 +92,12 @@ impl Monitor {
     /// until all of the first monitors have found each other, or until it has found the cluster to join.
     ///
     /// Errors: what is wrong with configuration, directory, address or disk, and what to do.
-    pub async fn start(config: MonitorConfig) -> anyhow::Result<Monitor> {
+    // Boxed here, and not generated again by every crate that starts a monitor: all of Raft is in it.
+    pub fn start(config: MonitorConfig) -> LocalBoxed<'static, anyhow::Result<Monitor>> {
+        Box::pin(Monitor::prepare(config))
+    }
+
+    async fn prepare(config: MonitorConfig) -> anyhow::Result<Monitor> {
         config.check()?;
         // First the cheap thing that fails often.
         let listener = trefoil_transport::listen(config.listen).await?;
@@ -216,7 +225,16 @@ impl Monitor {
     }
 
     /// Serves until `shutdown`, or until the disk fails, or until the monitor was removed from the cluster.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    pub fn run<'a>(self, shutdown: impl Future<Output = ()> + 'a) -> LocalBoxed<'a, anyhow::Result<()>> {
+        self.serve_boxed(Box::pin(shutdown))
+    }
+
+    /// Not generic, so that this crate generates what it calls.
+    fn serve_boxed<'a>(self, shutdown: LocalBoxed<'a, ()>) -> LocalBoxed<'a, anyhow::Result<()>> {
+        Box::pin(self.serve(shutdown))
+    }
+
+    async fn serve(self, shutdown: LocalBoxed<'_, ()>) -> anyhow::Result<()> {
         let Monitor { service, listener, advertised, config, watching, metrics, .. } = self;
         let mut hello = Hello::new(Role::Monitor, service.identity.cluster_id);
         (hello.id, hello.incarnation) = (service.identity.id, service.identity.incarnation);

@@ -11,6 +11,7 @@ use crate::shards::{Place, holders};
 use crate::threads::{self, Life, ShardError, Threads};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::rc::Rc;
 use tokio::task::LocalSet;
 
@@ -53,7 +54,16 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     config.check()?;
-    LocalSet::new().run_until(serve(config, ready, shutdown, threads::run)).await
+    run_boxed(config, Box::new(ready), Box::pin(shutdown)).await
+}
+
+/// Not generic, so that this crate generates what it calls, and not every crate that runs a front end.
+fn run_boxed<'a>(
+    config: NbdConfig,
+    ready: Box<dyn FnOnce(Ready) + 'a>,
+    shutdown: Pin<Box<dyn Future<Output = ()> + 'a>>,
+) -> Pin<Box<dyn Future<Output = Result<(), RunError>> + 'a>> {
+    Box::pin(async move { LocalSet::new().run_until(serve(config, ready, shutdown, threads::run)).await })
 }
 
 async fn serve(

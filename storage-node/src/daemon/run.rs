@@ -17,6 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +87,23 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     config.check()?;
+    run_boxed(config, Box::new(ready), Box::pin(shutdown)).await
+}
+
+/// Not generic, so that this crate generates what it calls, and not every crate that runs a node.
+fn run_boxed<'a>(
+    config: NodeConfig,
+    ready: Box<dyn FnOnce(Ready) + 'a>,
+    shutdown: Pin<Box<dyn Future<Output = ()> + 'a>>,
+) -> Pin<Box<dyn Future<Output = Result<(), RunError>> + 'a>> {
+    Box::pin(run_checked(config, ready, shutdown))
+}
+
+async fn run_checked(
+    config: NodeConfig,
+    ready: Box<dyn FnOnce(Ready) + '_>,
+    shutdown: Pin<Box<dyn Future<Output = ()> + '_>>,
+) -> Result<(), RunError> {
     let local = LocalSet::new();
     let ended = local.run_until(serve_node(&config, ready, shutdown)).await;
     // Every task has a share of the daemon. They end here, so that the store is left to us alone.
