@@ -61,7 +61,7 @@ fn each_pattern_is_measured_each_way() {
 #[test]
 fn it_is_shown_as_a_table() {
     let dir = tempfile::tempdir().expect("a directory");
-    let more = ["--runtime", "0.02", "--transport", "unix", "--event-loop", "ring"];
+    let more = ["--runtime", "0.02", "--transport", "unix", "--event-loop", "ring", "--clients", "64"];
     let text = good(&floor(dir.path(), &more));
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines.len(), 1 + 6 * 2, "{text}");
@@ -129,6 +129,8 @@ fn what_cannot_be_done_is_refused_and_nothing_is_left() {
     let told = bad(&floor(dir.path(), &["--event-loop", "select"]), 2);
     assert!(told.contains("epoll, ring, poll or batch"), "{told}");
     bad(&["bench", "floor", "--dir", at, "--size", "1M"], 2);
+    bad(&["bench", "floor", "--dir", at, "--clients", "65"], 2);
+    bad(&["bench", "floor", "--dir", at, "--clients", "0"], 2);
     let told = bad(&["bench", "floor", "--dir", at, "--size", "9000T"], 1);
     assert!(told.contains("free, and") && told.contains("--size"), "{told}");
     bad(&["bench", "floor", "--dir", "/nowhere/at/all"], 1);

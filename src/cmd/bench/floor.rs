@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use trefoil_storage_node::bench::BenchError;
 use trefoil_storage_node::bench::floor::engine::Engine;
 use trefoil_storage_node::bench::floor::load::{Client, Measured, Pattern, raw};
-use trefoil_storage_node::bench::floor::{Counters, EventLoop, PAYLOAD_MAX};
+use trefoil_storage_node::bench::floor::{CLIENTS_MAX, Counters, EventLoop, PAYLOAD_MAX};
 use trefoil_storage_node::device::file::RawDevice;
 
 pub use parts::{PartArgs, run_part};
@@ -55,6 +55,7 @@ const EXAMPLES: &str = "\
 Examples:
   trefoil bench floor --dir /srv/bench
   trefoil bench floor --dir /srv/bench --transport unix --event-loop ring,poll --runtime 5
+  trefoil bench floor --dir /srv/bench --clients 64
   trefoil bench floor --dir /srv/bench --json
 
 A client, a front and three nodes with a file each send, receive, read and write (durably) what a
@@ -64,7 +65,8 @@ volume's do, without protocol, checksums and tables. Event loops of front and no
   poll   as ring, but it looks for up to 50 us before it sleeps
   batch  as ring, but with several requests under way it waits up to 20 us for several completions
          (Linux 6.12)
-The client sends each request by itself, as libnbd, QEMU and the kernel do.
+The client sends each request by itself, as libnbd, QEMU and the kernel do. With --clients it has that
+many connections, DEPTH is that of all together.
 CPU_US is processor time of front and nodes for each I/O, CPU_FRONT and CPU_NODES its parts;
 CPU_CLIENT, the load's own, is apart. SYSCALLS, SLEEPS and DEVICE_OPS are those of front and nodes for
 each I/O, three copies together. NODES_US is the mean time from the front to the node whose answer
@@ -99,6 +101,9 @@ pub struct FloorArgs {
     /// Of front and nodes; see below [default: all that this kernel can]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     event_loop: Vec<EventLoop>,
+    /// Connections of the client, as if that many disks were attached; each request takes the next one
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=CLIENTS_MAX as i64))]
+    clients: u16,
     /// Seconds after which the whole run is given up [default: 3 times what it measures, and a minute or two]
     #[arg(long, value_name = "SECONDS")]
     limit: Option<Seconds>,
@@ -154,6 +159,7 @@ struct Line {
 struct View<'a> {
     runtime_s: f64,
     size: u64,
+    clients: u16,
     lines: &'a [Line],
 }
 
@@ -208,7 +214,8 @@ pub fn run(args: &FloorArgs, out: &mut dyn Write) -> Outcome {
     let lines = measure(args, size, &loops, &limits, &at).map_err(|f| limits.reason(f, &at.borrow()))?;
     if args.json {
         let runtime_s = args.runtime.0.as_secs_f64();
-        return output::json(out, &View { runtime_s, size, lines: &lines });
+        let clients = args.clients;
+        return output::json(out, &View { runtime_s, size, clients, lines: &lines });
     }
     writeln!(out, "{}", table(&lines))?;
     Ok(())
@@ -255,11 +262,8 @@ fn measure(
                 let time = args.runtime.0 / RAW_PART;
                 alone.merge(&raw(&mut device, pattern, size, time, &|| limits.over())?);
                 next(format!("{}, {how}: {name}, {}", transport.name(), pattern.depth));
-                rows.push((
-                    transport,
-                    how,
-                    one(&files, size, transport, how, pattern, args.runtime.0, limits)?,
-                ));
+                let way = Way { transport, how, clients: args.clients.into() };
+                rows.push((transport, how, way.run(&files, size, pattern, args.runtime.0, limits)?));
             }
         }
         lines.push(line(name, pattern, None, &alone, &alone));
@@ -270,25 +274,36 @@ fn measure(
     Ok(lines)
 }
 
-/// A line: its processes are started for it, and end with it.
-fn one(
-    files: &Files,
-    size: u64,
+/// How a line's processes talk.
+struct Way {
     transport: Transport,
     how: EventLoop,
-    pattern: Pattern,
-    time: Duration,
-    limits: &Limits,
-) -> Outcome<Measured> {
-    let parts = Parts::start(files, transport, how, size, limits)?;
-    let mut engine = Engine::new(EventLoop::Epoll, None)?;
-    engine.add(files.front().context("cannot reach the front")?)?;
-    let over = limits.clone();
-    let mut client = Client::new(engine, size, Box::new(move || over.over()));
-    let measured = client.run(pattern, time)?;
-    drop(client);
-    parts.end(limits)?;
-    Ok(measured)
+    /// Connections of the client.
+    clients: usize,
+}
+
+impl Way {
+    /// A line: its processes are started for it, and end with it.
+    fn run(
+        &self,
+        files: &Files,
+        size: u64,
+        pattern: Pattern,
+        time: Duration,
+        limits: &Limits,
+    ) -> Outcome<Measured> {
+        let parts = Parts::start(files, self.transport, self.how, self.clients, size, limits)?;
+        let mut engine = Engine::new(EventLoop::Epoll, None)?;
+        for _ in 0..self.clients {
+            engine.add(files.front().context("cannot reach the front")?)?;
+        }
+        let over = limits.clone();
+        let mut client = Client::new(engine, self.clients, size, Box::new(move || over.over()));
+        let measured = client.run(pattern, time)?;
+        drop(client);
+        parts.end(limits)?;
+        Ok(measured)
+    }
 }
 
 /// The floor for the benchmark of a cluster, in turns with it: unix sockets and epoll, which are the cluster's
@@ -313,7 +328,8 @@ impl Beside {
     pub fn run(&self, pattern: Pattern, time: Duration) -> Outcome<Measured> {
         let limit = time * LIMIT_TIMES + LIMIT_FILES;
         let limits = Limits { shutdown: self.shutdown.clone(), begun: Instant::now(), limit };
-        let measured = one(&self.files, self.size, Transport::Unix, EventLoop::Epoll, pattern, time, &limits);
+        let way = Way { transport: Transport::Unix, how: EventLoop::Epoll, clients: 1 };
+        let measured = way.run(&self.files, self.size, pattern, time, &limits);
         measured.map_err(|failure| limits.reason(failure, "the floor"))
     }
 }

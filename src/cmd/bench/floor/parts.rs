@@ -58,6 +58,9 @@ enum Part {
     Front {
         #[arg(long)]
         listen: PathBuf,
+        /// Connections of the client
+        #[arg(long)]
+        clients: usize,
         /// Addresses or paths
         #[arg(long, value_delimiter = ',')]
         nodes: Vec<String>,
@@ -88,19 +91,21 @@ pub fn run_part(args: &PartArgs, out: &mut dyn Write) -> Outcome {
             })?;
             Ok(part::node(engine, *bytes)?)
         }
-        Part::Front { listen, nodes } => {
+        Part::Front { listen, clients, nodes } => {
             let listener = UnixListener::bind(listen)?;
             writeln!(out, "ready: {}", listen.display())?;
             out.flush()?;
             let mut engine = Engine::new(args.event_loop, None)?;
-            engine.add(unix(listener.accept()?.0)?)?;
+            for _ in 0..*clients {
+                engine.add(unix(listener.accept()?.0)?)?;
+            }
             for node in nodes {
                 engine.add(match node.starts_with('/') {
                     true => unix(UnixStream::connect(node)?)?,
                     false => tcp(TcpStream::connect(node)?)?,
                 })?;
             }
-            Ok(part::front(engine)?)
+            Ok(part::front(engine, *clients)?)
         }
     }
 }
@@ -199,6 +204,7 @@ impl Parts {
         files: &Files,
         transport: Transport,
         how: EventLoop,
+        clients: usize,
         size: u64,
         limits: &Limits,
     ) -> Outcome<Parts> {
@@ -217,6 +223,8 @@ impl Parts {
             .arg("front")
             .arg("--listen")
             .arg(fresh(files.socket("front"))?)
+            .arg("--clients")
+            .arg(clients.to_string())
             .arg("--nodes")
             .arg(nodes.join(","));
         parts.spawn(command, limits)?;

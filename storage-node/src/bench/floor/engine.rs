@@ -42,6 +42,8 @@ const GATHER_FROM: usize = 4;
 const GATHER_MAX: usize = 16;
 /// A send of up to so many bytes is expected to end at once.
 const INLINE_SEND_MAX: usize = 64 << 10;
+/// Sockets that one wait by epoll tells of.
+const READY_MAX: usize = 64;
 /// The eventfd's number in epoll; connections have theirs from 0 on.
 const DEVICE: u64 = u64::MAX;
 /// `linux/io_uring.h`: do not try before the socket is readable.
@@ -298,7 +300,7 @@ impl Engine {
         let Some((epoll, _)) = &self.epoll else {
             return Ok(());
         };
-        let mut ready = [EpollEvent::empty(); 16];
+        let mut ready = [EpollEvent::empty(); READY_MAX];
         self.counters.syscalls += 1;
         let wait = self.wait_max.map_or(Ok(EpollTimeout::NONE), EpollTimeout::try_from);
         let n = match epoll.wait(&mut ready, wait.unwrap_or(EpollTimeout::MAX)) {

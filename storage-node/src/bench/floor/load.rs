@@ -95,9 +95,10 @@ fn noise(len: usize) -> Vec<u8> {
     std::iter::repeat_with(|| offsets.next() as u8).take(len).collect()
 }
 
-/// A client of a front, connection 0 of an engine.
+/// A client of a front: all connections of an engine, one for each disk that it plays.
 pub struct Client {
     engine: Engine,
+    connections: usize,
     size: u64,
     /// Running number of requests: no two under way have the same id, also not with late answers' ones.
     number: u32,
@@ -106,10 +107,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// `engine` has one connection; the nodes have `size` bytes each.
-    pub fn new(mut engine: Engine, size: u64, stop: Box<dyn Fn() -> bool>) -> Client {
+    /// `engine` has so many connections, of which each request takes the next one; the nodes have `size` bytes each.
+    pub fn new(mut engine: Engine, connections: usize, size: u64, stop: Box<dyn Fn() -> bool>) -> Client {
         engine.wait_at_most(LOOK_UP);
-        Client { engine, size, number: 0, stop }
+        Client { engine, connections, size, number: 0, stop }
     }
 
     /// Runs a pattern for a warm-up and then for so long.
@@ -185,11 +186,12 @@ impl Client {
         } else {
             (header.kind, header.want, header.offset) = (kind::READ, pattern.bytes, offsets.next());
         }
-        self.engine.send(0, Bytes::copy_from_slice(header.as_bytes()));
+        let to = self.number as usize % self.connections.max(1);
+        self.engine.send(to, Bytes::copy_from_slice(header.as_bytes()));
         if pattern.write {
-            self.engine.send(0, payload.clone());
+            self.engine.send(to, payload.clone());
         }
-        self.engine.send_now(0)?;
+        self.engine.send_now(to)?;
         Ok(id)
     }
 
@@ -314,12 +316,13 @@ mod tests {
     #[test]
     fn every_event_loop_carries_small_and_large_requests_to_their_end() {
         const SIZE: u64 = 16 << 20;
+        const CLIENTS: usize = 5;
         for how in EventLoop::ALL {
             if let Err(error) = Engine::new(how, None) {
                 assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{how}: {error}");
                 continue;
             }
-            let (client, served) = pair();
+            let (clients, served): (Vec<_>, Vec<_>) = std::iter::repeat_with(pair).take(CLIENTS).unzip();
             let (mut to_nodes, mut threads) = (Vec::new(), Vec::new());
             for _ in 0..NODES {
                 let (near, far) = pair();
@@ -335,14 +338,16 @@ mod tests {
             }
             threads.push(thread::spawn(move || {
                 let mut engine = Engine::new(how, None)?;
-                for socket in std::iter::once(served).chain(to_nodes) {
+                for socket in served.into_iter().chain(to_nodes) {
                     engine.add(socket.into())?;
                 }
-                part::front(engine)
+                part::front(engine, CLIENTS)
             }));
             let mut engine = Engine::new(EventLoop::Epoll, None).expect("epoll");
-            engine.add(client.into()).expect("added");
-            let mut client = Client::new(engine, SIZE, Box::new(|| false));
+            for client in clients {
+                engine.add(client.into()).expect("added");
+            }
+            let mut client = Client::new(engine, CLIENTS, SIZE, Box::new(|| false));
             for (bytes, depth) in [(4096, 1), (4096, 32), (1 << 20, 8)] {
                 for write in [true, false] {
                     let pattern = Pattern { write, bytes, depth };

@@ -19,6 +19,8 @@
 //! | [`part`] | the front and the node on an engine |
 //! | [`load`] | the client, and the device by itself |
 //!
+//! The client may have several connections and takes the next one for each request, as the disks of many VMs do.
+//!
 //! The frames are for processes of one binary on one host. Nothing else may speak them.
 
 pub mod conn;
@@ -39,6 +41,8 @@ pub const HEADER: usize = size_of::<Header>();
 pub const PAYLOAD_MAX: usize = 4 << 20;
 /// Most requests that a client may have under way; the low bits of [`Header::id`] number them.
 pub const DEPTH_MAX: usize = 1024;
+/// Most connections of the client.
+pub const CLIENTS_MAX: usize = 64;
 /// Nodes, each of which gets each write.
 pub const NODES: usize = 3;
 /// Answers after which a write counts.

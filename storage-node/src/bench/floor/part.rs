@@ -10,6 +10,7 @@ use crate::device::buffer::Buf;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::time::Instant;
 use trefoil_core::BLOCK_SIZE;
 use zerocopy::IntoBytes;
@@ -177,13 +178,15 @@ fn nanos(now: Instant, since: Instant) -> u64 {
     now.saturating_duration_since(since).as_nanos() as u64
 }
 
-/// Connection 0 of `engine` is the client, the next [`NODES`] are the nodes.
+/// The first `clients` connections of `engine` are the clients', the next [`NODES`] the nodes'. It serves until one of
+/// the clients has gone.
 ///
 /// # Errors
 ///
 /// Any.
-pub fn front(mut engine: Engine) -> io::Result<()> {
+pub fn front(mut engine: Engine, clients: usize) -> io::Result<()> {
     let mut front = Front {
+        clients,
         slots: vec![Slot::default(); DEPTH_MAX],
         next: 0,
         requests: 0,
@@ -198,9 +201,11 @@ pub fn front(mut engine: Engine) -> io::Result<()> {
         let now = Instant::now();
         for event in events.drain(..) {
             match event {
-                Event::Frame(0, frame) => front.request(&mut engine, frame, now)?,
+                Event::Frame(from, frame) if from < clients => {
+                    front.request(&mut engine, from, frame, now)?
+                }
                 Event::Frame(_, frame) => front.answer(&mut engine, &frame, now)?,
-                Event::Closed(0, why) => return why.map_or(Ok(()), Err),
+                Event::Closed(from, why) if from < clients => return why.map_or(Ok(()), Err),
                 Event::Closed(_, why) => {
                     let why = why.map_or_else(String::new, |why| format!(": {why}"));
                     return Err(io::Error::other(format!("a node has gone{why}")));
@@ -214,37 +219,44 @@ pub fn front(mut engine: Engine) -> io::Result<()> {
 #[derive(Clone, Copy, Default)]
 struct Slot {
     id: u32,
+    /// The client whose request it is.
+    from: usize,
     /// Answers that are missing until it counts; 0: nothing is under way here.
     missing: u8,
     since: Option<Instant>,
 }
 
 struct Front {
+    clients: usize,
     slots: Vec<Slot>,
-    /// The node that is read from next.
+    /// The node that is read from next, counted from 0.
     next: usize,
     requests: usize,
     /// Answers to writes that counted already.
     owed: usize,
-    /// Answers that wait until fewer are owed.
-    held: VecDeque<Bytes>,
-    /// For counters. It waits until nothing is owed: they are those of whole requests.
+    /// Answers that wait until fewer are owed, and whose they are.
+    held: VecDeque<(usize, Bytes)>,
+    /// By the first client, for counters. It waits until nothing is owed: they are those of whole requests.
     asked: Option<Frame>,
     /// Of the nodes, while they are asked for.
     counters: Vec<Counters>,
 }
 
 impl Front {
-    fn request(&mut self, engine: &mut Engine, frame: Frame, now: Instant) -> io::Result<()> {
+    fn nodes(&self) -> Range<usize> {
+        self.clients..self.clients + NODES
+    }
+
+    fn request(&mut self, engine: &mut Engine, from: usize, frame: Frame, now: Instant) -> io::Result<()> {
         let Header { kind, id, .. } = frame.header;
         let missing = match kind {
             kind::READ => {
-                self.next = self.next % NODES + 1;
-                engine.forward(self.next, &frame);
+                self.next = (self.next + 1) % NODES;
+                engine.forward(self.clients + self.next, &frame);
                 1
             }
             kind::WRITE => {
-                for node in 1..=NODES {
+                for node in self.nodes() {
                     engine.forward(node, &frame);
                 }
                 MAJORITY
@@ -256,7 +268,7 @@ impl Front {
             }
             _ => return Err(nonsense("an unknown kind of request")),
         };
-        self.slots[id as usize % DEPTH_MAX] = Slot { id, missing, since: Some(now) };
+        self.slots[id as usize % DEPTH_MAX] = Slot { id, from, missing, since: Some(now) };
         self.requests += 1;
         Ok(())
     }
@@ -270,8 +282,8 @@ impl Front {
         if slot.id != id || slot.missing == 0 {
             // The third. There may be a write to let go.
             self.owed = self.owed.checked_sub(1).ok_or_else(|| nonsense("an answer too many"))?;
-            if let Some(held) = self.held.pop_front() {
-                engine.send(0, held);
+            if let Some((to, held)) = self.held.pop_front() {
+                engine.send(to, held);
             }
             self.ask(engine);
             return Ok(());
@@ -281,6 +293,7 @@ impl Front {
             return Ok(());
         }
         self.requests -= 1;
+        let to = slot.from;
         if let Some(since) = slot.since {
             let sums = engine.counters();
             sums.nodes_ns += nanos(now, since);
@@ -290,18 +303,18 @@ impl Front {
         if kind == kind::WRITE {
             self.owed += NODES - usize::from(MAJORITY);
             if self.owed > OWED_MAX {
-                self.held.push_back(frame.bytes.clone());
+                self.held.push_back((to, frame.bytes.clone()));
                 return Ok(());
             }
         }
-        engine.forward(0, frame);
+        engine.forward(to, frame);
         Ok(())
     }
 
     /// Asks the nodes for their counters if that was asked for and nothing is owed.
     fn ask(&mut self, engine: &mut Engine) {
         if let Some(frame) = self.asked.take_if(|_| self.requests == 0 && self.owed == 0) {
-            for node in 1..=NODES {
+            for node in self.nodes() {
                 engine.forward(node, &frame);
             }
         }
