@@ -44,6 +44,8 @@ pub enum Bug {
     SplitFromRoundZero,
     /// A leader answers what a majority has in a pool whose answers wait for all copies in line (5.6).
     AllInSyncForgotten,
+    /// A leader lists all copies of a node as behind that has lost data and does not know it, and goes on (5.9).
+    DoubtedNodeCounts,
 }
 
 thread_local! {
@@ -129,4 +131,8 @@ pub(crate) fn split_from_round_zero() -> bool {
 
 pub(crate) fn all_in_sync_forgotten() -> bool {
     BUG.get() == Some(Bug::AllInSyncForgotten)
+}
+
+pub(crate) fn doubted_node_counts() -> bool {
+    BUG.get() == Some(Bug::DoubtedNodeCounts)
 }

@@ -124,8 +124,16 @@ cover! {
     Ambiguous = "ambiguous holes",
     /// Nodes that lost state which they had reported.
     LostState = "lost state",
+    /// Of these, those that did not know it.
+    SilentLoss = "state lost unnoticed",
     /// Leaders that noticed it.
     LostData = "lost data noticed",
+    /// Nodes that were told, and took note.
+    LossOrdered = "nodes told that they lost data",
+    /// Groups in which such a node was counted again by the leader that had noticed.
+    DistrustLifted = "distrust lifted",
+    /// Leaders that noticed it, and had everything whole in the end.
+    HealedByFinder = "volumes made whole by who noticed a loss",
     /// Writes whose answers waited for more copies than a majority.
     AnswersHeld = "answers held for all copies",
     /// Copies that were left behind, or nodes cut loose, because answers waited for them for too long.

@@ -31,6 +31,8 @@ const LIES_SALT: u64 = 0x006c_6965_7300;
 const SPLITS_SALT: u64 = 0x7370_6c69_7468;
 /// In which runs answers wait for all copies in line. Such that those of `tests/seeds.txt` from before are none.
 const ACK_SALT: u64 = 0x616c_6c5f_696e_0039;
+/// In which runs a node loses state and does not know. Such that those of `tests/seeds.txt` from before are none.
+const SILENT_SALT: u64 = 0x7369_6c65_6e74_004e;
 /// Most placement groups in a run.
 pub const PGS_MAX: usize = 12;
 /// The pool of every volume.
@@ -156,6 +158,8 @@ pub enum Bug {
     SplitFromRoundZero,
     /// A leader answers what a majority has, in a pool that wants all copies in line.
     AllInSyncForgotten,
+    /// A leader goes on with a node that has lost data and does not know it, all copies there listed as behind.
+    DoubtedNodeCounts,
 }
 
 /// How placement groups move in a run. Times in µs.
@@ -190,6 +194,15 @@ pub struct LiesPlan {
     pub node_tick: u64,
 }
 
+/// How a node loses state and does not know, in a run. Times in µs.
+#[derive(Clone, Debug)]
+pub struct SilentPlan {
+    /// Somebody must have found it by then, or it finds out by itself.
+    pub found_within: u64,
+    /// From when it is found to the monitors' order.
+    pub order_takes: Span,
+}
+
 /// Everything that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -205,6 +218,8 @@ pub struct Plan {
     pub pgs: Vec<PgConfig>,
     /// Copies lie, in some runs.
     pub lies: Option<LiesPlan>,
+    /// A node that loses state does not know, in some runs.
+    pub silent: Option<SilentPlan>,
     /// They move, in some runs.
     pub moves: Option<MovesPlan>,
     /// Several monitors, in some runs; else one that answers at once.
@@ -317,6 +332,7 @@ impl Plan {
             moves: None,
             monitors: None,
             lies: None,
+            silent: None,
             all_in_sync: false,
             ack_changes: None,
             pg_of,
@@ -410,6 +426,21 @@ impl Plan {
             let every = a.magnitude(20_000, 500_000);
             plan.ack_changes = a.one_in(4).then_some((every / 4, every));
         }
+        // And again: runs in which a node knows what it has lost are what they were. Until it knows, it must not be
+        // asked what it has of placement groups that move, and nothing else may be to blame.
+        let n = &mut Rng::new(seed ^ SILENT_SALT);
+        if plan.moves.is_none() && plan.lies.is_none() && plan.stall_limit.is_none() && n.one_in(4) {
+            plan.silent = Some(SilentPlan {
+                found_within: n.magnitude(50_000, 2_000_000),
+                order_takes: (500, n.magnitude(2_000, 2_000_000)),
+            });
+            *plan.weight(Fault::LostState) = n.between(4, 12) as u32;
+            if n.one_in(2) {
+                // Whoever finds it lives on.
+                let ends = [Fault::LeaderDies, Fault::Takeover, Fault::Release, Fault::Isolated];
+                ends.into_iter().chain([Fault::RenewalsLost]).for_each(|fault| *plan.weight(fault) = 0);
+            }
+        }
         plan
     }
 
@@ -465,7 +496,7 @@ impl Plan {
     /// with leaders as the daemons have them. Whatever becomes of one node at a time, no operation may take
     /// longer than [`BRISK_STALL_MAX`].
     pub fn brisk(mut self) -> Plan {
-        (self.moves, self.monitors, self.lies) = (None, None, None);
+        (self.moves, self.monitors, self.lies, self.silent) = (None, None, None, None);
         self.pg_of = pg_of;
         if self.stall_limit != Some(BRISK_STALL_MAX) {
             let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);
@@ -501,7 +532,7 @@ impl Plan {
         self.renewals_lost_percent = 0;
         self.io_timeout = None;
         self.stall_limit = None;
-        self.lies = None;
+        (self.lies, self.silent) = (None, None);
         if let Some(moves) = &mut self.moves {
             moves.crash_percent = 0;
         }

@@ -88,6 +88,7 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::WrongGroup) => Some(trefoil_core::bugs::Bug::WrongGroup),
         Some(Bug::SplitFromRoundZero) => Some(trefoil_core::bugs::Bug::SplitFromRoundZero),
         Some(Bug::AllInSyncForgotten) => Some(trefoil_core::bugs::Bug::AllInSyncForgotten),
+        Some(Bug::DoubtedNodeCounts) => Some(trefoil_core::bugs::Bug::DoubtedNodeCounts),
         Some(_) | None => None,
     });
     let _ = bug;
@@ -114,7 +115,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
     let plan = plan_of(seed, settings);
     let summary = format!(
         "{} monitors, {} nodes, {} PGs, {} volumes of {} objects of {} blocks (from {}), {} clients, lease {} µs, drift {} \
-         ppm; {}; answered by {}; faults: {}",
+         ppm; {}; answered by {}; {}faults: {}",
         plan.monitors.as_ref().map_or(0, |monitors| monitors.count),
         plan.nodes,
         plan.pgs.len(),
@@ -135,6 +136,7 @@ pub fn run(seed: u64, settings: &Settings, words: usize) -> Outcome {
             (true, None) => "all in line",
             (true, Some(_)) => "all in line or a majority, in turns",
         },
+        if plan.silent.is_some() { "state is lost unnoticed; " } else { "" },
         plan.fault_names()
     );
     let mut world = World::new(plan, words > 0);
@@ -191,6 +193,7 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::WrongGroup) => Some("wrong-group"),
         Some(Bug::SplitFromRoundZero) => Some("split-from-round-zero"),
         Some(Bug::AllInSyncForgotten) => Some("all-in-sync-forgotten"),
+        Some(Bug::DoubtedNodeCounts) => Some("doubted-node-counts"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

@@ -136,6 +136,8 @@ pub struct Store {
     pub first_pgs: u32,
     /// It has lost records that it had reported, and the node's word on that is not durable yet.
     pub lost: bool,
+    /// And the node does not know.
+    pub unaware: bool,
     /// What blocks that lie should be: lying checksum to true one. The same at every node.
     pub lies: FxHashMap<u64, u64>,
 }

@@ -232,8 +232,8 @@ pub enum Output<P> {
         /// Why, for the log.
         why: &'static str,
     },
-    /// A node has lost what it had reported as durable (5.9): it is not counted any more; the monitors
-    /// are to know (N8).
+    /// A node has lost what it had reported as durable (5.9): it is not counted before it says so itself; the
+    /// monitors are to know (N8), and have it told. Said again when the node is back and does not know.
     LostData {
         /// Which node.
         node: NodeId,

@@ -3,6 +3,7 @@
 use super::choose::{self, Answer};
 use super::disputed::{Disputed, Outvoted};
 use super::in_sync::Owed;
+use super::lost::Word;
 use super::object::{CopyState, Object, Spare};
 use super::read::{Confirming, Read};
 use super::{LeaderCounters, ObjectSet, Output, Shared};
@@ -54,9 +55,11 @@ pub(super) struct Slot {
     /// Has settled in this ballot. Stays true when its connection breaks: a line is durable.
     pub settled: bool,
     /// Has answered in this ballot.
-    answered: bool,
+    pub answered: bool,
     /// Its answer, until it is settled.
     answer: Option<Answer>,
+    /// Answers in a row that did not count ([`super::lost`]), as far as it matters.
+    pub not_believed: u8,
 }
 
 impl Slot {
@@ -109,6 +112,8 @@ pub(super) struct Group<P> {
     pub acks_next: Vec<OpId>,
     /// Writes that were durable on a quorum when a ballot ended, and not answered (`in_sync`).
     pub owed: Owed,
+    /// Of nodes that were found to have lost data: what they have said of that since. One for each at most.
+    pub words: BTreeMap<NodeId, Word>,
     round_pause: u64,
     round_after: Time,
     pub counters: LeaderCounters,
@@ -142,6 +147,7 @@ impl<P: Clone + Default> Group<P> {
             confirm_next: Vec::new(),
             acks_next: Vec::new(),
             owed: Owed::default(),
+            words: BTreeMap::new(),
             round_pause: ROUND_PAUSE_MIN,
             round_after: Time(0),
             counters: LeaderCounters::default(),
@@ -159,6 +165,7 @@ impl<P: Clone + Default> Group<P> {
             settled: false,
             answered: false,
             answer: None,
+            not_believed: 0,
         };
         self.slots = nodes.into_iter().map(slot).collect();
     }
@@ -356,6 +363,7 @@ impl<P: Clone + Default> Group<P> {
         }
         self.take_back(shared, now);
         self.no_room.clear(); // slots are others now
+        self.words_of_before();
         self.config = config;
         self.make_slots();
         if self.phase != Phase::Closed {
@@ -471,17 +479,17 @@ impl<P: Clone + Default> Group<P> {
         if settled && answer.lost {
             return self.next_round(shared, now, out); // it knows, and has no vote
         }
+        if !self.believes(shared, now, i, &answer, out) {
+            return;
+        }
         if settled && self.reports_less(i, &answer) {
-            let node = self.slots[i].node;
-            shared.peer(node).distrusted = true;
-            out.push(Output::LostData { node });
-            shared.reset(node, "it has lost what it had reported as durable");
-            return self.next_round(shared, now, out);
+            return shared.found_lost(self.slots[i].node, out); // and the next round, in every group
         }
         let slot = &mut self.slots[i];
         slot.link = Link::Opened;
         slot.answered = true;
         slot.answer = Some(answer);
+        slot.not_believed = 0;
         match self.phase {
             Phase::Opening => self.decide_if_possible(shared, now, out),
             Phase::Decided if self.undecided > 0 && self.quorum(|_, s| s.answered) => {
@@ -513,7 +521,9 @@ impl<P: Clone + Default> Group<P> {
         named.dedup();
         let bases: Vec<(ObjectIndex, Option<Head>)> =
             named.into_iter().map(|index| (index, self.decide(index))).collect();
-        let more_to_come = self.slots.iter().any(|slot| slot.link == Link::Opening);
+        // Not of one that is doubted: it has no vote, whatever it says.
+        let may_come = |slot: &Slot| slot.link == Link::Opening && !self.is_doubted(shared, slot.node);
+        let more_to_come = self.slots.iter().any(may_come);
         if more_to_come && bases.iter().any(|(_, base)| base.is_none()) {
             return; // copies were lost: wait for every node that may still answer
         }
@@ -573,11 +583,14 @@ impl<P: Clone + Default> Group<P> {
             }
         }
         let node = self.slots[i].node;
+        let lost_all = answer.lost;
+        #[cfg(feature = "deliberate-bugs")]
+        let lost_all = lost_all || self.is_doubted(shared, node);
         let mut except = Vec::new();
         for (index, object) in &mut self.objects {
             let vote = answer.objects.get(index);
             let head = answer.head(*index);
-            let lost = answer.lost || vote.is_some_and(|vote| vote.behind == Some(Line::Lost));
+            let lost = lost_all || vote.is_some_and(|vote| vote.behind == Some(Line::Lost));
             let nothing = head == Head::ZERO && object.base == Head::ZERO && object.acked == 0;
             if object.in_line(self.ballot, head) && (nothing || !lost) {
                 object.copies[i].state = CopyState::InLine;

@@ -7,7 +7,8 @@
 //!
 //! **Who counts** for an answer: a member (not a learner) that is spoken to in the present ballot, and whose copy is
 //! in line (5.3). A copy that was listed as behind, is under repair, has left a Gap, or was refused for want of room
-//! does not count; nor does any copy of a node that is away, cut loose or held out. A copy that comes back in line
+//! does not count; nor does any copy of a node that is away, cut loose or held out, or has lost data and not said so
+//! itself ([`super::lost`]). A copy that comes back in line
 //! counts from then on, for what is not answered yet too. Answers of one object are in the order of its writes.
 //!
 //! **How long** an answer is held back: until the copy that lacks the write does not count any more. That is at once
@@ -22,7 +23,7 @@
 //!
 //! What it may not do: change what counts as durable, send anything, or answer what no majority has.
 
-use super::group::{Group, Link, Phase};
+use super::group::{Group, Link, Phase, Slot};
 use super::object::{CopyState, Object};
 use super::{Leader, Output, Shared};
 use crate::client::OpOutput;
@@ -162,7 +163,8 @@ impl<P: Clone + Default> Group<P> {
             return;
         }
         let to_come = |link: Link| matches!(link, Link::Opening | Link::Opened);
-        let all = self.phase == Phase::Decided && !self.slots.iter().any(|s| s.member && to_come(s.link));
+        let holds = |s: &Slot| s.member && to_come(s.link) && !self.is_doubted(shared, s.node);
+        let all = self.phase == Phase::Decided && !self.slots.iter().any(holds);
         if all || !shared.waits_for_all() || now.since(self.owed.since) > shared.options.lag_max {
             // Durable: a quorum had reported them in an earlier ballot of this generation, and whoever decides since finds
             // them.

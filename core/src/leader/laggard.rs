@@ -112,14 +112,18 @@ impl<P: Clone + Default> Group<P> {
 
     /// Without this node there is no quorum of nodes that may be counted on: clients wait, if not for ever.
     fn needs(&self, shared: &Shared, now: Time, node: NodeId) -> bool {
-        self.config.takes_part(node) && !self.quorum(|_, slot| shared.is_prompt(now, slot.node, LATE))
+        self.config.takes_part(node) && !self.quorum(|_, slot| self.may_count_on(shared, now, slot.node))
+    }
+
+    fn may_count_on(&self, shared: &Shared, now: Time, node: NodeId) -> bool {
+        shared.is_prompt(now, node, LATE) && !self.is_doubted(shared, node)
     }
 
     /// Which slots have nodes that may be counted on, and whether some have not.
     pub fn prompt_slots(&self, shared: &Shared, now: Time) -> (u8, bool) {
         let all = (1u8 << self.slots.len()) - 1; // at most SLOTS_MAX, which is less than 8
         let prompt = |(i, slot): (usize, &super::group::Slot)| {
-            if shared.is_prompt(now, slot.node, LATE) { 1 << i } else { 0 }
+            if self.may_count_on(shared, now, slot.node) { 1 << i } else { 0 }
         };
         let prompt = self.slots.iter().enumerate().map(prompt).fold(0, |all: u8, one| all | one);
         (prompt, prompt != all)
@@ -190,7 +194,7 @@ impl<P: Clone + Default> Leader<P> {
 
     /// Speaks again to nodes that were held out for long enough, or are needed.
     pub(super) fn release_held(&mut self, now: Time, out: &mut Vec<Output<P>>) {
-        let held = |peer: &super::Peer| peer.connected && !peer.up && !peer.distrusted;
+        let held = |peer: &super::Peer| peer.connected && !peer.up;
         if !self.shared.peers.values().any(held) {
             return;
         }

@@ -13,7 +13,8 @@
 //!
 //! A node that is slow, or stopped, must not slow anybody: how quick each node is ([`latency`], [`peer`])
 //! says where reads go ([`steer`]), when a second node is asked ([`hedge`], [`due`]), and who is cut loose
-//! and for how long ([`laggard`]).
+//! and for how long ([`laggard`]). A node that has lost what it had reported is not counted until it says so itself
+//! ([`lost`]).
 //!
 //! A write is acknowledged when a quorum of whole copies has *reported* it durable; in pools that want it so, when
 //! every copy in line has ([`in_sync`]). The machine decides nothing about durability by itself: it counts what
@@ -33,6 +34,7 @@ mod hedge;
 mod in_sync;
 mod laggard;
 mod latency;
+mod lost;
 mod object;
 mod peer;
 mod read;
@@ -81,6 +83,10 @@ struct Shared {
     resets: Vec<(NodeId, &'static str)>,
     /// Nodes that are too far behind, and to be given up if they can be done without.
     laggards: Vec<(NodeId, &'static str)>,
+    /// Some node was found to have lost data (5.9), at some time.
+    any_doubts: bool,
+    /// Those that were found so by this input.
+    doubted: Vec<NodeId>,
     /// Reads under way, by when they were sent.
     due: Due,
     /// How long reads took, from the first node that was asked to the first that answered.
@@ -113,7 +119,7 @@ impl Shared {
     }
 
     fn is_up(&self, node: NodeId) -> bool {
-        self.peers.get(&node).is_some_and(|peer| peer.up && !peer.distrusted)
+        self.peers.get(&node).is_some_and(|peer| peer.up)
     }
 
     /// Sends one message to one node and notes that an answer is awaited.
@@ -156,6 +162,8 @@ pub struct LeaderCounters {
     pub answers_held: u64,
     /// Of these, those that waited for so long that copies were given up for it.
     pub answers_late: u64,
+    /// Groups in which a node that had lost data is counted again, since it has said so itself.
+    pub distrust_lifted: u64,
 }
 
 /// What a leader has under way; see [`Leader::under_way`].
@@ -220,6 +228,8 @@ impl<P: Clone + Default> Leader<P> {
             next_deadline: Time(u64::MAX),
             resets: Vec::new(),
             laggards: Vec::new(),
+            any_doubts: false,
+            doubted: Vec::new(),
             due: Due::default(),
             read_latency: Latency::default(),
             hedges: Budget::default(),
@@ -281,6 +291,7 @@ impl<P: Clone + Default> Leader<P> {
             lost = true;
         }
         if lost {
+            self.count_no_more(now, out);
             self.release_held(now, out); // one of them may be needed now
         }
         if let Some(by) = self.shared.deposed {
@@ -358,13 +369,15 @@ impl<P: Clone + Default> Leader<P> {
                 *behind.entry(group.slots[*slot].node).or_default() += 1;
             }
         }
+        // What says nothing that counts is away.
+        let doubted = self.doubted_nodes();
         let known = |node: &NodeId| behind.get(node).copied();
         let peers: Vec<_> =
             self.shared.peers.iter().filter_map(|(node, peer)| Some((node, peer, known(node)?))).collect();
         peers.into_iter().map(move |(node, peer, behind)| NodeView {
             node: *node,
-            up: peer.up,
-            held: peer.connected && !peer.up && !peer.distrusted,
+            up: peer.up && !doubted.contains(node),
+            held: peer.connected && !peer.up && !doubted.contains(node),
             slow: peer.slow,
             read_p50: peer.read_latency.p50().unwrap_or(0),
             read_p99: peer.read_latency.p99().unwrap_or(0),

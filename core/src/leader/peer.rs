@@ -22,8 +22,10 @@ pub(super) struct Peer {
     pub up: bool,
     /// Has made this generation's fence durable.
     pub fenced: bool,
-    /// Has lost what it had reported (5.9): is not spoken to any more.
-    pub distrusted: bool,
+    /// How often it was found to have lost what it had reported (5.9, [`super::lost`]).
+    pub doubts: u32,
+    /// That was said since its connection was made.
+    pub loss_said: bool,
     /// Writes sent and not answered yet.
     pub backlog_ops: usize,
     pub backlog_bytes: u64,
@@ -222,6 +224,7 @@ impl Peer {
         self.asked = None;
         self.mark = None;
         self.probe = None;
+        self.loss_said = false;
         (self.backlog_ops, self.backlog_bytes, self.reads, self.repairs) = (0, 0, 0, 0);
     }
 }

@@ -81,6 +81,8 @@ impl<P: Clone + Default> Leader<P> {
         let Some(parent) = self.groups.get_mut(parent).and_then(Option::as_mut) else { return };
         parent.take_back(&mut self.shared, now);
         let (ballot, phase) = (parent.ballot, parent.phase);
+        // A node that has said of the parent that it was lost, and was settled, says no more of the child.
+        let words = parent.words.clone();
         #[cfg(feature = "deliberate-bugs")]
         let (ballot, phase) = match crate::bugs::split_from_round_zero() {
             true => (Ballot::ZERO, Phase::Closed),
@@ -88,6 +90,8 @@ impl<P: Clone + Default> Leader<P> {
         };
         if let Some(child) = self.groups.get_mut(at).and_then(Option::as_mut) {
             (child.ballot, child.phase) = (ballot, phase);
+            child.words = words;
+            child.words_of_before();
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod full;
 mod in_sync;
+mod lost;
 mod moves;
 mod scrub;
 mod slow;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use trefoil_core::checksum::HOLE;
 use trefoil_core::client::{ClientOp, OpDone, OpError, OpId, OpKind, OpOutput};
 use trefoil_core::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode, WriteOp};
-use trefoil_core::placement::PgConfig;
+use trefoil_core::placement::{PgConfig, PoolPgs};
 use trefoil_core::record::{Durable, Record};
 use trefoil_core::*;
 use trefoil_core::{leader, node};
@@ -89,6 +89,14 @@ impl Disk {
             Record::DeleteVolume { volume } => {
                 self.blocks.retain(|(object, _), _| object.group.volume != *volume);
             }
+            Record::Split { .. } => {
+                let durable = &self.durable;
+                let moved = self
+                    .blocks
+                    .drain()
+                    .map(|((object, block), value)| ((durable.place(object), block), value));
+                self.blocks = moved.collect();
+            }
             Record::Leave { pg, .. } => self.blocks.retain(|(object, _), _| object.group.pg != *pg),
             _ => {}
         }
@@ -125,6 +133,8 @@ pub struct World {
     conns: FxHashMap<u64, (usize, NodeId)>,
     next_conn: u64,
     pub config: PgConfig,
+    /// Placement groups of the pool, which all live where `config` says.
+    pub pg_num: u32,
     /// Messages from leaders to these nodes are lost (as on a connection that breaks later).
     pub drop_to: Vec<NodeId>,
     pub fetched_blocks: usize,
@@ -138,6 +148,8 @@ pub struct World {
     pub ticks: usize,
     /// Reads that leaders have sent, by node.
     pub reads_sent: BTreeMap<NodeId, usize>,
+    /// Opens that leaders have sent, by node.
+    pub opens_sent: BTreeMap<NodeId, usize>,
     /// Answers to List.
     pub listed: Vec<(NodeId, GroupList)>,
     /// Scrubs that have ended.
@@ -151,8 +163,9 @@ pub fn ids(n: &[u32]) -> Vec<NodeId> {
     n.iter().map(|n| NodeId(*n)).collect()
 }
 
-fn pg_of(_: VolumeId, _: ObjectIndex, _: u32) -> u32 {
-    0
+/// As in the daemons: nodes split by it.
+pub fn pg_of(volume: VolumeId, index: ObjectIndex, pg_num: u32) -> u32 {
+    trefoil_core::crush::object_pg(volume.0, index, pg_num)
 }
 
 impl World {
@@ -167,6 +180,7 @@ impl World {
             conns: FxHashMap::default(),
             next_conn: 1,
             config,
+            pg_num: 1,
             drop_to: Vec::new(),
             fetched_blocks: 0,
             answers_after: BTreeMap::new(),
@@ -174,6 +188,7 @@ impl World {
             stuck: Vec::new(),
             ticks: 0,
             reads_sent: BTreeMap::new(),
+            opens_sent: BTreeMap::new(),
             listed: Vec::new(),
         };
         for id in ids(&[0, 1, 2]) {
@@ -184,9 +199,34 @@ impl World {
 
     pub fn boot(&mut self, id: NodeId, disk: Disk) {
         let mut machine = node::Node::new(node::NodeConfig { id }, disk.durable.clone());
-        let pg = PgId { pool: PoolId(1), pg: 0 };
-        machine.handle(self.now, node::Input::Config(vec![(pg, self.config.clone())]), &mut Vec::new());
+        for input in self.map() {
+            machine.handle(self.now, input, &mut Vec::new());
+        }
         self.hosts.insert(id, Host { machine, disk, up: true });
+    }
+
+    /// What a node is told of the map as it is; of the pool where there is anything to say.
+    fn map(&self) -> Vec<node::Input<P>> {
+        let pg = |pg| (PgId { pool: PoolId(1), pg }, self.config.clone());
+        let configs = node::Input::Config((0..self.pg_num).map(pg).collect());
+        if self.pg_num == 1 {
+            return vec![configs];
+        }
+        let pools = vec![(PoolId(1), PoolPgs { first: 1, now: self.pg_num })];
+        vec![node::Input::Pools(pools), configs]
+    }
+
+    /// The pool gets more placement groups, and everybody hears of it.
+    pub fn split(&mut self, f: usize, epoch: u64, pg_num: u32) {
+        self.config.epoch = Epoch(epoch);
+        self.pg_num = pg_num;
+        for node in self.hosts.keys().copied().collect::<Vec<_>>() {
+            for input in self.map() {
+                self.tell_node(node, input);
+            }
+        }
+        let pgs = vec![self.config.clone(); pg_num as usize];
+        self.tell_leader(f, leader::Input::Pgs { pgs: pgs.into() });
     }
 
     /// Adds a front end (or healer) with this generation, connected to every node that is up.
@@ -201,7 +241,7 @@ impl World {
             object_blocks: OBJECT_BLOCKS,
             objects: 16,
             pool: PoolId(1),
-            pgs: vec![self.config.clone()].into(),
+            pgs: vec![self.config.clone(); self.pg_num as usize].into(),
             pg_of,
             snap: 0,
         };
@@ -411,6 +451,8 @@ impl World {
                     for node in to.as_slice() {
                         *self.reads_sent.entry(*node).or_default() +=
                             usize::from(matches!(msg, ToNode::Read { .. }));
+                        *self.opens_sent.entry(*node).or_default() +=
+                            usize::from(matches!(msg, ToNode::Open { .. }));
                         if let Some(conn) = self.fronts[f].conns.get(node)
                             && !self.drop_to.contains(node)
                         {

@@ -1,8 +1,9 @@
 //! Telling the monitors of a node that has lost writes which it had reported as durable (5.9).
 //!
-//! The leader that finds it does not count the node any more, but others do, and so will the next leader of the same
-//! volume, until the node itself knows: then it has no vote (N8). The monitors pass it on, and keep it no longer than
-//! one of them leads; so they are told again and again until they answer that the node has taken note.
+//! The leader that finds it does not count the node before the node says so itself, but others do, and so will the
+//! next leader of the same volume, until the node itself knows: then it has no vote (N8), and is healed. The monitors
+//! pass it on, and keep it no longer than one of them leads; so they are told again and again until they answer that
+//! the node has taken note.
 //!
 //! Nothing here stands in the way of a request, and nothing here decides which nodes are counted.
 
@@ -25,20 +26,20 @@ impl FrontEnd {
     /// A leader has found that a node lost writes. At most one task tells of the same.
     pub(super) fn tell_lost(self: &Rc<Self>, loss: Loss) {
         let (volume, generation, node) = loss;
+        if self.telling.borrow().contains(&loss) {
+            return; // said again, since its connection was made anew
+        }
         tracing::error!(
             %node, %volume, %generation,
-            "the node has lost writes that it had reported as durable; this volume's leader does not count it any \
-             more, and the monitors are told. Find out why it lost them (was its device replaced by an older copy of \
-             itself? is there a volatile cache?) before you trust it again"
+            "the node has lost writes that it had reported as durable; this volume's leader does not count it before \
+             the node says so itself, and the monitors are told. Find out why it lost them (was its device replaced by \
+             an older copy of itself? is there a volatile cache?) before you trust it again"
         );
         let Some(incarnation) = self.cluster().map().nodes.get(&node).map(|it| it.incarnation) else {
             tracing::warn!(%node, "the node is not in the map any more: the monitors need not be told");
             return;
         };
         let mut telling = self.telling.borrow_mut();
-        if telling.contains(&loss) {
-            return;
-        }
         if telling.len() >= LOST_TELLERS_MAX {
             tracing::error!(
                 %node, %volume, %generation,

@@ -48,7 +48,12 @@ pub fn check(node: NodeId, store: &Store, msg: &FromNode<Blocks>) -> Checked {
                     None => *settled,
                 };
                 let said = Vote { line, head: vote.head };
-                let is = vote_of(store, *group, vote.index);
+                // One that does not know of its loss speaks of what it has; whether that counts is not judged here.
+                let is = if store.unaware {
+                    kept_vote(store, *group, vote.index)
+                } else {
+                    vote_of(store, *group, vote.index)
+                };
                 if is.is_none_or(|is| is < said) {
                     let what =
                         format!("votes {said:?} for object {} of {group}; durable is {is:?}", vote.index);
@@ -96,8 +101,13 @@ pub fn check(node: NodeId, store: &Store, msg: &FromNode<Blocks>) -> Checked {
 /// The vote of a copy, as a crash now would leave it; `None` for a copy that has lost it.
 pub fn vote_of(store: &Store, group: trefoil_core::GroupId, index: u32) -> Option<Vote> {
     if store.lost {
-        return None; // the node knows, and will say so before anything else
+        return None; // the node knows, and will say so before anything else; or its leader knows, and nobody else asks
     }
+    kept_vote(store, group, index)
+}
+
+/// [`vote_of`], without what else is known.
+fn kept_vote(store: &Store, group: trefoil_core::GroupId, index: u32) -> Option<Vote> {
     let group = store.find(ObjectId { group, index }).group;
     let Some(state) = store.state.groups.get(&group) else {
         return (!store.state.amnesia).then(Vote::default);

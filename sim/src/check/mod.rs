@@ -22,6 +22,7 @@
 
 pub mod agreement;
 pub mod all_in_sync;
+pub mod doubted;
 pub mod durable_first;
 pub mod i1_acknowledged;
 pub mod i2_linearizable;

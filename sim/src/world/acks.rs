@@ -54,6 +54,10 @@ impl World {
     }
 
     pub(super) fn leader_tells(&mut self, li: usize, node: NodeId, msg: &ToNode<Blocks>) {
+        if let Some(finder) = self.silent.finder(li) {
+            let checked = finder.says(li, node, msg);
+            self.note(checked);
+        }
         if self.plan.all_in_sync {
             let now = self.leaders[li].clock.local(self.now);
             self.in_sync.said(li, node, msg, now);
@@ -61,6 +65,9 @@ impl World {
     }
 
     pub(super) fn leader_hears(&mut self, li: usize, node: NodeId, msg: &FromNode<Blocks>) {
+        if let Some(finder) = self.silent.finder(li) {
+            finder.hears(node, msg);
+        }
         if self.plan.all_in_sync {
             let now = self.leaders[li].clock.local(self.now);
             self.in_sync.heard(li, node, msg, now, self.plan.lag_max);

@@ -51,14 +51,15 @@ impl World {
         self.monitors_recover();
         self.finish_moves();
         let kill = self.rng.one_in(2);
+        let finder = self.finder_lives_on();
         for li in 0..self.leaders.len() {
             let host = &mut self.leaders[li];
             host.quiet = true;
-            host.renews = false;
+            host.renews &= finder == Some(li);
             if host.paused {
                 self.queue.push(self.now, Event::LeaderResumes { li });
             }
-            if kill {
+            if kill && finder != Some(li) {
                 self.kill_leader(li);
             }
         }
@@ -85,6 +86,9 @@ impl World {
 
     /// Whether the volume wants a front end (false) or a healer (true); `None`: it has what it wants.
     pub(super) fn calm_wants(&mut self, volume: VolumeId) -> Option<bool> {
+        if self.finder_heals(volume) {
+            return None;
+        }
         let v = volume.0 as usize - 1;
         let healer = match self.calm.stages[v] {
             Stage::FrontEnd => false,

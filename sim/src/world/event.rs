@@ -180,6 +180,13 @@ pub enum Event {
     },
     Monitors(Box<super::replicas::MonitorEvent>),
     Fault,
+    /// The node is told that it has lost data.
+    LossOrdered {
+        ni: usize,
+        life: u32,
+    },
+    /// Nobody has noticed in time that a node has lost data: it finds out by itself.
+    LossKnown,
     Lie,
     Believe {
         object: ObjectId,

@@ -2,7 +2,7 @@
 //!
 //! What is not done to a cluster is as much a part of it: a block goes bad on one copy at a time, since
 //! nothing could answer for it otherwise; and a device that has said "durable" keeps its word, unless
-//! the fault is that it does not ([`Fault::LostState`]).
+//! the fault is that it does not ([`Fault::LostState`]; see also `silent`).
 
 use super::net::{ENDS, MONITOR, host_end};
 use super::nodes::ROOMY;
@@ -233,6 +233,7 @@ impl World {
                 self.snapshot = Some((ni, self.nodes[ni].store.snapshot()));
             }
             None => {}
+            Some((ni, snapshot)) if self.plan.silent.is_some() => self.lose_unnoticed(ni, snapshot),
             Some((ni, snapshot)) => {
                 self.coverage.count(Cover::LostState);
                 self.crash_node(ni);

@@ -222,6 +222,7 @@ impl World {
             (Cover::LatencyProbes, counters.latency_probes),
             (Cover::AnswersHeld, counters.answers_held),
             (Cover::AnswersLate, counters.answers_late),
+            (Cover::DistrustLifted, counters.distrust_lifted),
         ] {
             self.coverage.add(what, times);
         }
@@ -249,6 +250,9 @@ impl World {
         }
         self.leader_out = out;
         self.arm(li);
+        if self.silent.is_at(li) {
+            self.may_still_find(li);
+        }
     }
 
     /// Sees to it that the machine's next tick comes.
@@ -353,6 +357,7 @@ impl World {
                     let what = format!("leader {li} says that {node} has lost data, which it has not");
                     self.note(Err(check::Violation::plain("5.9", what)));
                 }
+                self.loss_found(li, node);
             }
             Output::MapStale if self.moves.is_some() => self.tell_leader_map(li),
             Output::MapStale => {

@@ -18,6 +18,7 @@
 //! | `moves` | placement groups that move |
 //! | `splits` | placement groups that are split |
 //! | `faults` | what goes wrong |
+//! | `silent` | nodes that lose state and do not know |
 //! | `lies` | copies that are wrong and look right |
 //! | `calm` | the second phase |
 
@@ -34,6 +35,7 @@ pub mod net;
 mod nodes;
 mod replicas;
 mod requests;
+mod silent;
 mod splits;
 mod words;
 
@@ -141,6 +143,7 @@ pub struct World {
     /// Nodes that have lost state, and what one may fall back to.
     lost_state: [bool; NODES_MAX],
     snapshot: Option<(usize, (Durable, Image))>,
+    silent: silent::Silent,
     // The checkers.
     linear: Linearizable,
     acknowledged: Acknowledged,
@@ -199,6 +202,7 @@ impl World {
             rooms_shut: 0,
             lost_state: [false; NODES_MAX],
             snapshot: None,
+            silent: silent::Silent::default(),
             linear: Linearizable::default(),
             acknowledged: Acknowledged::default(),
             content: OneContent::default(),
@@ -320,6 +324,7 @@ impl World {
             | Event::LeaderGone { ni, .. }
             | Event::NodeMap { ni, .. }
             | Event::List { ni, .. }
+            | Event::LossOrdered { ni, .. }
             | Event::NodeTick { ni, .. } => (Some(*ni), None),
             Event::LeaderTick { li }
             | Event::Client { li, .. }
@@ -519,6 +524,12 @@ impl World {
             Event::Listed { ni, by, list } => self.listed(ni, by, list),
             Event::Monitors(event) => self.monitor_event(*event),
             Event::Fault => self.fault(),
+            Event::LossOrdered { ni, life } => {
+                if self.node_lives(ni, life) {
+                    self.loss_ordered(ni);
+                }
+            }
+            Event::LossKnown => self.loss_known(),
         }
     }
 

@@ -127,7 +127,8 @@ impl World {
         if host.machine.is_none() || host.conns[ni] != 0 {
             return;
         }
-        if self.nodes[ni].machine.is_none() || self.is_shut(host_end(host.host), ni) {
+        if self.nodes[ni].machine.is_none() || self.is_shut(host_end(host.host), ni) || self.is_hidden(li, ni)
+        {
             let later = self.now + self.rng.magnitude(500, 50_000);
             return self.queue.push(later, Event::Connect { li, ni });
         }

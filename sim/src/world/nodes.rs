@@ -154,13 +154,8 @@ impl World {
         if self.trace.wanted() {
             self.say(None, format!("node.{ni} starts (life {life})"));
         }
-        if self.nodes[ni].store.lost {
-            let fences: Vec<_> = self
-                .plan
-                .volume_ids()
-                .map(|volume| (volume, Generation(self.monitor.volume(volume).generation)))
-                .collect();
-            self.node_input(ni, Input::StateLost { fences });
+        if self.nodes[ni].store.lost && !self.stays_silent(ni) {
+            self.state_lost(ni);
         }
         // It starts with the last map that it has seen; one that has lost state asks the monitors first.
         let lost = self.nodes[ni].store.lost;
@@ -178,6 +173,15 @@ impl World {
         self.node_input(ni, Input::Config(configs.collect()));
         let first = self.now + self.rng.below(100_000);
         self.queue.push(first, Event::NodeTick { ni, life });
+    }
+
+    /// A node learns that it has lost state (N8).
+    pub(super) fn state_lost(&mut self, ni: usize) {
+        self.nodes[ni].store.unaware = false;
+        let volumes: Vec<_> = self.plan.volume_ids().collect();
+        let granted = |volume| (volume, Generation(self.monitor.generation_of(volume)));
+        let fences = volumes.into_iter().map(granted).collect();
+        self.node_input(ni, Input::StateLost { fences });
     }
 
     /// The power of a node is gone.
@@ -351,7 +355,10 @@ impl World {
                 }
             }
             Output::ToLeader { conn, msg } => {
-                self.node_says(ni, &msg);
+                // What a node that was told of its loss had held back since before goes to nobody.
+                if !(self.nodes[ni].store.lost && self.net.conn(conn).node_told) {
+                    self.node_says(ni, &msg);
+                }
                 if self.trace.wanted() {
                     let li = self.net.conn(conn).leader;
                     let about = super::words::about_from_node(&msg);
