@@ -44,6 +44,8 @@ pub enum Bug {
     SplitFromRoundZero,
     /// A leader answers what a majority has in a pool whose answers wait for all copies in line (5.6).
     AllInSyncForgotten,
+    /// A healer gets whatever has a lease that ran out (8).
+    HealersAskNobody,
 }
 
 thread_local! {
@@ -125,6 +127,10 @@ pub(crate) fn wrong_group() -> bool {
 
 pub(crate) fn split_from_round_zero() -> bool {
     BUG.get() == Some(Bug::SplitFromRoundZero)
+}
+
+pub(crate) fn healers_ask_nobody() -> bool {
+    BUG.get() == Some(Bug::HealersAskNobody)
 }
 
 pub(crate) fn all_in_sync_forgotten() -> bool {

@@ -179,6 +179,14 @@ fn answers_that_wait_for_all_copies_do_so_and_not_for_ever() {
     assert!(totals.coverage.get(Cover::AnswersHeld) > 1_000, "{}", totals.coverage);
 }
 
+/// Section 8: front ends that only the monitors do not hear, and healers.
+#[test]
+fn healers_that_ask_nobody_are_caught() {
+    if runner::has_bug(Bug::HealersAskNobody) {
+        assert_eq!(caught(Bug::HealersAskNobody, 500, false), "8");
+    }
+}
+
 #[test]
 fn a_hedge_that_overtakes_a_write_is_caught() {
     if runner::has_bug(Bug::HedgeOvertakesWrite) {
