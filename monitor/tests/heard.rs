@@ -125,7 +125,11 @@ fn a_monitor_that_has_just_begun_to_lead_gives_healers_nothing_before_nodes_have
         let node = running.client(Role::StorageNode);
         let healer = Holder { kind: HolderKind::Healer, ..holder("node.0", 7) };
         let work = async || node.heal_work(healer.clone(), 100).await.unwrap().0;
+        // Answered when it leads: from then on the lease counts.
+        assert_eq!(work().await, vec![]);
         tokio::time::sleep(LEASE + MARGIN + Duration::from_millis(300)).await;
+        let told = needs_heal(&running.client(Role::Client)).await.unwrap();
+        assert!(told.starts_with("disk0: too few nodes"), "{told}");
         assert_eq!(work().await, vec![]);
         beats(&node, [&[], &[], &[]]).await;
         assert_eq!(work().await.iter().map(|it| it.volume).collect::<Vec<_>>(), [disk]);
