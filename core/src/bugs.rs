@@ -46,6 +46,8 @@ pub enum Bug {
     AllInSyncForgotten,
     /// A leader lists all copies of a node as behind that has lost data and does not know it, and goes on (5.9).
     DoubtedNodeCounts,
+    /// A healer gets whatever has a lease that ran out (8).
+    HealersAskNobody,
 }
 
 thread_local! {
@@ -127,6 +129,10 @@ pub(crate) fn wrong_group() -> bool {
 
 pub(crate) fn split_from_round_zero() -> bool {
     BUG.get() == Some(Bug::SplitFromRoundZero)
+}
+
+pub(crate) fn healers_ask_nobody() -> bool {
+    BUG.get() == Some(Bug::HealersAskNobody)
 }
 
 pub(crate) fn all_in_sync_forgotten() -> bool {

@@ -110,5 +110,19 @@ pub const DOUBTS_EVERY_TICKS: u32 = 30;
 /// Objects with blocks in doubt at one node. What is found beyond is not marked, but counted and found again; a
 /// repair that would bring more is given up.
 pub const NODE_DOUBTED_OBJECTS_MAX: usize = 4096;
+/// A front end calls at its nodes when its lease ends within so long (µs) and is not renewed. As early that the
+/// monitors have it from the nodes' heartbeats (1 s apart; one may be lost, 2 s) before they take the lease for
+/// over, a margin after it ends; and so late that one that renews (every 2 s, for 6 s) never calls.
+pub const CALL_BEFORE: u64 = 3_000_000;
+/// Time between two calls (µs).
+pub const CALL_EVERY: u64 = 1_000_000;
+/// A node hears a leader for so long (µs) after its last call.
+pub const CALL_FRESH: u64 = 3_000_000;
+/// The monitors believe a node's word on whom it hears for so long (µs): one that is silent for longer says nothing.
+/// Heartbeats are a second apart, and one that is lost costs two.
+pub const CALL_BELIEVED: u64 = 5_000_000;
+/// Leaders that call and that a node remembers, one per volume, and names in one heartbeat. Of more it says only
+/// that there are more: then every volume that a front end holds counts as heard.
+pub const CALLERS_MAX: usize = 4096;
 /// Blocks of one piece that a deep scrub reads (512 KiB).
 pub const SCRUB_PIECE_BLOCKS: u32 = 128;

@@ -55,6 +55,8 @@ impl Service {
                 let name = volume.to_string();
                 return Err(MapError::Missing { what, name }.into());
             }
+            // Who attaches is asked for by a client. One that says it is a healer is none that we know.
+            Err(NoGrant::NotNow(NotNow::Kept(kept))) => return Err(RpcError::NotAllowed(kept.to_string())),
         };
         let mut granted = self.grant(&reign, vec![grant], holder).await?;
         match granted.pop() {
@@ -219,7 +221,7 @@ impl Service {
         let running = statuses.iter().filter(|it| it.healing).count();
         let opens = soft.desk.volumes_to_open();
         let mut due: Vec<(Option<Time>, VolumeId)> = Vec::new();
-        for status in statuses.iter().filter(|it| !it.attached && !it.healing) {
+        for status in statuses.iter().filter(|it| !it.attached && !it.healing && it.kept.is_none()) {
             // One that a move waits for may be wanted again as soon as the move has got a step further.
             let again = match opens.contains(&status.volume) {
                 true => MOVE_HEAL_AGAIN,
@@ -259,10 +261,16 @@ fn check_count(volumes: usize) -> Result<()> {
 pub(crate) fn volume_statuses(map: &ClusterMap, soft: &mut Soft, now: Time) -> Vec<health::VolumeStatus> {
     let reports = soft.heartbeats.values().flat_map(|it| &it.differing);
     let differing: std::collections::BTreeSet<VolumeId> = reports.map(|it| it.volume).collect();
-    let volumes = map.volumes.keys().map(|id| {
+    let keeper = soft.leases.keeper(map, now);
+    let kept: Vec<_> = map.volumes.keys().map(|id| keeper(*id)).collect();
+    drop(keeper);
+    let volumes = map.volumes.keys().zip(kept).map(|(id, kept)| {
         let expired = soft.leases.expired(map, *id, now);
         let unrenewed = soft.leases.unrenewed(map, *id, now);
-        health::VolumeStatus { unrenewed, ..health::volume_status(map, *id, expired, differing.contains(id)) }
+        // While the lease runs it is the lease that keeps it.
+        let kept = kept.filter(|_| expired);
+        let status = health::volume_status(map, *id, expired, differing.contains(id));
+        health::VolumeStatus { unrenewed, kept, ..status }
     });
     volumes.collect()
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::leader::report::NodeTrouble;
 use trefoil_core::map::deaths::Deaths;
+use trefoil_core::map::heard::Kept;
 use trefoil_core::map::liveness::Liveness;
 use trefoil_core::map::restore::RESTORED_HOLDER;
 use trefoil_core::map::{ClusterMap, HolderKind};
@@ -149,7 +150,7 @@ checks! {
         "Find out why: the daemon's log before its last start, the host's kernel log, memory (`journalctl -k`, `coredumpctl`). Then `trefoil health ack-crash DAEMON`.";
     VOLUME_NEEDS_HEAL = HEALTH_WARN,
         "Volumes that nobody has attached were not released with all copies whole, or nodes say that their copies differ.",
-        "Wait for a healer (any running daemon). If it stays, see that all nodes of the volumes are up.";
+        "Wait for a healer (any running daemon). If it stays, see that all nodes of the volumes are up. Where nodes hear the volume's front end, no healer takes it away from it: look at the network between that front end's host and the monitors.";
 }
 
 /// A check that applies.
@@ -210,6 +211,8 @@ pub struct VolumeStatus {
     pub needs_heal: bool,
     /// Microseconds since its holder has renewed its lease; none: nobody holds it.
     pub unrenewed: Option<u64>,
+    /// Why no healer gets it although its front end's lease has run out; none: one may, or its lease runs.
+    pub kept: Option<Kept>,
 }
 
 /// How everything is.
@@ -441,7 +444,10 @@ pub(crate) fn status(facts: Facts<'_>) -> Status {
         .volumes
         .iter()
         .filter(|it| it.needs_heal)
-        .filter_map(|it| map.volumes.get(&it.volume).map(|volume| volume.name.clone()))
+        .filter_map(|it| {
+            let name = &map.volumes.get(&it.volume)?.name;
+            Some(it.kept.map_or_else(|| name.clone(), |kept| format!("{name}: {kept}")))
+        })
         .collect();
     report(VOLUME_NEEDS_HEAL, unhealed.len(), "volumes to be healed", unhealed);
     let silent = silent_front_ends(&facts);
@@ -547,6 +553,7 @@ pub(crate) fn volume_status(map: &ClusterMap, id: VolumeId, expired: bool, diffe
         healing: held && kind == Some(HolderKind::Healer),
         needs_heal: !held && (!clean || differs),
         unrenewed: None,
+        kept: None,
     }
 }
 

@@ -89,6 +89,7 @@ impl Soft {
     /// A node is one of the cluster no more.
     pub fn forget_node(&mut self, node: NodeId) {
         self.heartbeats.remove(&node);
+        self.leases.forget_node(node);
         self.liveness.forget(node);
         self.rates.forget(node);
         self.losses.forget_node(node);

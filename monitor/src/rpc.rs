@@ -39,7 +39,7 @@ pub(crate) const KIND_PEER_REQUEST: u16 = KIND_USER_MIN + 2;
 /// The answer.
 pub(crate) const KIND_PEER_RESPONSE: u16 = KIND_USER_MIN + 3;
 /// Of every type here. Both sides must have the same.
-pub const VERSION: u8 = 7;
+pub const VERSION: u8 = 8;
 
 /// Requests under way on one connection. Further ones are answered [`RpcError::TooMany`].
 pub const REQUESTS_MAX: usize = 64;

@@ -167,7 +167,11 @@ impl Monitor {
             store.set_identity(&identity).await?;
         }
         let settings = Settings {
-            lease: LeaseConfig { lease: config.lease_ms * 1000, margin: config.lease_margin_ms * 1000 },
+            lease: LeaseConfig {
+                lease: config.lease_ms * 1000,
+                margin: config.lease_margin_ms * 1000,
+                ..LeaseConfig::default()
+            },
             renew: config.renew_ms * 1000,
             node_timeout: config.node_timeout_ms * 1000,
             out_after: config.out_after_ms,

@@ -22,6 +22,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
+use trefoil_core::limits::CALLERS_MAX;
+use trefoil_core::map::heard::Callers;
 use trefoil_core::map::lease::LeaseConfig;
 use trefoil_core::map::outs::{self, Room};
 use trefoil_core::map::reign::Confirmed;
@@ -361,7 +363,7 @@ impl Service {
         self.map().volumes.get(&volume).and_then(|it| it.holder.clone())
     }
 
-    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Response> {
+    async fn heartbeat(&self, mut heartbeat: Heartbeat) -> Result<Response> {
         let reign = self.reign()?;
         // One that was deposed and has not heard of it must not keep the nodes from its successor.
         if !self.leads_lately() {
@@ -374,6 +376,12 @@ impl Service {
             let text = format!("more than {DIFFERING_MAX} differing groups in a heartbeat");
             return Err(RpcError::Malformed(text));
         }
+        if heartbeat.callers.len() > CALLERS_MAX {
+            return Err(RpcError::Malformed(format!("more than {CALLERS_MAX} leaders in a heartbeat")));
+        }
+        // They are kept once for all nodes, and not with each.
+        let leaders = std::mem::take(&mut heartbeat.callers);
+        let callers = Callers { leaders, more: heartbeat.callers_more };
         let lost = heartbeat.lost;
         let position = heartbeat.position;
         let (position_floor, lost_order) = {
@@ -383,6 +391,7 @@ impl Service {
             let now = self.now();
             soft.liveness.heard(id, now);
             soft.rates.heard(&heartbeat, now);
+            soft.leases.node_hears(&map, id, &callers, now);
             let lost_order = soft.losses.heard(id, heartbeat.lost_noted);
             let kept = soft.heartbeats.entry(id).or_default();
             *kept = heartbeat;

@@ -365,6 +365,11 @@ fn volumes_that_were_not_released_clean_are_healed_and_clients_come_first() {
         attach(&front_end, &holder("a", 1)).await;
         assert_eq!(work().await, vec![]);
         tokio::time::sleep(LEASE + MARGIN + Duration::from_millis(50)).await;
+        // Not before nodes have said that they do not hear it.
+        assert_eq!(work().await, vec![]);
+        for n in 0..3 {
+            node.heartbeat(beat(n)).await.unwrap();
+        }
         let status = admin.status().await.unwrap();
         assert!(status.checks.iter().any(|check| check.code == "VOLUME_NEEDS_HEAL"));
         let orders = work().await;

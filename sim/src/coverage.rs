@@ -218,6 +218,18 @@ cover! {
     StaleGrants = "grants refused for a newer one",
     /// Processes that asked again, not knowing of their grant.
     AskedAgain = "grants to a process that had asked before",
+    /// Front ends cut off from the monitors, and from nobody else.
+    CutOff = "front ends cut off from monitors only",
+    /// Fences that front ends sent again for want of a lease.
+    Calls = "calls of front ends without a lease",
+    /// Words of nodes that hear a leader, as they came to a monitor that leads.
+    LeadersHeard = "words of nodes that hear a leader",
+    /// Healers that did not get a volume whose front end was heard.
+    HeldBack = "healers held back for a front end that is heard",
+    /// Healers that did not get a volume since too few nodes had said whom they hear.
+    NotKnown = "healers held back for want of words",
+    /// Leases that were renewed after they had run out.
+    RenewedLate = "leases renewed after they had run out",
 }
 
 /// The counters.

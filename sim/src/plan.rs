@@ -4,8 +4,10 @@
 //! they try ("swarm testing"): a cluster whose only trouble is restarts finds other things than one
 //! where everything happens at once. All times in µs.
 
+mod calls;
 mod monitors;
 
+pub use calls::CallsPlan;
 pub use monitors::{MONITOR_FAULTS, MONITORS_MAX, MonitorsPlan};
 
 use crate::rng::Rng;
@@ -68,10 +70,11 @@ pub enum Fault {
     MonitorElects,
     MonitorReplaced,
     MonitorsRestored,
+    CutOff,
 }
 
 /// All kinds, in the order of their numbers.
-pub const FAULTS: [Fault; 25] = [
+pub const FAULTS: [Fault; 26] = [
     Fault::NodeCrash,
     Fault::AllNodesCrash,
     Fault::NodePause,
@@ -97,6 +100,7 @@ pub const FAULTS: [Fault; 25] = [
     Fault::MonitorElects,
     Fault::MonitorReplaced,
     Fault::MonitorsRestored,
+    Fault::CutOff,
 ];
 
 /// How many times slower a node is that is struck by [`Fault::SlowNode`].
@@ -160,6 +164,8 @@ pub enum Bug {
     AllInSyncForgotten,
     /// A leader goes on with a node that has lost data and does not know it, all copies there listed as behind.
     DoubtedNodeCounts,
+    /// A healer gets whatever has a lease that ran out, whoever hears its front end.
+    HealersAskNobody,
 }
 
 /// How placement groups move in a run. Times in µs.
@@ -224,6 +230,9 @@ pub struct Plan {
     pub moves: Option<MovesPlan>,
     /// Several monitors, in some runs; else one that answers at once.
     pub monitors: Option<MonitorsPlan>,
+    /// Front ends without a lease that nodes hear; none: whenever a healer asks, all nodes have just said that they
+    /// hear nobody.
+    pub calls: Option<CallsPlan>,
     /// Answers wait for all copies in line, at first.
     pub all_in_sync: bool,
     /// The pool is set to the other kind so often.
@@ -314,7 +323,7 @@ impl Plan {
                 Fault::LostState if r.one_in(5) => r.between(1, 3) as u32,
                 Fault::LostState => 0,
                 Fault::SlowNode if late.percent(55) => late.between(1, 10) as u32,
-                Fault::SlowNode => 0,
+                Fault::SlowNode | Fault::CutOff => 0,
                 Fault::AllNodesCrash => r.below(3) as u32,
                 _ if r.percent(55) => r.between(1, 10) as u32,
                 _ => 0,
@@ -331,6 +340,7 @@ impl Plan {
             pgs,
             moves: None,
             monitors: None,
+            calls: None,
             lies: None,
             silent: None,
             all_in_sync: false,
@@ -419,6 +429,7 @@ impl Plan {
             plan.io_timeout = None;
         }
         plan.draw_monitors();
+        plan.draw_calls();
         // And again: runs of pools whose answers wait for a majority are what they were.
         let a = &mut Rng::new(seed ^ ACK_SALT);
         if a.one_in(3) {
@@ -496,7 +507,8 @@ impl Plan {
     /// with leaders as the daemons have them. Whatever becomes of one node at a time, no operation may take
     /// longer than [`BRISK_STALL_MAX`].
     pub fn brisk(mut self) -> Plan {
-        (self.moves, self.monitors, self.lies, self.silent) = (None, None, None, None);
+        (self.moves, self.monitors, self.lies) = (None, None, None);
+        (self.silent, self.calls) = (None, None);
         self.pg_of = pg_of;
         if self.stall_limit != Some(BRISK_STALL_MAX) {
             let rng = &mut Rng::new(self.seed ^ 0x0062_7269_736b);

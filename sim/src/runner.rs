@@ -87,6 +87,7 @@ fn switch(bug: Option<Bug>) {
         Some(Bug::SplitWithoutRecord) => Some(trefoil_core::bugs::Bug::SplitWithoutRecord),
         Some(Bug::WrongGroup) => Some(trefoil_core::bugs::Bug::WrongGroup),
         Some(Bug::SplitFromRoundZero) => Some(trefoil_core::bugs::Bug::SplitFromRoundZero),
+        Some(Bug::HealersAskNobody) => Some(trefoil_core::bugs::Bug::HealersAskNobody),
         Some(Bug::AllInSyncForgotten) => Some(trefoil_core::bugs::Bug::AllInSyncForgotten),
         Some(Bug::DoubtedNodeCounts) => Some(trefoil_core::bugs::Bug::DoubtedNodeCounts),
         Some(_) | None => None,
@@ -194,6 +195,7 @@ pub fn reproduce(seed: u64, settings: &Settings) -> String {
         Some(Bug::SplitFromRoundZero) => Some("split-from-round-zero"),
         Some(Bug::AllInSyncForgotten) => Some("all-in-sync-forgotten"),
         Some(Bug::DoubtedNodeCounts) => Some("doubted-node-counts"),
+        Some(Bug::HealersAskNobody) => Some("healers-ask-nobody"),
     };
     if bug.is_some() {
         line += " --features deliberate-bugs";

@@ -182,6 +182,14 @@ fn a_node_that_is_counted_though_it_does_not_know_of_its_loss_is_caught() {
     }
 }
 
+/// Section 8: front ends that only the monitors do not hear, and healers.
+#[test]
+fn healers_that_ask_nobody_are_caught() {
+    if runner::has_bug(Bug::HealersAskNobody) {
+        assert_eq!(caught(Bug::HealersAskNobody, 500, false), "8");
+    }
+}
+
 #[test]
 fn a_hedge_that_overtakes_a_write_is_caught() {
     if runner::has_bug(Bug::HedgeOvertakesWrite) {

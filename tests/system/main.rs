@@ -12,6 +12,7 @@
 //! | [`split`] | placement groups split under load, kills in the middle, a node away meanwhile |
 //! | [`monitors`] | three monitors: the leader killed, a minority stopped, all restarted, replaced, restored |
 //! | [`partition`] | five monitors: two killed, a minority cut off from the others, all restarted |
+//! | [`cut_off`] | a front end that reaches its nodes and not the monitor |
 //! | [`slow`] | storage nodes killed, stopped and slowed, and the longest read and write meanwhile |
 //! | [`power`] | everything killed at once in mid-write |
 //! | [`in_sync`] | writes that wait for all copies: a node stopped, each device alone |
@@ -40,6 +41,7 @@ mod blocks;
 mod catch_up;
 mod clients;
 mod cluster;
+mod cut_off;
 mod deploy;
 mod full;
 mod health;

@@ -2,6 +2,7 @@
 
 use crate::client::{ClientOp, OpDone};
 use crate::ids::*;
+use crate::limits::{CALL_BEFORE, CALL_EVERY};
 use crate::map::Ack;
 use crate::message::{FromNode, ToNode};
 use crate::placement::{PgConfig, PgTable, SLOTS_MAX};
@@ -50,6 +51,9 @@ pub struct Options {
     pub hold: (u64, u64),
     /// Groups that are opened in the background at once.
     pub background_opens: usize,
+    /// A front end calls at its nodes when its lease ends within the first (µs), at intervals of the second
+    /// (section 8); `None`: never.
+    pub call: Option<(u64, u64)>,
 }
 
 impl Default for Options {
@@ -63,6 +67,7 @@ impl Default for Options {
             lag_max: 10_000_000,
             hold: (1_000_000, 60_000_000),
             background_opens: 4,
+            call: Some((CALL_BEFORE, CALL_EVERY)),
         }
     }
 }

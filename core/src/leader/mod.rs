@@ -14,7 +14,7 @@
 //! A node that is slow, or stopped, must not slow anybody: how quick each node is ([`latency`], [`peer`])
 //! says where reads go ([`steer`]), when a second node is asked ([`hedge`], [`due`]), and who is cut loose
 //! and for how long ([`laggard`]). A node that has lost what it had reported is not counted until it says so itself
-//! ([`lost`]).
+//! ([`lost`]). A leader that cannot renew its lease makes itself heard at the nodes ([`call`]).
 //!
 //! A write is acknowledged when a quorum of whole copies has *reported* it durable; in pools that want it so, when
 //! every copy in line has ([`in_sync`]). The machine decides nothing about durability by itself: it counts what
@@ -25,6 +25,7 @@
 
 mod abandon;
 mod api;
+mod call;
 pub mod choose;
 mod disputed;
 mod due;
@@ -164,6 +165,8 @@ pub struct LeaderCounters {
     pub answers_late: u64,
     /// Groups in which a node that had lost data is counted again, since it has said so itself.
     pub distrust_lifted: u64,
+    /// Calls sent to nodes, for want of a lease.
+    pub calls: u64,
 }
 
 /// What a leader has under way; see [`Leader::under_way`].
@@ -201,6 +204,8 @@ pub struct Leader<P> {
     /// [`Options::background_opens`].
     opening: Vec<usize>,
     last_tick: Time,
+    /// When it called last, or began.
+    called: Time,
     /// Something has happened since the last tick, or a group was not at rest then.
     stirred: bool,
 }
@@ -246,6 +251,7 @@ impl<P: Clone + Default> Leader<P> {
             open_cursor: 0,
             opening: Vec::new(),
             last_tick: now,
+            called: now,
             stirred: false,
         }
     }
@@ -311,6 +317,7 @@ impl<P: Clone + Default> Leader<P> {
             return None;
         }
         let next = self.regular_tick().min(self.shared.next_deadline);
+        let next = self.next_call().map_or(next, |call| call.min(next));
         Some(self.shared.next_late().map_or(next, |late| late.min(next)))
     }
 
@@ -495,7 +502,10 @@ impl<P: Clone + Default> Leader<P> {
         if !peer.up {
             return; // a connection that has been given up
         }
-        peer.asked = None;
+        if !(peer.fenced && matches!(msg, FromNode::Fenced { .. })) {
+            // The answer to a call says nothing about reads and writes that a node owes.
+            peer.asked = None;
+        }
         let group = match &msg {
             FromNode::Fenced { volume, generation } => {
                 if (*volume, *generation) == (self.shared.spec.id, self.shared.spec.generation) {
@@ -580,6 +590,7 @@ impl<P: Clone + Default> Leader<P> {
         if now >= self.shared.next_deadline {
             self.time_out_due(now, out);
         }
+        self.call_if_due(now, out);
         if now < self.regular_tick() {
             return;
         }

@@ -28,10 +28,13 @@
 //! it is at most lease and margin. A request by the *same* process (same boot id) is granted at once: it
 //! says itself that it does not use its last generation any more. A *healer* serves no reads, so nothing
 //! depends on its lease: any front end takes over at once, and the ballot deposes it. It takes over from nobody
-//! whose lease runs, its own process's front end included.
+//! whose lease runs, its own process's front end included; nor from a front end that nodes still hear
+//! ([`super::heard`], asked by [`super::reign::Reign::ask`] before this table is).
 
+use super::heard::Kept;
 use super::{ClusterMap, Holder, HolderKind, Volume};
 use crate::ids::*;
+use crate::limits::CALL_BELIEVED;
 use rustc_hash::FxHashMap;
 
 /// Lengths, in microseconds.
@@ -41,11 +44,13 @@ pub struct LeaseConfig {
     pub lease: u64,
     /// How much longer the monitor waits: room for clocks of different speed.
     pub margin: u64,
+    /// For how long a node's word is believed on which leaders it hears ([`super::heard`]).
+    pub word: u64,
 }
 
 impl Default for LeaseConfig {
     fn default() -> LeaseConfig {
-        LeaseConfig { lease: 6_000_000, margin: 1_000_000 }
+        LeaseConfig { lease: 6_000_000, margin: 1_000_000, word: CALL_BELIEVED }
     }
 }
 
@@ -76,6 +81,8 @@ pub enum NotNow {
         /// Microseconds until its lease will have run out, unless it is renewed.
         retry_after: u64,
     },
+    /// A healer asks, and the front end that holds it may be well.
+    Kept(Kept),
 }
 
 #[derive(Copy, Clone, Debug)]

@@ -19,6 +19,7 @@
 //! | [`diff`] | what another CRUSH map would move |
 //! | [`lease`] | who may be granted a volume now: the leader's soft state beside the map |
 //! | [`reign`] | what a leader may decide, and for how long it is true |
+//! | [`heard`] | which leaders nodes hear: why a healer does not get a volume |
 //! | [`events`] | what has happened, for people |
 //! | [`outs`] | which nodes that are down are given up: a rule without state |
 //! | [`liveness`] | which nodes have been heard of: the same |
@@ -48,6 +49,7 @@ pub mod deaths;
 mod delta;
 pub mod diff;
 pub mod events;
+pub mod heard;
 pub mod lease;
 pub mod liveness;
 pub mod mover;

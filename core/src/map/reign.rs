@@ -18,9 +18,12 @@
 //!    writes; a successor in between may have renewed the lease which it found to have run out.
 //! 4. Between the decision to grant and its fate the old holder cannot renew; if the fate is not known, never
 //!    again in this reign ([`Reign::settle`]).
+//! 5. A healer gets nothing from a front end that nodes hear ([`super::heard`]). What they hear is soft state of the
+//!    reign, too: a new one has to be told first.
 
+use super::heard::{Callers, Heard, Kept};
 use super::lease::{LeaseConfig, LeaseTable, NotNow, Renewal};
-use super::{ClusterMap, Command, Grant, Holder, MapError, Reply};
+use super::{ClusterMap, Command, Grant, Holder, HolderKind, MapError, Reply};
 use crate::ids::*;
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +127,8 @@ pub struct Reign {
     /// When a majority was last known to answer.
     heard: Time,
     leases: LeaseTable,
+    /// Rule 5.
+    callers: Heard,
 }
 
 impl Reign {
@@ -132,7 +137,8 @@ impl Reign {
         let renewed = now;
         #[cfg(feature = "deliberate-bugs")]
         let renewed = if crate::bugs::new_reign_waits_for_nobody() { Time(0) } else { renewed };
-        Reign { id: confirmed.reign, started: now, heard: now, leases: LeaseTable::new(config, map, renewed) }
+        let leases = LeaseTable::new(config, map, renewed);
+        Reign { id: confirmed.reign, started: now, heard: now, leases, callers: Heard::new(config.word) }
     }
 
     /// Its name.
@@ -159,6 +165,7 @@ impl Reign {
         let pause = Some(now.since(self.heard)).filter(|pause| *pause > PAUSE_MIN).unwrap_or(0);
         if pause > 0 {
             self.leases.stood_still(pause, now);
+            self.callers.stood_still(pause, now);
         }
         self.heard = self.heard.max(now);
         pause
@@ -169,6 +176,28 @@ impl Reign {
     /// Errors: what a majority has confirmed is another reign.
     pub fn check(&self, confirmed: Confirmed) -> Result<(), OtherReign> {
         if confirmed.reign == self.id { Ok(()) } else { Err(OtherReign) }
+    }
+
+    /// A node has said which leaders it hears (rule 5).
+    pub fn node_hears(&mut self, map: &ClusterMap, node: NodeId, callers: &Callers, now: Time) {
+        self.callers.said(map, node, callers, now);
+    }
+
+    /// A node is one of the cluster no more.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.callers.forget_node(node);
+    }
+
+    /// Rule 5: says of any volume why no healer gets it, whatever its lease; none: nobody speaks against it. To be
+    /// asked of many volumes at once.
+    pub fn keeper<'a>(&'a self, map: &'a ClusterMap, now: Time) -> impl Fn(VolumeId) -> Option<Kept> + 'a {
+        let keeper = self.callers.keeper(map, now);
+        move |volume| {
+            let it = map.volumes.get(&volume)?;
+            // Who has released says itself that nobody leads; and a healer has nobody's I/O to end.
+            let front_end = it.holder.as_ref().is_some_and(|holder| holder.kind == HolderKind::FrontEnd);
+            front_end.then(|| keeper(volume, it.generation)).flatten()
+        }
     }
 
     /// What is decided now is written with this reign's name.
@@ -188,6 +217,12 @@ impl Reign {
         now: Time,
     ) -> Result<Grant, NoGrant> {
         self.check(confirmed).map_err(|OtherReign| NoGrant::OtherReign)?;
+        let kept = Some(volume).filter(|_| holder.kind == HolderKind::Healer).and_then(self.keeper(map, now));
+        #[cfg(feature = "deliberate-bugs")]
+        let kept = kept.filter(|_| !crate::bugs::healers_ask_nobody());
+        if let Some(kept) = kept {
+            return Err(NoGrant::NotNow(NotNow::Kept(kept)));
+        }
         let seen = self.leases.ask(map, volume, holder, now).map_err(NoGrant::NotNow)?;
         Ok(Grant { volume, seen, above })
     }
@@ -233,6 +268,7 @@ impl Reign {
         let over = map.volumes.get(&volume).is_some_and(|it| over(it));
         if over {
             self.leases.released(volume);
+            self.callers.forget_volume(volume);
         }
         over
     }
@@ -256,6 +292,7 @@ impl Reign {
     /// A volume was removed from the map.
     pub fn removed(&mut self, volume: VolumeId) {
         self.leases.released(volume);
+        self.callers.forget_volume(volume);
     }
 
     /// Microseconds since the volume's holder last renewed; none: nobody holds it. For people: nothing is decided by
@@ -395,6 +432,8 @@ mod tests {
             let mut reign = Reign::begin(sure(FIRST), config, &map, Time(0));
             let g1 = attach(&mut reign, &mut map, disk, &a, Time(0));
             let late = Time(config.lease + config.margin + 1);
+            // No node hears it.
+            (0..3).for_each(|node| reign.node_hears(&map, NodeId(node), &Callers::default(), late));
             let ask = |reign: &mut Reign, map: &ClusterMap, who: &Holder| {
                 reign.ask(sure(FIRST), map, disk, who, Generation(0), late).unwrap()
             };

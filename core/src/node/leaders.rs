@@ -89,6 +89,7 @@ impl<P: Clone> Node<P> {
         if generation > fence {
             self.persist(Record::Fence { volume, generation }, out);
         }
+        self.calls.heard(volume, generation, conn, self.now);
         // Held until the fence is durable.
         self.hold_leader(conn, FromNode::Fenced { volume, generation }, out);
     }

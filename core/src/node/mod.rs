@@ -17,6 +17,7 @@
 
 mod api;
 mod budget;
+mod callers;
 mod leaders;
 mod leaving;
 mod paced;
@@ -36,6 +37,7 @@ use crate::placement::{PgConfig, PoolPgs};
 use crate::record::{Durable, GroupState, Record};
 use crate::scrub::Doubt;
 use budget::Budget;
+use callers::Calls;
 use leaving::Leaving;
 use paced::{Asked, Done};
 use peers::Heal;
@@ -143,6 +145,8 @@ pub struct Node<P> {
     held: VecDeque<(Ticket, Output<P>)>,
     /// The newest connection that opened the group, and is still there.
     conns: FxHashMap<GroupId, ConnId>,
+    /// Leaders that have no lease, and say that they are there.
+    calls: Calls,
     reads: FxHashMap<u64, Reading>,
     next_token: u64,
     repairs: BTreeMap<ObjectId, Repair<P>>,
@@ -196,6 +200,7 @@ impl<P: Clone> Node<P> {
             durable: 0,
             held: VecDeque::new(),
             conns: FxHashMap::default(),
+            calls: Calls::default(),
             reads: FxHashMap::default(),
             next_token: 1,
             repairs: BTreeMap::new(),
@@ -495,6 +500,7 @@ impl<P: Clone> Node<P> {
     }
 
     fn leader_gone(&mut self, conn: ConnId) {
+        self.calls.gone(conn);
         let gone: Vec<GroupId> = self.conns.iter().filter(|(_, c)| **c == conn).map(|(g, _)| *g).collect();
         for group in gone {
             self.conns.remove(&group);

@@ -1,5 +1,6 @@
 //! Rules of the protocol, one test each, on a small cluster under virtual time.
 
+mod calls;
 mod full;
 mod in_sync;
 mod lost;

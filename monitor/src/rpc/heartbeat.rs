@@ -70,6 +70,11 @@ pub struct Heartbeat {
     /// The last [`Response::Alive`](super::Response::Alive) order in this life of the node which is durable: its state
     /// is marked as lost since.
     pub lost_noted: Option<LostOrder>,
+    /// Leaders without a lease that call here (section 8): volume and generation, at most
+    /// [`CALLERS_MAX`](trefoil_core::limits::CALLERS_MAX).
+    pub callers: Vec<(VolumeId, Generation)>,
+    /// There are more than it can name.
+    pub callers_more: bool,
 }
 
 /// A daemon that has a directory of its own.

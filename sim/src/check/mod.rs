@@ -14,6 +14,7 @@
 //! | [`p4_one_writer`] | no write that began after a newer leader attached is acknowledged to an older one |
 //! | [`agreement`] | monitors agree on one log and one map, and grant each generation once |
 //! | [`one_lease`] | no two front ends believe in a lease of one volume at the same time |
+//! | [`kept`] | no healer gets the volume of a front end that nodes hear |
 //! | [`p6_budget`] | repairs that no client waits for stay within their node's budget |
 //! | [`durable_first`] | what a node claims is durable there at that moment |
 //! | [`never_back`] | promises, lines, fences and epochs never go back |
@@ -30,6 +31,7 @@ pub mod i3_one_content;
 pub mod i4_equal_heads;
 pub mod i5_deletion;
 pub mod i6_calm;
+pub mod kept;
 pub mod never_back;
 pub mod one_lease;
 pub mod p1_majority;

@@ -2,6 +2,7 @@
 
 use crate::payload::Blocks;
 use std::rc::Rc;
+use trefoil_core::map::heard::Callers;
 use trefoil_core::message::{FromNode, GroupList, ListRequest, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, ReadResult, Ticket};
 use trefoil_core::placement::{PgConfig, PgTable};
@@ -150,6 +151,13 @@ pub enum Event {
         asked: u64,
         asker: super::requests::Asker,
         pgs: Rc<[PgConfig]>,
+    },
+    Beat {
+        ni: usize,
+    },
+    Word {
+        ni: usize,
+        callers: Callers,
     },
     AckChange,
     LeaderAck {

@@ -200,6 +200,7 @@ impl World {
                 }
             }
             Fault::LostState => self.lose_state(lasts),
+            Fault::CutOff => self.cut_off(lasts),
             kind => self.monitor_fault(kind, lasts),
         }
     }
@@ -248,7 +249,7 @@ impl World {
         }
     }
 
-    fn some_leader(&mut self) -> Option<usize> {
+    pub(super) fn some_leader(&mut self) -> Option<usize> {
         let alive = |l: &super::LeaderHost| l.machine.is_some();
         let count = self.leaders.iter().filter(|l| alive(l)).count();
         let nth = self.rng.index(count);

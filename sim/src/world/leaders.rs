@@ -119,6 +119,7 @@ impl World {
             hold: self.plan.hold,
             node_timeout: self.plan.node_timeout,
             background_opens: 1 + (generation % 4) as usize,
+            call: self.plan.calls.as_ref().map(|calls| calls.call),
         };
         let machine = Leader::new(Time(clock.local(self.now)), spec, options);
         let li = self.leaders.len();
@@ -223,6 +224,7 @@ impl World {
             (Cover::AnswersHeld, counters.answers_held),
             (Cover::AnswersLate, counters.answers_late),
             (Cover::DistrustLifted, counters.distrust_lifted),
+            (Cover::Calls, counters.calls),
         ] {
             self.coverage.add(what, times);
         }

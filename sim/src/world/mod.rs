@@ -14,6 +14,7 @@
 //! | `monitor` | generations and leases: one monitor that answers at once |
 //! | `replicas` | several monitors that have to agree |
 //! | `requests` | what is asked of them, and answered |
+//! | `calls` | front ends that only nodes hear |
 //! | `monitor_faults` | what goes wrong with them |
 //! | `moves` | placement groups that move |
 //! | `splits` | placement groups that are split |
@@ -23,6 +24,7 @@
 //! | `calm` | the second phase |
 
 mod acks;
+mod calls;
 mod calm;
 mod event;
 mod faults;
@@ -49,6 +51,7 @@ use crate::check::i1_acknowledged::Acknowledged;
 use crate::check::i2_linearizable::Linearizable;
 use crate::check::i3_one_content::OneContent;
 use crate::check::i4_equal_heads::EqualHeads;
+use crate::check::kept::Kept;
 use crate::check::one_lease::OneLease;
 use crate::check::p1_majority::Majority;
 use crate::check::p4_one_writer::OneWriter;
@@ -155,6 +158,7 @@ pub struct World {
     ack: Ack,
     writer: OneWriter,
     leases: OneLease,
+    kept: Kept,
     // Buffers.
     node_out: Vec<node::Output<Blocks>>,
     leader_out: Vec<leader::Output<Blocks>>,
@@ -212,12 +216,14 @@ impl World {
             ack: Ack::Majority,
             writer: OneWriter::default(),
             leases: OneLease::default(),
+            kept: Kept::default(),
             node_out: Vec::new(),
             leader_out: Vec::new(),
         };
         world.start_acks();
         world.start_moves(map.clone());
         world.start_monitors(map);
+        world.start_calls();
         for ni in 0..world.plan.nodes {
             world.start_node(ni);
         }
@@ -261,7 +267,8 @@ impl World {
         let Some((time, event)) = self.queue.pop() else { return false };
         self.now = self.now.max(time);
         // What monitors say to each other is not what a run is measured in.
-        self.steps += u64::from(!matches!(event, Event::Monitors(_)));
+        let counts = !matches!(event, Event::Monitors(_) | Event::Beat { .. } | Event::Word { .. });
+        self.steps += u64::from(counts);
         self.trace.mix(time);
         self.happen(event, true);
         true
@@ -501,6 +508,8 @@ impl World {
                     self.is_process(asker.boot, asked);
                 }
             }
+            Event::Beat { ni } => self.beat(ni),
+            Event::Word { ni, callers } => self.word(ni, &callers),
             Event::AckChange => self.ack_changes(),
             Event::LeaderAck { li } => self.tell_ack(li),
             Event::MoverStep => self.mover_step(),

@@ -4,6 +4,7 @@
 //! which agrees with itself at once and leads for ever; in the others there are several, see
 //! [`replicas`](super::replicas). A healer holds no lease and may be replaced at any time.
 
+use super::calls::{all_nodes_said_nobody, held_by_front_end};
 use super::net::{MONITOR, host_end};
 use super::requests::Request;
 use super::{Clock, Event, World};
@@ -11,10 +12,11 @@ use crate::check::Violation;
 use crate::coverage::Cover;
 use crate::plan::{POOL, Plan, VOLUMES_MAX};
 use trefoil_core::leader::Input;
+use trefoil_core::map::heard::Callers;
 use trefoil_core::map::lease::{LeaseConfig, Renewal};
-use trefoil_core::map::reign::{Confirmed, Fate, Outcome, Reign, ReignId};
+use trefoil_core::map::reign::{Confirmed, Fate, NoGrant, Outcome, Reign, ReignId};
 use trefoil_core::map::{Ack, ClusterMap, Command, FailureDomain, Holder, HolderKind, MapError, Reply};
-use trefoil_core::{Generation, GroupId, Incarnation, PgId, Time, VolumeId};
+use trefoil_core::{Generation, GroupId, Incarnation, NodeId, PgId, Time, VolumeId};
 
 /// What the world keeps of a volume.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +49,8 @@ const ALWAYS: ReignId = ReignId { term: 1, monitor: 1 };
 
 /// The run's leases.
 pub fn lease_config(plan: &Plan) -> LeaseConfig {
-    LeaseConfig { lease: plan.lease, margin: plan.margin }
+    let word = plan.calls.as_ref().map_or(plan.lease, |calls| calls.believed);
+    LeaseConfig { lease: plan.lease, margin: plan.margin, word }
 }
 
 /// The map that a run begins with.
@@ -104,15 +107,15 @@ impl Monitor {
         volume.needs_healing = true;
     }
     /// The only monitor decides, and agrees with itself.
-    fn grant_at_once(&mut self, id: VolumeId, holder: &Holder, now: Time) -> Option<u64> {
+    fn grant_at_once(&mut self, id: VolumeId, holder: &Holder, now: Time) -> Result<Option<u64>, NoGrant> {
         let sure = Confirmed::by_majority(ALWAYS);
-        let grant = self.reign.ask(sure, &self.map, id, holder, Generation(0), now).ok()?;
+        let grant = self.reign.ask(sure, &self.map, id, holder, Generation(0), now)?;
         let grants = vec![grant];
         let command = Command::GrantGenerations { grants: grants.clone(), holder: holder.clone() };
         let outcome = self.map.apply_written(&self.reign.proposal(command, 0), ALWAYS);
-        let Outcome::Done(Ok(Reply::Granted(results))) = outcome else { return None };
+        let Outcome::Done(Ok(Reply::Granted(results))) = outcome else { return Ok(None) };
         self.reign.settle(&grants, Fate::Applied(&results), &self.map, now);
-        Some(results.first()?.as_ref().ok()?.0)
+        Ok(results.first().and_then(|it| it.as_ref().ok()).map(|generation| generation.0))
     }
 
     /// The last generation granted for a volume.
@@ -134,10 +137,15 @@ impl World {
                 l.volume == volume && l.generation == state.generation && l.machine.is_some() && !l.healer
             });
             if served && !state.wanted {
-                return;
+                // Healers ask all the time, and the monitors know of a front end only what its lease says.
+                if self.plan.calls.is_none() || !state.needs_healing || self.rng.one_in(2) {
+                    return;
+                }
+                true
+            } else {
+                // A volume that nobody uses is healed; sometimes a client is faster.
+                state.needs_healing && !state.wanted && self.rng.one_in(2)
             }
-            // A volume that nobody uses is healed; sometimes a client is faster.
-            state.needs_healing && !state.wanted && self.rng.one_in(2)
         } else {
             match self.calm_wants(volume) {
                 Some(healer) => healer,
@@ -170,7 +178,16 @@ impl World {
         // Each process asks once.
         self.monitor.boots += 1;
         let boot = self.monitor.boots;
-        let Some(generation) = self.monitor.grant_at_once(volume, &holder(boot, healer), now) else { return };
+        let before = held_by_front_end(&self.monitor.map, volume).filter(|_| healer);
+        if healer {
+            all_nodes_said_nobody(&self.plan, &mut self.monitor.reign, &self.monitor.map, now);
+        }
+        let generation = match self.monitor.grant_at_once(volume, &holder(boot, healer), now) {
+            Ok(Some(generation)) => generation,
+            Ok(None) => return,
+            Err(why) => return self.not_given(&why),
+        };
+        self.given_to_healer((0, ALWAYS), volume, before);
         self.monitor.granted(volume, generation);
         if let Some(moves) = &mut self.moves
             && !moves.granted(volume, generation)
@@ -240,6 +257,10 @@ impl World {
 
     /// The answer to a renewal has come to the leader.
     pub(super) fn renewed(&mut self, li: usize, until: u64) {
+        let host = &self.leaders[li];
+        if host.machine.is_some() && host.lease_until < host.clock.local(self.now) {
+            self.coverage.count(Cover::RenewedLate);
+        }
         self.believes(li, until);
         self.leader_input(li, Input::Lease { until: Time(until) });
     }
@@ -253,6 +274,17 @@ impl World {
         let (volume, generation, until) = (host.volume, host.generation, host.clock.when(until));
         let checked = self.leases.given(volume, li, generation, until, self.now);
         self.note(checked);
+    }
+
+    /// A node's word has come to the only monitor.
+    pub(super) fn word(&mut self, ni: usize, callers: &Callers) {
+        if self.monitor.down_until > self.now {
+            return;
+        }
+        let now = Time(self.monitor.clock.local(self.now));
+        let Monitor { reign, map, .. } = &mut self.monitor;
+        reign.node_hears(map, NodeId(ni as u32), callers, now);
+        self.was_told((0, ALWAYS), ni, callers);
     }
 
     /// A release has come to the monitors.

@@ -17,10 +17,11 @@ use crate::plan::{Bug, MONITORS_MAX, MonitorsPlan};
 use crate::raft::{Base, DirId, Disk, Entry, Members, Msg, Out, Payload, Raft};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use trefoil_core::Time;
+use trefoil_core::map::heard::Callers;
 use trefoil_core::map::mover::Mover;
 use trefoil_core::map::reign::{Confirmed, Proposal, Reign, ReignId};
 use trefoil_core::map::{ClusterMap, Command};
+use trefoil_core::{NodeId, Time};
 
 /// Between two looks of the administrator at the monitors (µs).
 const ADMINISTRATOR: u64 = 20_000;
@@ -35,6 +36,7 @@ pub enum MonitorEvent {
     Apply { mi: usize, life: u32 },
     Write { mi: usize, life: u32, proposal: Rc<Proposal>, waits: Waits },
     Request { mi: usize, request: Request },
+    Word { mi: usize, ni: usize, callers: Callers },
     Starts { mi: usize },
     Resumes { mi: usize, life: u32 },
     Administrator,
@@ -236,7 +238,8 @@ impl World {
             MonitorEvent::Tick { mi, .. }
             | MonitorEvent::Apply { mi, .. }
             | MonitorEvent::Write { mi, .. }
-            | MonitorEvent::Request { mi, .. } => *mi,
+            | MonitorEvent::Request { mi, .. }
+            | MonitorEvent::Word { mi, .. } => *mi,
             MonitorEvent::Starts { mi } => return self.start_monitor(*mi),
             MonitorEvent::Resumes { mi, life } => return self.monitor_resumes(*mi, *life),
             MonitorEvent::Administrator => {
@@ -272,6 +275,14 @@ impl World {
             MonitorEvent::Write { life, proposal, waits, .. } if lives(life) => {
                 self.write(mi, proposal, waits);
                 self.look(mi);
+            }
+            MonitorEvent::Word { ni, callers, .. } => {
+                let now = Time(replica.clock.local(self.now));
+                if let Some(reigning) = &mut process.reigning {
+                    reigning.reign.node_hears(&process.map, NodeId(ni as u32), &callers, now);
+                    let reign = reigning.reign.id();
+                    self.was_told((mi, reign), ni, &callers);
+                }
             }
             MonitorEvent::Request { request, .. } => {
                 self.requested(mi, request);

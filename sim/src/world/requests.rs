@@ -4,6 +4,7 @@
 //! and then to any. A process that has heard nothing asks again, as the same process; an answer to an earlier
 //! request of it counts no more.
 
+use super::calls::{all_nodes_said_nobody, held_by_front_end};
 use super::monitor::holder;
 use super::moves::new_mover;
 use super::net::{HOSTS_MAX, host_end, monitor_end};
@@ -202,10 +203,18 @@ impl World {
                 let who = holder(asker.boot, healer);
                 let reign = &mut reigning.reign;
                 replicas.askers.unanswered[host] = 0;
+                if healer {
+                    all_nodes_said_nobody(&self.plan, reign, &process.map, now);
+                }
                 let asked_for = reign.ask(sure, &process.map, volume, &who, Generation(0), now);
-                let Ok(grant) = asked_for else { return };
+                let grant = match asked_for {
+                    Ok(grant) => grant,
+                    Err(why) => return self.not_given(&why),
+                };
+                let (id, held) = (reign.id(), held_by_front_end(&process.map, volume).filter(|_| healer));
                 let command = Command::GrantGenerations { grants: vec![grant.clone()], holder: who };
                 let proposal = reign.proposal(command, 0);
+                self.given_to_healer((mi, id), volume, held);
                 self.write_later(mi, proposal, Waits::Grant { grant, healer, host, asked, asker });
             }
             Request::Renewal { volume, generation, li, sent } => {

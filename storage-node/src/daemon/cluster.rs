@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use trefoil_core::crush::pg_ancestors;
+use trefoil_core::limits::CALL_FRESH;
 use trefoil_core::map::{ClusterMap, LayoutReport, MapError};
 use trefoil_core::node::{Input, Node, Ticket};
 use trefoil_core::placement::{PgConfig, PoolPgs};
@@ -224,6 +225,7 @@ impl Membership {
     pub fn heartbeat(&self, daemon: &Rc<Daemon<Store>>) -> Heartbeat {
         daemon.change(|engine| {
             let differing = engine.differing(DIFFERING_MAX);
+            let callers = engine.callers(CALL_FRESH);
             let (counters, machine) = (engine.counters(), engine.node().counters());
             let behind = engine.node().behind();
             let stats = engine.store().stats();
@@ -250,6 +252,8 @@ impl Membership {
                 device,
                 differing,
                 lost_noted: self.lost_noted.get(),
+                callers: callers.leaders,
+                callers_more: callers.more,
             }
         })
     }

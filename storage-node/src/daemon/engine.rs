@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trefoil_core::checksum::UNKNOWN;
 use trefoil_core::limits::{NODE_SCRUBS_MAX, OBJECT_BLOCKS_MAX, OP_BLOCKS_MAX};
+use trefoil_core::map::heard::Callers;
 use trefoil_core::message::{FromNode, GroupList, PeerMsg, ToNode};
 use trefoil_core::node::{ConnId, Input, Node, Output, Scrubbed, Ticket};
 use trefoil_core::wire::messages::Message;
@@ -193,6 +194,11 @@ impl<S: Storage> Engine<S> {
     pub fn differing(&mut self, max: usize) -> Vec<GroupId> {
         self.differing.retain(|_, seen| seen.elapsed() < DIFFERING_FOR);
         self.differing.keys().take(max).copied().collect()
+    }
+    /// See [`Node::callers`].
+    pub fn callers(&mut self, fresh: u64) -> Callers {
+        let now = self.now();
+        self.node.callers(now, fresh)
     }
     /// True if there are answers for the monitors.
     pub fn has_listed(&self) -> bool {

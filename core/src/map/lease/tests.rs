@@ -144,7 +144,7 @@ proptest! {
             pending: None,
         }).collect();
         let mut now = 1_000;
-        let config = LeaseConfig { lease: LEASE, margin: MARGIN };
+        let config = LeaseConfig { lease: LEASE, margin: MARGIN, ..LeaseConfig::default() };
         let mut table = LeaseTable::new(config, &map, Time(now));
         let mut granted = Generation(0);
         for (step, n, pause) in steps {
