@@ -356,7 +356,7 @@ impl World {
             }
             Output::ToLeader { conn, msg } => {
                 // What a node that was told of its loss had held back since before goes to nobody.
-                if !(self.nodes[ni].store.lost && self.net.conn(conn).node_told) {
+                if !self.silent.has_closed(ni, conn) {
                     self.node_says(ni, &msg);
                 }
                 if self.trace.wanted() {

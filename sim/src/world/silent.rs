@@ -14,6 +14,7 @@ use crate::check::Violation;
 use crate::check::doubted::Doubted;
 use crate::coverage::Cover;
 use crate::store::Image;
+use trefoil_core::node::ConnId;
 use trefoil_core::record::Durable;
 use trefoil_core::{NodeId, VolumeId};
 
@@ -29,6 +30,8 @@ pub struct Silent {
     hidden: Option<(usize, usize)>,
     /// The leader that has found it.
     found: Option<Doubted>,
+    /// The node that was told, and the last connection that it had then: it has closed all of them.
+    closed: Option<(usize, ConnId)>,
     /// The volume that its leader has to make whole when faults have stopped.
     heals: Option<VolumeId>,
 }
@@ -37,6 +40,11 @@ impl Silent {
     /// This leader may find a node's loss, or has.
     pub fn is_at(&self, li: usize) -> bool {
         self.hidden.is_some_and(|(_, leader)| leader == li)
+    }
+
+    /// The node has closed this connection when it was told.
+    pub fn has_closed(&self, ni: usize, conn: ConnId) -> bool {
+        self.closed.is_some_and(|(node, last)| node == ni && conn <= last)
     }
 
     /// What this leader has found.
@@ -126,8 +134,9 @@ impl World {
         self.state_lost(ni);
         // All of them, those too that their leader has given up: what it had sent may still arrive.
         let life = self.nodes[ni].life;
+        self.silent.closed = Some((ni, self.net.conns.len() as ConnId));
         for at in 0..self.net.conns.len() {
-            let (conn, it) = (at as u64 + 1, &self.net.conns[at]);
+            let (conn, it) = (at as ConnId + 1, &self.net.conns[at]);
             if it.node == ni && it.life == life && !it.node_told {
                 self.node_end_gone(conn);
                 self.leader_is_gone(ni, conn);
