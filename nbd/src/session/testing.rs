@@ -231,6 +231,7 @@ impl Monitors {
             NotNow::Busy { holder, retry_after } => {
                 AttachError::Busy { holder, retry_after: Duration::from_micros(retry_after) }
             }
+            NotNow::Kept(kept) => AttachError::Refused(kept.to_string()),
         })?;
         let grants = vec![Grant { volume, seen, above }];
         let Reply::Granted(granted) =
