@@ -102,6 +102,9 @@ fn a_front_end_that_does_not_reach_the_monitor_keeps_its_volume_from_healers() {
     configure(&cluster, &monitor, "advertise", forwarder.address.clone().into());
     cluster.kill(&monitor);
     cluster.restart(&monitor);
+    // It tells the others when it leads; who asks before is given the other way.
+    let told = || cluster.run(&["monitor", "list"]).out.contains(&forwarder.address);
+    assert!(wait_until(Duration::from_secs(20), told), "{}", cluster.logs());
     let first = cluster.names("nbd").remove(0);
     let text = std::fs::read_to_string(cluster.config(&first)).expect("the first one's configuration");
     let socket: PathBuf = cluster.dir.join("second.sock");
