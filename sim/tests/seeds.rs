@@ -125,13 +125,13 @@ fn monitors_agree_on_a_quiet_day() {
     assert!(count(Cover::Committed) > 20 && count(Cover::Reigns) < 60, "{}", totals.coverage);
 }
 
-/// The majority rule (section 9, scrub), broken in three ways.
+/// The majority rule (section 9, scrub), broken in two ways. Of a third one, repairs that forget doubts, none of the
+/// first seeds makes anything: `scripts/test bugs` has it.
 #[test]
 fn broken_scrubs_are_caught() {
     if runner::has_bug(Bug::ScrubFirstWins) {
         caught(Bug::ScrubFirstWins, 500, true);
         caught(Bug::ScrubMinorityWins, 500, true);
-        caught(Bug::RepairForgetsDoubts, 1_000, false);
     }
 }
 
