@@ -17,8 +17,8 @@ use crate::nbd_client::Endpoint;
 use crate::prober::Prober;
 use crate::tools::wait_until;
 
-/// Longer than a lease (7 s with its margin) and what healers wait for, three times.
-const CUT_OFF_FOR: Duration = Duration::from_secs(25);
+/// Longer than a lease (7 s with its margin) and what a healer waits for behind it (5 s).
+const CUT_OFF_FOR: Duration = Duration::from_secs(18);
 /// What fails the test: reads without a lease ask a majority, and nothing waits for a monitor.
 const STALL_MAX: Duration = Duration::from_secs(3);
 
