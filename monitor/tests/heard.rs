@@ -13,20 +13,8 @@ use trefoil_monitor::rpc::*;
 use trefoil_monitor::*;
 use trefoil_transport::Role;
 
-const LEASE: Duration = Duration::from_millis(600);
-const MARGIN: Duration = Duration::from_millis(150);
-
 fn config(dir: &Path) -> MonitorConfig {
-    MonitorConfig {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        data_dir: dir.to_owned(),
-        lease_ms: LEASE.as_millis() as u64,
-        lease_margin_ms: MARGIN.as_millis() as u64,
-        renew_ms: 200,
-        node_timeout_ms: 5000,
-        bootstrap: Some(Bootstrap::default()),
-        ..MonitorConfig::default()
-    }
+    common::config(dir, 5000)
 }
 
 async fn attach(client: &MonitorClient, who: &Holder) -> Granted {
@@ -42,18 +30,6 @@ async fn needs_heal(admin: &MonitorClient) -> Option<String> {
     let status = admin.status().await.unwrap();
     let check = status.checks.into_iter().find(|check| check.code == "VOLUME_NEEDS_HEAL")?;
     Some(check.details[0].clone())
-}
-
-/// Three nodes, the pool, and a volume.
-async fn cluster(running: &Running) -> VolumeId {
-    let nodes = running.client(Role::StorageNode);
-    for n in 0..3 {
-        register(&nodes, n).await;
-    }
-    let admin = running.client(Role::Client);
-    pool(&admin).await;
-    let made = admin.create_volume("disk0".to_owned(), "default".to_owned(), 1 << 30, 4 << 20, None);
-    made.await.unwrap()
 }
 
 /// Every node says whom it hears.

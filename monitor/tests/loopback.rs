@@ -16,37 +16,8 @@ use trefoil_monitor::rpc::*;
 use trefoil_monitor::*;
 use trefoil_transport::{Expect, Hello, Options, Role};
 
-const LEASE: Duration = Duration::from_millis(600);
-const MARGIN: Duration = Duration::from_millis(150);
-
 fn config(dir: &Path) -> MonitorConfig {
-    MonitorConfig {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        data_dir: dir.to_owned(),
-        lease_ms: LEASE.as_millis() as u64,
-        lease_margin_ms: MARGIN.as_millis() as u64,
-        renew_ms: 200,
-        node_timeout_ms: 700,
-        bootstrap: Some(Bootstrap::default()),
-        ..MonitorConfig::default()
-    }
-}
-
-/// Three nodes, the pool, and a volume.
-async fn cluster(running: &Running) -> VolumeId {
-    let nodes = running.client(Role::StorageNode);
-    for n in 0..3 {
-        assert_eq!(register(&nodes, n).await, NodeId(n as u32));
-    }
-    let admin = running.client(Role::Client);
-    pool(&admin).await;
-    create(&admin, "disk0").await
-}
-
-async fn create(admin: &MonitorClient, name: &str) -> VolumeId {
-    let size = 1 << 30;
-    let created = admin.create_volume(name.to_owned(), "default".to_owned(), size, 4 << 20, None);
-    created.await.unwrap()
+    common::config(dir, 700)
 }
 
 async fn try_attach(client: &MonitorClient, who: &Holder) -> Attached {

@@ -4,13 +4,14 @@
 #![allow(dead_code)]
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use trefoil_core::map::lease::Renewal;
 use trefoil_core::map::{Holder, HolderKind};
 use trefoil_core::*;
 use trefoil_monitor::rpc::Granted;
-use trefoil_monitor::{Monitor, MonitorClient, MonitorConfig};
+use trefoil_monitor::{Bootstrap, Monitor, MonitorClient, MonitorConfig};
 use trefoil_transport::{Hello, Role};
 
 /// Runs a test on a runtime of its own. What is not stopped in order when the test ends is dropped in
@@ -21,6 +22,41 @@ pub fn on_runtime<T>(test: impl Future<Output = T>) -> T {
     local.block_on(&runtime, async {
         tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs")
     })
+}
+
+/// How long the leases of [`config`] run, and their margin.
+pub const LEASE: Duration = Duration::from_millis(600);
+pub const MARGIN: Duration = Duration::from_millis(150);
+
+/// A monitor alone, on loopback, with a pool, and with leases that a test can wait for.
+pub fn config(dir: &Path, node_timeout_ms: u64) -> MonitorConfig {
+    MonitorConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        data_dir: dir.to_owned(),
+        lease_ms: LEASE.as_millis() as u64,
+        lease_margin_ms: MARGIN.as_millis() as u64,
+        renew_ms: 200,
+        node_timeout_ms,
+        bootstrap: Some(Bootstrap::default()),
+        ..MonitorConfig::default()
+    }
+}
+
+/// Three nodes, the pool, and a volume, disk0.
+pub async fn cluster(running: &Running) -> VolumeId {
+    let nodes = running.client(Role::StorageNode);
+    for n in 0..3 {
+        assert_eq!(register(&nodes, n).await, NodeId(n as u32));
+    }
+    let admin = running.client(Role::Client);
+    pool(&admin).await;
+    create(&admin, "disk0").await
+}
+
+pub async fn create(admin: &MonitorClient, name: &str) -> VolumeId {
+    let size = 1 << 30;
+    let created = admin.create_volume(name.to_owned(), "default".to_owned(), size, 4 << 20, None);
+    created.await.unwrap()
 }
 
 /// Node `n` introduces itself, with incarnation 100 + n, on a host of its own.
