@@ -217,7 +217,8 @@ impl Reign {
         now: Time,
     ) -> Result<Grant, NoGrant> {
         self.check(confirmed).map_err(|OtherReign| NoGrant::OtherReign)?;
-        let kept = Some(volume).filter(|_| holder.kind == HolderKind::Healer).and_then(self.keeper(map, now));
+        let healer = holder.kind == HolderKind::Healer;
+        let kept = healer.then(|| self.keeper(map, now)(volume)).flatten();
         #[cfg(feature = "deliberate-bugs")]
         let kept = kept.filter(|_| !crate::bugs::healers_ask_nobody());
         if let Some(kept) = kept {

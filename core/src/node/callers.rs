@@ -1,7 +1,8 @@
 //! Leaders whose calls this node hears (section 8): what its heartbeats tell the monitors.
 //!
-//! A call is a Fence that was not refused. Nothing else counts: a connection stands while the process at its other
-//! end hangs, and a healer never sends one.
+//! A call is a Fence that was not refused, the first one of a connection included. Nothing else counts: a connection
+//! stands while the process at its other end hangs. Healers send the first one only, and the monitors ask nobody
+//! about what a healer holds.
 
 use super::{ConnId, Node};
 use crate::ids::*;
