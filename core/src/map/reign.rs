@@ -30,6 +30,9 @@ use serde::{Deserialize, Serialize};
 /// A pause of more than this (µs) between two moments at which a majority was known to answer is one in which nobody
 /// could renew ([`Reign::heard`]).
 pub const PAUSE_MIN: u64 = 1_000_000;
+/// What such a pause counts all the same (µs): as much as lies between two moments that are not late. A monitor that is
+/// late each time would find nobody silent, ever.
+pub const PAUSE_COUNTS: u64 = 200_000;
 
 /// Names a reign: no other one, of whichever monitor, has the same. Later ones are greater.
 ///
@@ -159,10 +162,11 @@ impl Reign {
     /// (a healer, say) would be given volumes whose holders are well, before these could renew. For safety nothing
     /// depends on it: leases only become longer.
     ///
-    /// How long such a pause was that is over now; 0: there was none. Other things that are counted by what was heard
-    /// in this reign are to be told.
+    /// How much of such a pause that is over now does not count (all but [`PAUSE_COUNTS`]); 0: there was none. Other
+    /// things that are counted by what was heard in this reign are to be told.
     pub fn heard(&mut self, now: Time) -> u64 {
-        let pause = Some(now.since(self.heard)).filter(|pause| *pause > PAUSE_MIN).unwrap_or(0);
+        let pause = Some(now.since(self.heard)).filter(|pause| *pause > PAUSE_MIN);
+        let pause = pause.map_or(0, |pause| pause - PAUSE_COUNTS);
         if pause > 0 {
             self.leases.stood_still(pause, now);
             self.callers.stood_still(pause, now);
@@ -479,6 +483,23 @@ mod tests {
         beat(&mut reign, 64, ends);
         assert!(!reign.expired(&map, disk, Time(ends * second)));
         assert!(reign.expired(&map, disk, Time(ends * second + 1)));
+    }
+
+    #[test]
+    fn a_monitor_that_is_late_each_time_finds_out_all_the_same_who_is_silent() {
+        let mut map = cluster(3);
+        let disk = volume(&mut map, "disk0");
+        let config = LeaseConfig::default();
+        let mut reign = Reign::begin(sure(FIRST), config, &map, Time(0));
+        attach(&mut reign, &mut map, disk, &holder("a", 1), Time(0));
+        let gap = PAUSE_MIN + 1;
+        let looks = (config.lease + config.margin) / PAUSE_COUNTS;
+        for look in 1..=looks {
+            assert_eq!(reign.heard(Time(look * gap)), gap - PAUSE_COUNTS);
+            assert!(!reign.expired(&map, disk, Time(look * gap)), "after {look} looks");
+        }
+        reign.heard(Time((looks + 1) * gap));
+        assert!(reign.expired(&map, disk, Time((looks + 1) * gap)));
     }
 
     #[test]
