@@ -1,4 +1,4 @@
-//! Kernel version, io_uring, clocks, memory and swap.
+//! Kernel version, io_uring, clocks, memory, huge pages and swap.
 
 use super::daemons::Daemons;
 use super::host::Host;
@@ -14,9 +14,10 @@ const CLOCK_ERROR_MAX: u64 = 1_000_000;
 /// whatever else runs want some as well.
 const MEMORY_PERCENT_MAX: u64 = 80;
 
-/// Version, io_uring and clocks.
+/// Version, io_uring, huge pages and clocks.
 pub fn findings(host: &Host, daemons: &Daemons) -> Vec<Finding> {
-    let checks = [version(host), io_uring(host, daemons), clock(host), clock_source(host)];
+    let checks =
+        [version(host), io_uring(host, daemons), huge_pages(host), clock(host), clock_source(host)];
     checks.into_iter().flatten().collect()
 }
 
@@ -124,6 +125,23 @@ fn memory(host: &Host, daemons: &Daemons) -> Option<Finding> {
     Some(Finding::ok("MEMORY", about, found))
 }
 
+/// The allocator asks for them where it may (docs/performance.md has what they spare).
+fn huge_pages(host: &Host) -> Option<Finding> {
+    let choices = host.line("/sys/kernel/mm/transparent_hugepage/enabled")?;
+    let chosen = choices.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))?;
+    if chosen != "never" {
+        return Some(Finding::ok("HUGE_PAGES", "", format!("transparent ones: {chosen}")));
+    }
+    Some(Finding::bad(
+        "HUGE_PAGES",
+        Level::Warn,
+        "",
+        "transparent huge pages are given to nobody: large writes cost storage nodes about a sixth more processor time",
+        "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled, and transparent_hugepage=madvise on the kernel's \
+         command line: programs that do not ask get none then, either",
+    ))
+}
+
 fn swap(host: &Host) -> Option<Finding> {
     let text = host.text("/proc/swaps")?;
     let used: Vec<&str> = text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
@@ -180,6 +198,20 @@ mod tests {
         }
         fake.config("monitor/0.toml", "");
         assert_eq!(level(&fake, Some(Ok(()))), None, "a monitor does not use it");
+    }
+
+    #[test]
+    fn huge_pages_that_nobody_gets_are_told() {
+        let level = |text: &str| {
+            let fake = Fake::new();
+            let fake = fake.file("/sys/kernel/mm/transparent_hugepage/enabled", text);
+            huge_pages(&fake.host()).map(|it| it.level)
+        };
+        assert_eq!(level("always madvise [never]\n"), Some(Level::Warn));
+        assert_eq!(level("always [madvise] never\n"), Some(Level::Ok));
+        assert_eq!(level("[always] madvise never\n"), Some(Level::Ok));
+        assert_eq!(level("other\n"), None, "nothing is made up");
+        assert_eq!(huge_pages(&Fake::new().host()), None, "a kernel without them");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`host`] | where facts come from |
 //! | [`daemons`] | the configured daemons, and what they may need |
-//! | [`kernel`] | version, io_uring, clocks, memory, swap |
+//! | [`kernel`] | version, io_uring, huge pages, clocks, memory, swap |
 //! | [`limits`] | file descriptors, connection tracking |
 //! | [`device`] | disks below storage nodes |
 //! | [`space`] | free space of data directories |
