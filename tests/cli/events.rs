@@ -1,8 +1,6 @@
 //! `trefoil events` and `trefoil node out|in`, on a cluster whose nodes come and go.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

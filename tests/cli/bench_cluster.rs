@@ -1,8 +1,6 @@
 //! `bench cluster` on a small `trefoil up`: what it shows, what it refuses to overwrite, and that nothing is left behind.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

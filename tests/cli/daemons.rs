@@ -1,8 +1,6 @@
 //! The daemons by hand: all that `up` does, file by file; and what systemd is told.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::io::Read;

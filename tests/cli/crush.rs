@@ -1,9 +1,7 @@
 //! The CRUSH map of a running cluster: shown, compared, edited by one administrator and by several at once.
 
-mod cli_common;
-
-use cli_common::cluster::Cluster;
-use cli_common::*;
+use crate::common::cluster::Cluster;
+use crate::common::*;
 use serde_json::Value;
 use std::path::Path;
 

@@ -1,8 +1,6 @@
 //! `trefoil up --processes`: what runs is written down, what dies is told, and nothing is left behind.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

@@ -1,8 +1,6 @@
 //! `trefoil doctor`: bad hosts made of files, and this one.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

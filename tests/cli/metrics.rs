@@ -1,9 +1,7 @@
 //! Metrics of a real cluster: every daemon answers, the text is what Prometheus reads, counters move with I/O, a
 //! dead node shows within seconds, and `trefoil top` reads all of it.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

@@ -1,8 +1,5 @@
 //! What the tests of the command line share: the binary, run to its end or as a guest that is stopped.
 
-// Each test file is a crate of its own and uses a part.
-#![allow(dead_code)]
-
 pub mod cluster;
 
 use std::io::{BufRead, BufReader};

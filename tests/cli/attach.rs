@@ -5,12 +5,10 @@
 //! for a busy machine. What it took is printed.
 
 #[allow(dead_code)]
-#[path = "system/nbd_client.rs"]
+#[path = "../system/nbd_client.rs"]
 mod nbd_client;
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use nbd_client::{Client, Endpoint};
 use std::path::Path;
 use std::time::{Duration, Instant};

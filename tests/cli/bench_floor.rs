@@ -1,8 +1,6 @@
 //! `trefoil bench floor`, really run for a moment: every line comes, its figures can be, and it always ends.
 
-mod cli_common;
-
-use cli_common::{PATIENCE, bad, good, trefoil};
+use crate::common::{PATIENCE, bad, good, trefoil};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -94,7 +92,7 @@ fn a_process_that_hangs_ends_the_run_and_not_the_patience() {
             kill(*pid, Signal::SIGSTOP).expect("stopped");
         }
         let output = child.wait_with_output().expect("ended");
-        let told = cli_common::stderr(&output);
+        let told = crate::common::stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{told}");
         assert!(told.contains("not done after 4 s, at \"unix, ring: 4k write, 1\""), "{told}");
         assert!(told.contains("--limit"), "{told}");

@@ -1,8 +1,6 @@
 //! `bench store` with tiny sizes: that it measures, checks, says what it found, and leaves nothing behind.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

@@ -1,8 +1,6 @@
 //! `trefoil init`: what it makes starts, and nothing that exists is touched.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

@@ -1,8 +1,6 @@
 //! `trefoil up` in one process: what it makes, what it keeps, what it refuses.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use serde_json::Value;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};

@@ -1,8 +1,6 @@
 //! `storage-node format`: what it asks, of whom, and what it shows.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use serde_json::Value;
 use std::io::Write;
 use std::path::Path;

@@ -1,11 +1,10 @@
 //! `trefoil store ...` as people and scripts use it: what it writes, what it refuses, and how it ends.
 
-mod cli_common;
 // The same stores as the library's own tests use.
-#[path = "../storage-node/tests/offline_common/mod.rs"]
+#[path = "../../storage-node/tests/store/offline_common.rs"]
 mod offline_common;
 
-use cli_common::{bad, good, run, stderr, stdout};
+use crate::common::{bad, good, run, stderr, stdout};
 use offline_common::*;
 use serde_json::Value;
 use trefoil_core::ids::*;

@@ -1,8 +1,6 @@
 //! The command line without a cluster: helps, wrong usage, wrong configurations, exit codes, CRUSH.
 
-mod cli_common;
-
-use cli_common::*;
+use crate::common::*;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::Stdio;

@@ -1,10 +1,8 @@
 //! What is told of daemons that die and hang, on real processes: how soon it is seen, that it is not forgotten when they
 //! are back, and what an administrator may say about it.
 
-mod cli_common;
-
-use cli_common::cluster::Cluster;
-use cli_common::*;
+use crate::common::cluster::Cluster;
+use crate::common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

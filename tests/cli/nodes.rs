@@ -1,17 +1,15 @@
 //! Nodes drained, undone, taken out and removed, and pools set, as an administrator does it on a running cluster. What a
 //! drain moves is the mover's; here, what CRUSH wants then, and what is refused.
 
-mod cli_common;
-
-use cli_common::cluster::Cluster;
-use cli_common::*;
+use crate::common::cluster::Cluster;
+use crate::common::*;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 impl Cluster {
     /// It fails with that code; what it said on standard error.
-    fn refused(&self, arguments: &[&str], code: i32) -> String {
+    fn fails(&self, arguments: &[&str], code: i32) -> String {
         let output = run(&self.with(arguments));
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
         stderr(&output)
@@ -67,10 +65,10 @@ fn a_node_is_drained_undone_and_removed_when_it_holds_nothing() {
     let planned = cluster.json(&["node", "drain", "node.3", "--dry-run"]);
     assert_eq!((&planned["changed"], &planned["diff"]["moved_pgs"]), (&false.into(), &held.into()));
     assert_eq!(moves_to(&planned, 3), 0, "nothing is wanted there");
-    let told = cluster.refused(&["node", "drain", "3"], 1);
+    let told = cluster.fails(&["node", "drain", "3"], 1);
     assert!(told.contains("nobody is there to be asked: say --yes"), "{told}");
-    assert!(cluster.refused(&["node", "drain", "9", "--yes"], 1).contains("no node node.9"));
-    assert!(cluster.refused(&["node", "drain", "x"], 2).contains("is no node"));
+    assert!(cluster.fails(&["node", "drain", "9", "--yes"], 1).contains("no node node.9"));
+    assert!(cluster.fails(&["node", "drain", "x"], 2).contains("is no node"));
     assert_eq!(cluster.weight("osd.3"), before);
 
     let told = cluster.good(&["node", "drain", "3", "--yes"]);
@@ -80,13 +78,13 @@ fn a_node_is_drained_undone_and_removed_when_it_holds_nothing() {
     let list = cluster.good(&["node", "list"]);
     assert!(list.contains("up, drain"), "{list}");
     assert!(cluster.good(&["node", "drain", "3", "--yes"]).contains("it is so already"));
-    let told = cluster.refused(&["node", "remove", "3"], 1);
+    let told = cluster.fails(&["node", "remove", "3"], 1);
     assert!(told.contains("node.3 is not removed: it takes part in"), "{told}");
 
     // A second one would leave two places for three copies.
-    let told = cluster.refused(&["node", "drain", "2", "--yes"], 1);
+    let told = cluster.fails(&["node", "drain", "2", "--yes"], 1);
     assert!(told.contains("would no longer find 3 places") && told.contains("--force"), "{told}");
-    let told = cluster.refused(&["node", "out", "2", "--yes"], 1);
+    let told = cluster.fails(&["node", "out", "2", "--yes"], 1);
     assert!(told.contains("would no longer find 3 places"), "{told}");
     assert_eq!(cluster.node(2).unwrap()["out"], false);
     cluster.good(&["node", "drain", "3", "--undo", "--yes"]);
@@ -100,7 +98,7 @@ fn a_node_is_drained_undone_and_removed_when_it_holds_nothing() {
     let mut late = Up::run(trefoil(&["storage-node", "--config", config]));
     late.ready();
     assert_eq!(cluster.node(4).unwrap()["pgs"], 0);
-    let told = cluster.refused(&["node", "remove", "4"], 1);
+    let told = cluster.fails(&["node", "remove", "4"], 1);
     assert!(told.contains("CRUSH may still give it data") && told.contains("node drain 4"), "{told}");
     let told = cluster.good(&["node", "drain", "osd.4", "--yes", "--wait"]);
     assert!(told.contains("node.4 holds nothing any more"), "{told}");
@@ -125,7 +123,7 @@ fn pools_are_set_and_two_copies_need_words() {
     let mut cluster = Cluster::start(&["--nodes", "5", "--volume", "a=64M"]);
     let words = "--yes-two-copies-cannot-outvote-each-other";
     let create = ["pool", "create", "two", "--copies", "2", "--pg-num", "8", "--domain", "osd"];
-    let told = cluster.refused(&create, 2);
+    let told = cluster.fails(&create, 2);
     assert!(told.contains("no majority can say which is right") && told.contains(words), "{told}");
     assert!(cluster.good(&[&create[..], &[words]].concat()).contains("2 copies, 8 placement groups"));
     let pool = |name: &str| {
@@ -142,11 +140,11 @@ fn pools_are_set_and_two_copies_need_words() {
 
     cluster.good(&["pool", "set", "two", "copies", "5", "--yes"]);
     assert_eq!((pool("two")["copies"].as_u64(), acting("two")), (Some(5), vec![5; 8]));
-    assert!(cluster.refused(&["pool", "set", "two", "size", "2", "--yes"], 2).contains(words));
+    assert!(cluster.fails(&["pool", "set", "two", "size", "2", "--yes"], 2).contains(words));
     cluster.good(&["pool", "set", "two", "size", "2", "--yes", words]);
-    let told = cluster.refused(&["pool", "set", "two", "copies", "4", "--yes"], 1);
+    let told = cluster.fails(&["pool", "set", "two", "copies", "4", "--yes"], 1);
     assert!(told.contains("choose 3 or 5"), "{told}");
-    let told = cluster.refused(&["pool", "set", "default", "copies", "5", "--yes"], 1);
+    let told = cluster.fails(&["pool", "set", "default", "copies", "5", "--yes"], 1);
     assert!(told.contains("has 1 volumes") && told.contains("another pool"), "{told}");
 
     // When writes are acknowledged, from the beginning and later.
@@ -157,7 +155,7 @@ fn pools_are_set_and_two_copies_need_words() {
     assert!(told.contains("acknowledged by all-in-sync"), "{told}");
     assert_eq!(pool("default")["ack"], "all-in-sync", "no volume of it need be away");
     assert!(cluster.good(&["pool", "set", "all", "ack", "all-in-sync"]).contains("it is so already"));
-    let told = cluster.refused(&["pool", "set", "all", "ack", "all"], 2);
+    let told = cluster.fails(&["pool", "set", "all", "ack", "all"], 2);
     assert!(told.contains("majority or all-in-sync"), "{told}");
     cluster.good(&["pool", "set", "default", "ack", "majority"]);
     assert_eq!(pool("default")["ack"], "majority");
@@ -167,9 +165,9 @@ fn pools_are_set_and_two_copies_need_words() {
     assert_eq!(pool("two")["volumes"], 1);
 
     // A rule that finds no places is refused; one that does changes what is wanted, and moves nothing by itself.
-    let told = cluster.refused(&["pool", "set", "default", "rule", "replicated_host", "--yes"], 1);
+    let told = cluster.fails(&["pool", "set", "default", "rule", "replicated_host", "--yes"], 1);
     assert!(told.contains("copies of 3"), "one host is not three: {told}");
-    let told = cluster.refused(&["pool", "set", "default", "rule", "none", "--yes"], 1);
+    let told = cluster.fails(&["pool", "set", "default", "rule", "none", "--yes"], 1);
     assert!(told.contains("has no rule"), "{told}");
     cluster.good(&["crush", "rule", "create-replicated", "other", "default", "osd"]);
     let before = acting("default");
