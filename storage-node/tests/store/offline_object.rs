@@ -1,9 +1,7 @@
 //! One store, looked at offline: what is shown is what a running store has, nothing is written, and what
 //! is damaged is named with its place.
 
-mod offline_common;
-
-use offline_common::*;
+use crate::offline_common::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt};

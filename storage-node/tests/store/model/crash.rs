@@ -465,7 +465,7 @@ impl Played {
             let seed = std::env::var("STORE_SEED").map(|n| format!("STORE_SEED={n} ")).unwrap_or_default();
             eprintln!(
                 "FAILED ({}): {seed}STORE_CRASH_CASE={}:{}{second} cargo test -p trefoil-storage-node \
-                 --test {test} one_case -- --nocapture",
+                 --test store {test}::one_case -- --nocapture",
                 self.points[case.first.point].what, self.history.name, case.first
             );
             resume_unwind(panic)

@@ -5,7 +5,7 @@
 //! Nothing here knows how the store works inside: it goes by the documents, the interface, and (for
 //! naming the blocks that a test damages) the on-disk format.
 
-// Each test program uses a part of it.
+// `store_bugs.rs` is a crate of its own and uses a part.
 #![allow(dead_code)]
 
 pub mod bench;

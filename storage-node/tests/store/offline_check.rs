@@ -1,10 +1,8 @@
 //! `check` on simulated devices: nothing is wrong with a store that has been written, cleaned, deleted from
 //! and crashed; and whatever is damaged is found, with its place.
 
-mod offline_common;
-
+use crate::offline_common::{ballot, bytes, group, join, object, sum, write};
 use bytes::Bytes;
-use offline_common::{ballot, bytes, group, join, object, sum, write};
 use serde_json::Value;
 use trefoil_core::message::WriteOp;
 use trefoil_core::record::{Patch, Record};

@@ -1,8 +1,5 @@
 //! A store on a simulated device without an index, and what tests of single cases do with it.
 
-// Each test program uses a part of it.
-#![allow(dead_code)]
-
 use bytes::Bytes;
 use trefoil_core::checksum::block_checksum;
 use trefoil_core::message::WriteOp;

@@ -1,9 +1,7 @@
 //! Real block devices: loop devices with sectors of 512 and 4096 bytes. Skipped, with a reason on standard
 //! error, where they cannot be had.
 
-mod device_common;
-
-use device_common::*;
+use crate::common::*;
 use std::os::unix::fs::FileExt;
 use trefoil_storage_node::device::file::{Engine, OpenDeviceError, RawDevice};
 use trefoil_storage_node::device::info::{DeviceKind, WriteCache};

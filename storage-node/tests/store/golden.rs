@@ -1,13 +1,11 @@
 //! A device as this format's first release wrote it: every later one has to open it and find the same.
 //!
-//! `golden/format-2.store` holds the blocks of a small device that are not zeros, after a history with every
+//! `tests/golden/format-2.store` holds the blocks of a small device that are not zeros, after a history with every
 //! kind of record, a snapshot, cleaning, a segment taken again, and the power gone in the middle of it. It is
-//! written by `GOLDEN_WRITE=1 cargo test -p trefoil-storage-node --test store_golden`, and only for a new
-//! version of the format.
+//! written by `GOLDEN_WRITE=1 cargo test -p trefoil-storage-node --test store golden::`, and only
+//! for a new version of the format.
 
-mod model;
-
-use model::{Model, data_op, head, object, write};
+use crate::model::{Model, data_op, head, object, write};
 use serde::{Deserialize, Serialize};
 use trefoil_core::message::{Line, WriteOp};
 use trefoil_core::record::{Patch, Promise, Record};
@@ -86,11 +84,11 @@ fn history() -> Vec<Record<bytes::Bytes>> {
             records.push(Record::Write { object: o(1), head: head(seq), snap: 0, op });
         }
     }
-    let (bytes, sum) = model::block(o(3), 5, 55);
+    let (bytes, sum) = crate::model::block(o(3), 5, 55);
     let patch = Patch { blocks: vec![(5, sum), (6, 0)], data: bytes.into(), bad: vec![(7, 4242)] };
     let writes = vec![data_op(o(3), 8, &[88, 99])];
     records.push(Record::Install { object: o(3), head: head(seq + 1), patches: vec![patch], writes });
-    let (bytes, checksum) = model::block(o(3), 8, 88);
+    let (bytes, checksum) = crate::model::block(o(3), 8, 88);
     records.push(Record::Heal { object: o(3), block: 8, checksum, data: bytes.into() });
     records.push(Record::LostState { fences: vec![(VolumeId(1), Generation(9))] });
     records
@@ -182,7 +180,7 @@ fn a_device_of_format_2_opens_and_holds_what_was_written() {
         let Some(StoreEvent::Read { checksums, data, bad, .. }) = events.last() else {
             panic!("{events:?}");
         };
-        let seen = model::decode(o, range, checksums, data, bad).expect("good");
+        let seen = crate::model::decode(o, range, checksums, data, bad).expect("good");
         assert_eq!(seen, expected.range(o, range), "{o}");
     }
 }

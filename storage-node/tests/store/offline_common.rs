@@ -1,6 +1,6 @@
 //! What the tests of the offline tool share: stores in temporary files, filled with records and damaged.
 
-// Each test file is a crate of its own and uses a part.
+// The tests of the command line use a part of it, too (`tests/cli/store.rs`).
 #![allow(dead_code)]
 
 use bytes::Bytes;

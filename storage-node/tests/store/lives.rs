@@ -3,12 +3,10 @@
 //!
 //! `STORE_SIM_SEEDS=N` sets the number of seeds, `STORE_SIM_SEED=S` runs one, `STORE_SIM_FIRST=S` says
 //! with which to begin; `STORE_SIM_TINY=1` has one life in six on segments of 128 blocks. What happens is all in `model/life.rs`; short lives with *every* cut are in
-//! `store_crash.rs`.
+//! `crash.rs`.
 
-mod model;
-
-use model::life::live;
-use model::work::{Work, say};
+use crate::model::life::live;
+use crate::model::work::{Work, say};
 
 /// Seeds of the normal suite.
 const SEEDS: u64 = 40;
@@ -29,7 +27,7 @@ fn power_cuts_at_random_points_lose_nothing_acknowledged() {
             Err(panic) => {
                 eprintln!(
                     "seed {seed} failed: STORE_SIM_SEED={seed} cargo test -p trefoil-storage-node --test \
-                     store_sim power_cuts"
+                     store lives::"
                 );
                 std::panic::resume_unwind(panic);
             }

@@ -1,9 +1,7 @@
 //! Both engines on files, without root: io_uring refused in every way that kernels refuse it, a log that
 //! waits for no read, zeroing that leaves nothing for the file system to do.
 
-mod device_common;
-
-use device_common::*;
+use crate::common::*;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
@@ -55,7 +53,9 @@ fn where_io_uring_is_refused_threads_do_the_work() {
         let dir = tempfile::tempdir().expect("directory");
         File::create(dir.path().join("device")).and_then(|file| file.set_len(SIZE)).expect("made");
         let mut child = Command::new(&myself);
-        child.args(["--exact", "child_that_is_refused_io_uring", "--nocapture"]).env(CHILD, dir.path());
+        child
+            .args(["--exact", "engines::child_that_is_refused_io_uring", "--nocapture"])
+            .env(CHILD, dir.path());
         // SAFETY: between fork and exec it makes two system calls and touches the stack alone.
         #[allow(unsafe_code)]
         unsafe {

@@ -1,12 +1,10 @@
 //! Damage on a simulated device: torn tails, flipped bits in data, headers, table pages and the superblock,
 //! devices that fail.
 
-mod store_common;
-
-use bytes::Bytes;
-use store_common::{
+use crate::common::{
     DATA, NoIndex, Sim, bytes, find, head, headers, medium, object, open, open_with, read, settle, sum, write,
 };
+use bytes::Bytes;
 use trefoil_core::checksum::HOLE;
 use trefoil_core::record::{Patch, Record};
 use trefoil_core::*;

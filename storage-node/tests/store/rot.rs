@@ -4,16 +4,14 @@
 //! The rule is in `model/damage.rs`: right, or bad, or lost and said so; and for a last batch only, as if
 //! it had been torn. What is found is reported with the device and the place.
 
-mod model;
-
-use model::bench::{FaultyBench, FaultyFile, FaultySim, format};
-use model::damage::{Kind as Block, Verdict, blocks_of, is_batch, judge};
-use model::history::{options, steps};
-use model::index::{MemIndex, Saved};
-use model::lines::lines_of;
-use model::make::{Maker, Mix};
-use model::run::Run;
-use model::{DATA, SEGMENT, block, other_seed};
+use crate::model::bench::{FaultyBench, FaultyFile, FaultySim, format};
+use crate::model::damage::{Kind as Block, Verdict, blocks_of, is_batch, judge};
+use crate::model::history::{options, steps};
+use crate::model::index::{MemIndex, Saved};
+use crate::model::lines::lines_of;
+use crate::model::make::{Maker, Mix};
+use crate::model::run::Run;
+use crate::model::{DATA, SEGMENT, block, other_seed};
 use std::collections::{BTreeMap, HashMap};
 use trefoil_core::record::Record;
 use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
@@ -304,7 +302,7 @@ fn a_file_that_is_cut_short_below_a_running_store() {
         // Amidst a block.
         file.set_len(end + 1000).expect("cut");
         let seen = run.contents();
-        assert!(model::damage::but_for_bad(&run.now, &seen).is_some_and(|bad| bad > 0));
+        assert!(crate::model::damage::but_for_bad(&run.now, &seen).is_some_and(|bad| bad > 0));
         assert_eq!(run.failed, None);
         // What is read again is as bad as before; what is written goes behind the end of the log.
         let object = run.maker.object();

@@ -4,17 +4,15 @@
 //! have room for; `STORE_CRASH_CASE=NAME` makes one; `STORE_SEED=N` plays other histories of the same kinds;
 //! `STORE_COVERAGE=1` with `--nocapture` prints what each history exercises.
 
-mod model;
-
-use model::bench::{Bench, SimBench};
-use model::crash::Effort;
-use model::history::{History, Played, histories};
-use model::work::Moment;
+use crate::model::bench::{Bench, SimBench};
+use crate::model::crash::Effort;
+use crate::model::history::{History, Played, histories};
+use crate::model::work::Moment;
 use std::collections::BTreeMap;
 
 fn history(name: &str) -> History {
     let mut history = histories().into_iter().find(|h| h.name == name).expect("a history");
-    history.seed += model::other_seed().unwrap_or(0);
+    history.seed += crate::model::other_seed().unwrap_or(0);
     history
 }
 
@@ -28,8 +26,8 @@ fn play(name: &str) -> (Played, SimBench) {
 fn crash(name: &str) -> BTreeMap<Moment, usize> {
     let (played, bench) = play(name);
     let effort = Effort::from_env();
-    let tally = played.crash(effort, "store_crash", &|content| bench.with(content));
-    if model::other_seed().is_none() {
+    let tally = played.crash(effort, "crash", &|content| bench.with(content));
+    if crate::model::other_seed().is_none() {
         played.work.at_least(&played.history.least);
         assert!(played.points.len() > 40 && tally.went_on > 0, "{tally:?}");
         assert!(tally.second > 10 || tally.left_out > 0, "{tally:?}");
@@ -71,7 +69,7 @@ fn cuts_while_freed_segments_are_discarded() {
 /// At least these were cut at, in the middle of these.
 fn assert_moments(cuts: &BTreeMap<Moment, usize>, least: usize, of: &[Moment]) {
     let enough = of.iter().all(|m| cuts.get(m).is_some_and(|n| *n >= least));
-    assert!(enough || model::other_seed().is_some(), "{cuts:?}");
+    assert!(enough || crate::model::other_seed().is_some(), "{cuts:?}");
 }
 
 #[test]
@@ -113,11 +111,11 @@ fn a_device_that_loses_an_acknowledged_write_at_a_cut_is_noticed() {
 
 #[test]
 fn cuts_while_a_device_is_formatted() {
-    use model::bench::format;
-    use model::crash::Point;
-    use model::index::MemIndex;
-    use model::make::{Maker, Mix};
-    use model::run::Run;
+    use crate::model::bench::format;
+    use crate::model::crash::Point;
+    use crate::model::index::MemIndex;
+    use crate::model::make::{Maker, Mix};
+    use crate::model::run::Run;
     use trefoil_storage_node::device::image::{Content, Tear};
     use trefoil_storage_node::store::{OpenError, Store, SuperblockError};
     let history = history("plain");

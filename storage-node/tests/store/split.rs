@@ -3,10 +3,8 @@
 //!
 //! `STORE_SEED=N` tries other lives, `STORE_SIM_SEED=N` that one.
 
-mod model;
-
-use model::life::live_with;
-use model::other_seed;
+use crate::model::life::live_with;
+use crate::model::other_seed;
 
 /// Splits among 100 records.
 const SPLITS: u64 = 4;

@@ -1,10 +1,8 @@
 //! A volume's image out of three stores: the same choice as a leader makes, with copies that are stale,
 //! behind, longer in a line that lost, lost, or rotten.
 
-mod offline_common;
-
+use crate::offline_common::*;
 use bytes::Bytes;
-use offline_common::*;
 use std::path::PathBuf;
 use trefoil_core::limits::OBJECT_SIZE_MIN;
 use trefoil_core::map::{Ack, ClusterMap, Command, FailureDomain};

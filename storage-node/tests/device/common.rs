@@ -1,9 +1,6 @@
 //! What the tests on real devices share: loop devices that are detached whatever happens, mounts that are
 //! unmounted, and a store that is written and read.
 
-// Each test file is a crate of its own and uses a part.
-#![allow(dead_code)]
-
 use bytes::Bytes;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;

@@ -1,12 +1,10 @@
 //! Limits and order on a simulated device: a full store, a small cache, memory that is bounded, reads and
 //! writes in the order of their calls.
 
-mod store_common;
-
-use std::time::Duration;
-use store_common::{
+use crate::common::{
     NoIndex, bytes, head, headers, medium, object, open, open_with, read, read_as, settle, sum, write,
 };
+use std::time::Duration;
 use trefoil_core::checksum::HOLE;
 use trefoil_core::message::WriteOp;
 use trefoil_core::record::{Patch, Record};

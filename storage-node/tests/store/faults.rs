@@ -3,17 +3,15 @@
 //!
 //! What must hold: bytes that are not right are never given out; what is lost is said; nothing is
 //! acknowledged after a write has failed; nothing panics; nothing waits for ever (`model/run.rs`).
-//! What rots at rest is in `store_rot.rs`.
+//! What rots at rest is in `rot.rs`.
 
-mod model;
-
-use model::bench::{FaultyBench, FaultyFile, FaultySim, format};
-use model::damage::{Verdict, is_batch, judge};
-use model::history::{fill, options, steps};
-use model::index::{MemIndex, Saved};
-use model::make::{Maker, Mix};
-use model::run::Run;
-use model::{DATA, SEGMENT, other_seed};
+use crate::model::bench::{FaultyBench, FaultyFile, FaultySim, format};
+use crate::model::damage::{Verdict, is_batch, judge};
+use crate::model::history::{fill, options, steps};
+use crate::model::index::{MemIndex, Saved};
+use crate::model::make::{Maker, Mix};
+use crate::model::run::Run;
+use crate::model::{DATA, SEGMENT, other_seed};
 use std::collections::BTreeMap;
 use trefoil_core::BlockRange;
 use trefoil_storage_node::device::faulty::{Fault, Kind, Rule};
@@ -50,7 +48,7 @@ fn go_on<B: FaultyBench>(run: &mut Run<B>, records: usize) {
 /// What the running store shows is right, or bad.
 fn check<B: FaultyBench>(run: &mut Run<B>) -> usize {
     let seen = run.contents();
-    match model::damage::but_for_bad(&run.now, &seen) {
+    match crate::model::damage::but_for_bad(&run.now, &seen) {
         Some(bad) => bad,
         None => {
             let model = &run.now;
