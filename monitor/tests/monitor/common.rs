@@ -1,8 +1,5 @@
 //! What the tests of monitors share: a runtime, and what nodes, administrators and front ends ask.
 
-// Each test file is a crate of its own and uses a part.
-#![allow(dead_code)]
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;

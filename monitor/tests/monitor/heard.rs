@@ -1,8 +1,6 @@
 //! A front end that does not reach the monitors, and that nodes hear: no healer gets its volume (section 8).
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use std::path::Path;
 use std::time::Duration;
 use trefoil_core::limits::CALLERS_MAX;
@@ -14,7 +12,7 @@ use trefoil_monitor::*;
 use trefoil_transport::Role;
 
 fn config(dir: &Path) -> MonitorConfig {
-    common::config(dir, 5000)
+    crate::common::config(dir, 5000)
 }
 
 async fn attach(client: &MonitorClient, who: &Holder) -> Granted {

@@ -1,9 +1,7 @@
 //! A monitor on loopback with real clients: what was answered survives, one holder at a time, bad input
 //! hurts nobody.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,7 +15,7 @@ use trefoil_monitor::*;
 use trefoil_transport::{Expect, Hello, Options, Role};
 
 fn config(dir: &Path) -> MonitorConfig {
-    common::config(dir, 700)
+    crate::common::config(dir, 700)
 }
 
 async fn try_attach(client: &MonitorClient, who: &Holder) -> Attached {

@@ -1,9 +1,7 @@
 //! Several monitors in one process, with real sockets and files: founding, losing the leader, adding, removing,
 //! replacing, strangers, and a cluster from a backup.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;

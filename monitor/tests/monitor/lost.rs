@@ -1,9 +1,7 @@
 //! A node that has lost writes without knowing it (5.9): what a leader tells reaches the node, and the leader hears
 //! when it has taken note. A monitor on loopback; node and leader are their clients.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use std::path::Path;
 use trefoil_core::*;
 use trefoil_monitor::rpc::*;
