@@ -3,6 +3,7 @@
 //! nothing here.
 #![cfg(feature = "deliberate-bugs")]
 
+#[path = "store/model/mod.rs"]
 mod model;
 
 use model::bench::Bench;
@@ -24,7 +25,7 @@ fn crash(name: &str) -> bool {
     let bench = history.bench();
     let cuts = || {
         let played = history.play(bench.clone());
-        played.crash(Effort::from_env(), "store_crash", &|content| bench.with(content));
+        played.crash(Effort::from_env(), "crash", &|content| bench.with(content));
     };
     catch_unwind(AssertUnwindSafe(cuts)).is_err()
 }
