@@ -415,6 +415,13 @@ impl Cluster {
         client.unwrap_or_else(|| panic!("cannot connect: {last}\n{}", self.logs()))
     }
 
+    /// All that a daemon has logged since the last start of everything, by `up` and by hand.
+    pub fn log_of(&self, name: &str) -> String {
+        let by_hand = self.folder().join(format!("{name}-{}.log", self.starts));
+        let logs = [self.dir.join("log").join(format!("{name}.log")), by_hand];
+        logs.iter().map(|path| std::fs::read_to_string(path).unwrap_or_default()).collect()
+    }
+
     /// The end of every log, for a failure's message.
     pub fn logs(&self) -> String {
         const LINES: usize = 30;

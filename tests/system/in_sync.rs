@@ -41,7 +41,7 @@ fn write_during(
 
 /// What the device of one node alone says of the region, nobody else being there.
 #[track_caller]
-fn look_at(cluster: &Cluster, node: &str, image: &Path, ledger: &Ledger) -> Findings {
+pub fn look_at(cluster: &Cluster, node: &str, image: &Path, ledger: &Ledger) -> Findings {
     let map = cluster.dir.join(node).join("map");
     let device = cluster.device(node);
     let text = |path: &Path| path.to_str().expect("a path of UTF-8").to_owned();
@@ -53,7 +53,8 @@ fn look_at(cluster: &Cluster, node: &str, image: &Path, ledger: &Ledger) -> Find
     let bytes = std::fs::read(image).expect("the image");
     let mut findings = Findings::default();
     // A ledger of its own: of what was in flight each node may have something else.
-    ledger.clone().check(0, &bytes[..BLOCKS * BLOCK], &mut findings);
+    let first = ledger.offset(0) as usize;
+    ledger.clone().check(0, &bytes[first..][..ledger.blocks() * BLOCK], &mut findings);
     findings
 }
 

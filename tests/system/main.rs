@@ -18,6 +18,7 @@
 //! | [`in_sync`] | writes that wait for all copies: a node stopped, each device alone |
 //! | [`takeover`] | two front ends for one volume |
 //! | [`shards`] | a front end of several threads |
+//! | [`lost`] | a node that comes back as it was some time ago, and who finds it |
 //! | [`rot`] | bytes of a device flipped |
 //! | [`scrub`] | rot that nobody reads, and copies that lie |
 //! | [`catch_up`] | a node that was away while data changed |
@@ -47,6 +48,7 @@ mod full;
 mod health;
 mod in_sync;
 mod kills;
+mod lost;
 mod monitors;
 mod moving;
 mod nbd_client;

@@ -118,6 +118,9 @@ pub struct Membership {
     /// The last such order whose record is durable. Of this process: one that was started again is told anew where
     /// the monitors have not heard, and marks its state once more, which does no harm.
     pub lost_noted: Cell<Option<LostOrder>>,
+    /// State was lost, and no heartbeat that says so has been answered. A leader that is there settles the groups
+    /// within milliseconds, long before the next heartbeat: without this nobody would ever be told of the loss.
+    pub lost_untold: Cell<bool>,
     /// The mark that this process runs.
     pub life: RefCell<Option<Life>>,
     /// Seconds since the light and the deep scrub that were longest ago.
@@ -235,7 +238,7 @@ impl Membership {
                 incarnation: self.incarnation,
                 // Before the check, what was found: the answer must not rest on what this start has written.
                 position: self.start_position.get().unwrap_or(engine.store().log_position()),
-                lost: self.has_lost(engine.node()),
+                lost: self.has_lost(engine.node()) || self.lost_untold.get(),
                 bytes_total: stats.space.total.saturating_sub(stats.space.reserve),
                 bytes_used: stats.space.used,
                 // What leaders are told: from here on clients get "no space".
@@ -354,6 +357,7 @@ impl Membership {
             engine.feed(Input::StateLost { fences });
             engine.close_leaders("state was lost: open the groups again");
         });
+        self.lost_untold.set(true);
         self.start_position.set(None);
         // Forgotten by a crash before it is durable, it has to be found again by the next start.
         self.lost_ticket.set(Some(daemon.look(|engine| engine.tickets().0)));
@@ -416,8 +420,13 @@ impl Membership {
                 self.checked(daemon.look(|engine| engine.store().log_position()));
             }
             let beat = self.heartbeat(&daemon);
+            let says_lost = beat.lost;
             match timeout(HEARTBEAT_TIMEOUT, self.client.heartbeat(beat)).await {
                 Ok(Ok(alive)) => {
+                    // Answered when the map has it. What this answer orders is for the next one to say.
+                    if says_lost {
+                        self.lost_untold.set(false);
+                    }
                     if std::mem::take(&mut told) {
                         tracing::info!("the monitors answer again");
                     }

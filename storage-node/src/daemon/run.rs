@@ -277,6 +277,7 @@ async fn start(config: &NodeConfig, state: StateDir) -> Result<Started, RunError
         lost_ticket: Cell::new(None),
         lost_order: Cell::new(None),
         lost_noted: Cell::new(None),
+        lost_untold: Cell::new(false),
         life: RefCell::new(None),
         scrub_ages: Cell::new((None, None)),
         map: RefCell::new(None),
