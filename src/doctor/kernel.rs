@@ -16,8 +16,7 @@ const MEMORY_PERCENT_MAX: u64 = 80;
 
 /// Version, io_uring, huge pages and clocks.
 pub fn findings(host: &Host, daemons: &Daemons) -> Vec<Finding> {
-    let checks =
-        [version(host), io_uring(host, daemons), huge_pages(host), clock(host), clock_source(host)];
+    let checks = [version(host), io_uring(host, daemons), huge_pages(host), clock(host), clock_source(host)];
     checks.into_iter().flatten().collect()
 }
 

@@ -72,9 +72,10 @@ fn each_ill_has_its_code_its_level_and_its_remedy() {
     const WARN: i32 = 1;
     const ERROR: i32 = 2;
     let sysfs = "sys/class/block/nvme1n1";
-    let ills: [(&str, &str, &str, i32); 15] = [
+    let ills: [(&str, &str, &str, i32); 16] = [
         ("proc/sys/kernel/osrelease", "4.19.0\n", "KERNEL", WARN),
         ("proc/sys/kernel/io_uring_disabled", "2\n", "IO_URING", WARN),
+        ("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n", "HUGE_PAGES", WARN),
         ("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet\n", "CLOCKSOURCE", WARN),
         ("proc/sys/fs/file-nr", "9223372036854775000\t0\t9223372036854775807\n", "FILE_MAX", ERROR),
         ("proc/meminfo", "MemTotal:       262144 kB\n", "MEMORY", ERROR),

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use trefoil_core::record::Record;
 use trefoil_core::{BLOCK_SIZE, BlockRange, ObjectId};
 use trefoil_storage_node::device::Device;
-use trefoil_storage_node::device::faulty::{Fault, Kind, Rule};
+use trefoil_storage_node::device::faulty::{Fault, Kind, Rule, Written};
 use trefoil_storage_node::device::image::Content;
 use trefoil_storage_node::store::{OpenError, StoreOptions, SuperblockError};
 
@@ -48,13 +48,23 @@ fn closed<F: FaultyBench>(seed: u64, in_order: bool) -> Closed<F> {
     run.drain();
     run.settle_down(100);
     run.close(in_order);
-    let writes = run.bench.faults().writes();
+    let content = run.bench.image().durable;
+    let mut writes = run.bench.faults().writes();
+    // A real file may still have had one under way, which `content` is without: the batch before it is the last one.
+    let is_there = |write: &Written| {
+        let bytes = write.bufs.concat();
+        let mut there = vec![0; bytes.len()];
+        content.read(write.offset, &mut there);
+        there == bytes
+    };
+    while writes.last().is_some_and(|write| !is_there(write)) {
+        writes.pop();
+    }
     let last = writes.iter().rposition(is_batch).expect("a batch");
     let mut blocks = BTreeMap::new();
     for (n, write) in writes.iter().enumerate().filter(|(_, w)| is_batch(w)) {
         blocks.extend(blocks_of(write).into_iter().map(|(at, kind, fill)| (at, (kind, fill, n == last))));
     }
-    let content = run.bench.image().durable;
     let index = run.index.at().durable;
     Closed { run, content, index, blocks }
 }
