@@ -163,6 +163,10 @@ fn a_node_that_fell_back_is_found_by_the_front_end_and_healed() {
     cluster.wait_until_whole(SOON);
     wait_for_copies(&cluster);
     wait_for_events(&cluster, 1);
+    assert!(
+        metric(&cluster, &nodes[1], "trefoil_storage_state_losses_total") > 0,
+        "for alerts, which may miss the check"
+    );
 
     // Whoever is away now: it counts, and it is right.
     cluster.kill(&nodes[0]);

@@ -126,6 +126,8 @@ pub struct NodeCounters {
     pub scrub_mended: u64,
     /// Placement groups that the node has split.
     pub splits: u64,
+    /// How often it was found that acknowledged state is lost (N8, 5.9).
+    pub state_losses: u64,
 }
 
 /// The machine.
@@ -240,6 +242,7 @@ impl<P: Clone> Node<P> {
             Input::Read { token, found } => self.read_done(token, found, out),
             Input::BadBlock { object, block, checksum } => self.bad_block(object, block, checksum, out),
             Input::StateLost { fences } => {
+                self.counters.state_losses += 1;
                 self.persist(Record::LostState { fences }, out);
                 let mut known: Vec<(PgId, Epoch)> =
                     self.configs.iter().map(|(pg, c)| (*pg, c.epoch)).collect();

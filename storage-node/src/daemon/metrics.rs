@@ -160,6 +160,11 @@ const COUNTERS: &[Row] = &[
         it.machine.scrub_mended
     }),
     ("trefoil_storage_pg_splits_total", "Placement groups that were split here.", |it| it.machine.splits),
+    (
+        "trefoil_storage_state_losses_total",
+        "How often it was found that acknowledged state is lost, healed or not.",
+        |it| it.machine.state_losses,
+    ),
     ("trefoil_storage_log_batches_total", "Batches of the log that became durable.", |it| it.store.batches),
     ("trefoil_storage_log_bytes_total", "Bytes in them: by client bytes, the write amplification.", |it| {
         it.store.bytes_written
