@@ -1,8 +1,13 @@
 //! What is written to the log (the program's, not the store's) while a test runs.
+//!
+//! The collector is the whole process's, and writes down what comes from a thread that asks for it. One that
+//! was set for its own thread only would miss lines while other tests run: where a place in the code is first
+//! reached by a thread without a collector, `tracing` takes that thread's word for it that nobody listens.
 
 use std::cell::RefCell;
 use std::fmt::{Debug, Write};
 use std::rc::Rc;
+use std::sync::Once;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -10,6 +15,8 @@ use tracing::{Event, Metadata, Subscriber};
 thread_local! {
     static LINES: RefCell<Option<Rc<RefCell<Vec<String>>>>> = const { RefCell::new(None) };
 }
+
+static SET: Once = Once::new();
 
 struct Collector;
 
@@ -46,8 +53,9 @@ impl Subscriber for Collector {
 /// Runs `f` and gives the lines that it wrote on this thread: `LEVEL field="value" ... message="text"`.
 pub fn lines_of<T>(f: impl FnOnce() -> T) -> (T, Vec<String>) {
     let lines = Rc::new(RefCell::new(Vec::new()));
+    SET.call_once(|| tracing::subscriber::set_global_default(Collector).expect("the only one"));
     LINES.set(Some(lines.clone()));
-    let result = tracing::subscriber::with_default(Collector, f);
+    let result = f();
     LINES.set(None);
     (result, lines.take())
 }
