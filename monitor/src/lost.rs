@@ -61,16 +61,13 @@ pub(crate) struct Losses {
 
 impl Losses {
     /// The leader of a volume tells. The caller has made sure that it is, and that the node is known.
-    pub fn tell(&mut self, node: NodeId, (volume, generation): LostOrder) -> Told {
+    pub fn tell(&mut self, node: NodeId, order: LostOrder) -> Told {
+        if self.take_noted(node, order) {
+            return Told::Noted;
+        }
+        let (volume, generation) = order;
         let loss = self.nodes.entry(node).or_default();
         match loss.told.get(&volume) {
-            Some((known, Fate::Noted)) if *known == generation => {
-                loss.told.remove(&volume);
-                if loss.told.is_empty() && loss.order.is_none() {
-                    self.nodes.remove(&node);
-                }
-                return Told::Noted;
-            }
             Some((known, _)) if *known == generation => return Told::Pending,
             Some(_) => {} // an older leader's, which is over
             None if loss.told.len() >= TOLD_MAX => {
@@ -84,6 +81,19 @@ impl Losses {
         }
         loss.told.insert(volume, (generation, Fate::Waits));
         Told::New
+    }
+
+    /// True if the node has taken note of what this leader had told. It is forgotten with that.
+    pub fn take_noted(&mut self, node: NodeId, (volume, generation): LostOrder) -> bool {
+        let Some(loss) = self.nodes.get_mut(&node) else { return false };
+        if loss.told.get(&volume) != Some(&(generation, Fate::Noted)) {
+            return false;
+        }
+        loss.told.remove(&volume);
+        if loss.told.is_empty() && loss.order.is_none() {
+            self.nodes.remove(&node);
+        }
+        true
     }
 
     /// A heartbeat of the node: which order it has taken note of last in its life. What it is to take note of.
@@ -124,6 +134,10 @@ impl Service {
         let reign = self.confirmed_reign().await?;
         let map = self.map();
         known_node(&map, node, incarnation)?;
+        // Whoever told held the volume then; it may have been released since.
+        if reign.soft.borrow_mut().losses.take_noted(node, order) {
+            return Ok(Response::LostData { noted: true });
+        }
         let (volume, generation) = order;
         let Some(it) = map.volumes.get(&volume) else {
             return Err(MapError::Missing { what: "volume".to_owned(), name: volume.to_string() }.into());

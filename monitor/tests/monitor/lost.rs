@@ -125,6 +125,28 @@ fn who_does_not_hold_the_volume_now_and_who_means_another_node_is_refused_in_wor
 }
 
 #[test]
+fn a_leader_that_has_released_its_volume_meanwhile_hears_that_the_node_has_taken_note() {
+    let dir = tempfile::tempdir().unwrap();
+    on_runtime(async {
+        let running = Running::start(config(dir.path())).await;
+        let [volume, _] = cluster(&running).await;
+        let (node, front_end) = (running.client(Role::StorageNode), running.client(Role::FrontEnd));
+        let loss = attach(&front_end, volume, 1).await;
+        let tell = async || front_end.lost_data(holder("a", 1), loss, NODE, STORE).await;
+        assert!(!tell().await.unwrap());
+        assert_eq!(beat(&node, None).await, Some(loss));
+        front_end.release(vec![(loss.0, loss.1, true)]).await.unwrap();
+        assert!(tell().await.is_err(), "not noted, and not his to tell any more");
+        assert_eq!(beat(&node, None).await, Some(loss), "the node is told all the same");
+        assert_eq!(beat(&node, Some(loss)).await, None);
+        assert!(tell().await.unwrap());
+        assert!(tell().await.is_err(), "it is forgotten with the answer");
+        assert_eq!(beat(&node, None).await, None, "and nothing new was told");
+        running.stop().await;
+    });
+}
+
+#[test]
 fn what_a_monitor_forgets_when_it_leads_anew_is_told_again() {
     let dir = tempfile::tempdir().unwrap();
     let loss = on_runtime(async {
