@@ -61,13 +61,16 @@ pub(crate) struct Losses {
 
 impl Losses {
     /// The leader of a volume tells. The caller has made sure that it is, and that the node is known.
-    pub fn tell(&mut self, node: NodeId, order: LostOrder) -> Told {
-        if self.take_noted(node, order) {
-            return Told::Noted;
-        }
-        let (volume, generation) = order;
+    pub fn tell(&mut self, node: NodeId, (volume, generation): LostOrder) -> Told {
         let loss = self.nodes.entry(node).or_default();
         match loss.told.get(&volume) {
+            Some((known, Fate::Noted)) if *known == generation => {
+                loss.told.remove(&volume);
+                if loss.told.is_empty() && loss.order.is_none() {
+                    self.nodes.remove(&node);
+                }
+                return Told::Noted;
+            }
             Some((known, _)) if *known == generation => return Told::Pending,
             Some(_) => {} // an older leader's, which is over
             None if loss.told.len() >= TOLD_MAX => {
@@ -83,17 +86,10 @@ impl Losses {
         Told::New
     }
 
-    /// True if the node has taken note of what this leader had told. It is forgotten with that.
-    pub fn take_noted(&mut self, node: NodeId, (volume, generation): LostOrder) -> bool {
-        let Some(loss) = self.nodes.get_mut(&node) else { return false };
-        if loss.told.get(&volume) != Some(&(generation, Fate::Noted)) {
-            return false;
-        }
-        loss.told.remove(&volume);
-        if loss.told.is_empty() && loss.order.is_none() {
-            self.nodes.remove(&node);
-        }
-        true
+    /// True if the node has taken note of what this leader had told, and the leader has not heard so yet.
+    pub fn is_noted(&self, node: NodeId, (volume, generation): LostOrder) -> bool {
+        let told = self.nodes.get(&node).and_then(|loss| loss.told.get(&volume));
+        told == Some(&(generation, Fate::Noted))
     }
 
     /// A heartbeat of the node: which order it has taken note of last in its life. What it is to take note of.
@@ -134,15 +130,16 @@ impl Service {
         let reign = self.confirmed_reign().await?;
         let map = self.map();
         known_node(&map, node, incarnation)?;
-        // Whoever told held the volume then; it may have been released since.
-        if reign.soft.borrow_mut().losses.take_noted(node, order) {
-            return Ok(Response::LostData { noted: true });
-        }
         let (volume, generation) = order;
         let Some(it) = map.volumes.get(&volume) else {
             return Err(MapError::Missing { what: "volume".to_owned(), name: volume.to_string() }.into());
         };
         if it.generation != generation || !it.holder.as_ref().is_some_and(|known| known.is(&holder)) {
+            // Told while the volume was held, and released since. Nothing is forgotten for it: the answer may get
+            // lost, and the entry makes room when there is none.
+            if reign.soft.borrow().losses.is_noted(node, order) {
+                return Ok(Response::LostData { noted: true });
+            }
             return Err(RpcError::NotAllowed(format!(
                 "{} does not hold volume {volume} with generation {generation} (any more), so what it has found of \
                  {node} is not taken from it; whoever holds the volume compares anew",
